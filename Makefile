@@ -1,0 +1,52 @@
+# Each target is one or two plain commands; `make help` lists them.
+# Variables: ARGS and DEMO_DIR and STACK (embedded | real) for `demo`, DATA_DIR (recordings) for `demo` and `test`,
+# ROUNDS for `long`.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint long audit bench
+
+SETUP := deployment-manifests/local/setup
+# Where rustup puts cargo, for shells that were opened before it was installed.
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin
+ARGS ?=
+STACK ?= embedded
+DEMO_DIR ?=
+ROUNDS ?= 1000
+# The scenarios and the demo start the programs from here.
+export EDGE_MODULE_BIN ?= $(CURDIR)/target/debug/edge-module
+export CLOUD_AGGREGATOR_BIN ?= $(CURDIR)/target/debug/cloud-aggregator
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\): *## /\1\t/p' Makefile | expand -t 10
+
+setup: ## Install what is missing for everything below
+	@$(SETUP) demo test lint
+
+demo: ## Three simulated machines, one fault, one network cut: STACK=real for mosquitto and Apache Kafka, ARGS=--once to end by itself
+	@$(SETUP) $(if $(filter real,$(STACK)),test,demo)
+	@cargo build --locked --quiet -p edge-module -p cloud-aggregator -p e2e-tests --bins
+	@STACK=$(STACK) DEMO_DIR=$(DEMO_DIR) target/debug/demo $(ARGS)
+
+test: ## Unit, property, simulation and doc tests, and the scenarios with mosquitto and Apache Kafka
+	@$(SETUP) test
+	cargo build --workspace --locked --bins --tests --features e2e-tests/services
+	cargo test --workspace --locked --features e2e-tests/services
+
+lint: ## Format, clippy and rustdoc, warnings are errors
+	@$(SETUP) lint
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked --features e2e-tests/services -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+long: ## New seeds for the simulation and the property tests, ROUNDS of each
+	@$(SETUP) test
+	SIMULATION_ROUNDS=$(ROUNDS) PROPTEST_CASES=$(ROUNDS) cargo test --workspace --locked
+
+audit: ## Licences, bans, sources and advisories of the dependencies
+	@command -v cargo-deny >/dev/null || cargo install --locked --version 0.20.2 cargo-deny
+	cargo deny --locked check
+
+bench: ## The benchmarks, in the release profile
+	@$(SETUP) demo
+	cargo bench --workspace --locked

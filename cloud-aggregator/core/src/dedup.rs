@@ -1,0 +1,235 @@
+//! Has this record been seen before? High-water marks by device and generation.
+//!
+//! Within a lane a device sends in order, and one Kafka partition of one topic is one lane, so a repeat is a record
+//! whose sequence is not above the highest seen of its (device, generation). Bounded: at `devices_max` the device not
+//! heard from longest is forgotten, at `generations_per_device_max` the generation; both are counted, because a repeat
+//! of what was forgotten would pass as new.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+use shared_proto::model::{DeviceId, Generation, Identity, Sequence};
+
+use crate::settings::Settings;
+
+/// High-water marks of one lane.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(from = "Saved")]
+pub struct HighWaterMarks {
+    devices: Vec<Device>,
+    /// Identities looked at: the clock of "not heard from longest".
+    heard: u64,
+    evicted: u64,
+    #[serde(skip)]
+    positions: HashMap<DeviceId, usize>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Device {
+    device_id: DeviceId,
+    generations: Vec<Mark>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Mark {
+    generation: Generation,
+    sequence: Sequence,
+    heard: u64,
+}
+
+#[derive(Deserialize)]
+struct Saved {
+    devices: Vec<Device>,
+    heard: u64,
+    evicted: u64,
+}
+
+impl From<Saved> for HighWaterMarks {
+    fn from(saved: Saved) -> Self {
+        let positions = saved
+            .devices
+            .iter()
+            .enumerate()
+            .map(|(position, device)| (device.device_id.clone(), position))
+            .collect();
+        Self { devices: saved.devices, heard: saved.heard, evicted: saved.evicted, positions }
+    }
+}
+
+/// Equal when the same records would pass.
+impl PartialEq for HighWaterMarks {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.devices, self.heard, self.evicted) == (&other.devices, other.heard, other.evicted)
+    }
+}
+
+impl HighWaterMarks {
+    /// Whether the record is new; if so its sequence becomes the mark.
+    pub fn admit(&mut self, identity: &Identity, settings: &Settings) -> bool {
+        self.heard += 1;
+        let mark = Mark {
+            generation: identity.generation,
+            sequence: identity.sequence,
+            heard: self.heard,
+        };
+        match self.positions.get(identity.device_id.as_str()) {
+            Some(&position) => {
+                let evicted = &mut self.evicted;
+                self.devices[position].admit(mark, settings.generations_per_device_max, evicted)
+            }
+            None => {
+                self.insert(identity.device_id.clone(), mark, settings.devices_max);
+                true
+            }
+        }
+    }
+
+    /// Devices whose marks are held.
+    #[must_use]
+    pub fn devices(&self) -> usize {
+        self.devices.len()
+    }
+
+    /// Devices and generations forgotten at a limit so far.
+    #[must_use]
+    pub fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    fn insert(&mut self, device_id: DeviceId, mark: Mark, devices_max: usize) {
+        while self.devices.len() >= devices_max.max(1) {
+            self.evict_device();
+        }
+        self.positions.insert(device_id.clone(), self.devices.len());
+        self.devices.push(Device { device_id, generations: vec![mark] });
+    }
+
+    fn evict_device(&mut self) {
+        let longest_silent = self
+            .devices
+            .iter()
+            .enumerate()
+            .min_by_key(|(_, device)| device.last_heard())
+            .map(|(position, _)| position);
+        let Some(position) = longest_silent else { return };
+        let forgotten = self.devices.swap_remove(position);
+        self.positions.remove(&forgotten.device_id);
+        if let Some(moved) = self.devices.get(position) {
+            self.positions.insert(moved.device_id.clone(), position);
+        }
+        self.evicted += 1;
+    }
+}
+
+impl Device {
+    fn last_heard(&self) -> u64 {
+        self.generations.iter().map(|mark| mark.heard).max().unwrap_or(0)
+    }
+
+    fn admit(&mut self, mark: Mark, generations_max: usize, evicted: &mut u64) -> bool {
+        let held = self.generations.iter_mut().find(|held| held.generation == mark.generation);
+        if let Some(held) = held {
+            held.heard = mark.heard;
+            let is_new = mark.sequence > held.sequence;
+            held.sequence = held.sequence.max(mark.sequence);
+            return is_new;
+        }
+        while self.generations.len() >= generations_max.max(1) {
+            let longest_silent = self
+                .generations
+                .iter()
+                .enumerate()
+                .min_by_key(|(_, held)| held.heard)
+                .map(|(position, _)| position);
+            let Some(position) = longest_silent else { break };
+            self.generations.remove(position);
+            *evicted += 1;
+        }
+        self.generations.push(mark);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(device: &str, generation: u64, sequence: u64) -> Identity {
+        Identity {
+            device_id: DeviceId::new(device).expect("a valid name"),
+            generation: Generation(generation),
+            sequence: Sequence(sequence),
+        }
+    }
+
+    fn settings(devices_max: usize, generations_per_device_max: usize) -> Settings {
+        Settings { devices_max, generations_per_device_max, ..Settings::default() }
+    }
+
+    #[test]
+    fn record_is_new_above_the_mark_of_its_device_and_generation() {
+        let settings = settings(10, 2);
+        let mut marks = HighWaterMarks::default();
+        let mut check = |device: &str, generation: u64, sequence: u64, expected: bool| {
+            let identity = identity(device, generation, sequence);
+            assert_eq!(marks.admit(&identity, &settings), expected, "{identity:?}");
+        };
+        check("a", 1, 5, true);
+        check("a", 1, 5, false);
+        check("a", 1, 4, false);
+        check("a", 1, 9, true);
+        check("a", 1, 8, false);
+        check("a", 2, 1, true);
+        check("a", 1, 9, false);
+        check("b", 1, 1, true);
+        check("b", 1, 0, false);
+    }
+
+    #[test]
+    fn one_device_too_many_evicts_the_one_not_heard_from_longest() {
+        let settings = settings(3, 2);
+        let mut marks = HighWaterMarks::default();
+        for device in ["a", "b", "c"] {
+            assert!(marks.admit(&identity(device, 1, 5), &settings));
+        }
+        assert!(!marks.admit(&identity("a", 1, 5), &settings), "a repeat is a sign of life too");
+        assert_eq!((marks.devices(), marks.evicted()), (3, 0));
+        assert!(marks.admit(&identity("d", 1, 5), &settings));
+        assert_eq!((marks.devices(), marks.evicted()), (3, 1));
+        for device in ["a", "c", "d"] {
+            assert!(!marks.admit(&identity(device, 1, 5), &settings), "{device} is held");
+        }
+        assert!(marks.admit(&identity("b", 1, 5), &settings), "b was forgotten");
+    }
+
+    #[test]
+    fn one_generation_too_many_evicts_within_its_device_alone() {
+        let settings = settings(2, 2);
+        let mut marks = HighWaterMarks::default();
+        assert!(marks.admit(&identity("other", 1, 1), &settings));
+        for generation in 1..=3 {
+            assert!(marks.admit(&identity("a", generation, 1), &settings));
+        }
+        assert_eq!((marks.devices(), marks.evicted()), (2, 1));
+        assert!(!marks.admit(&identity("a", 2, 1), &settings));
+        assert!(!marks.admit(&identity("a", 3, 1), &settings));
+        assert!(!marks.admit(&identity("other", 1, 1), &settings));
+        assert!(marks.admit(&identity("a", 1, 1), &settings), "generation 1 was forgotten");
+    }
+
+    #[test]
+    fn restored_marks_refuse_what_was_seen() {
+        let settings = settings(3, 2);
+        let mut marks = HighWaterMarks::default();
+        for device in ["a", "b", "c", "d", "e"] {
+            marks.admit(&identity(device, 1, 5), &settings);
+        }
+        let saved = serde_json::to_string(&marks).expect("serialisable");
+        let mut restored: HighWaterMarks = serde_json::from_str(&saved).expect("restorable");
+        assert_eq!(restored, marks);
+        for device in ["c", "d", "e"] {
+            assert!(!restored.admit(&identity(device, 1, 5), &settings));
+        }
+        assert_eq!(restored.evicted(), 2);
+    }
+}

@@ -1,0 +1,30 @@
+//! Decisions of the cloud aggregator, without clock, socket, file, thread or randomness.
+//!
+//! A record of one Kafka partition goes through [`partition::PartitionState`]:
+//!
+//! ```text
+//! handle_reading -> dedup (seen before?) -> limits -> watermark (late? what closes?) -> window (count) -> alert
+//!        `-> Disposition: what becomes of the record       `-> Outputs: rows of `anomalies`, alerts
+//! ```
+//!
+//! [`checkpoint`] decides what one epoch commits together and what a start finds of it. Time is an argument:
+//! [`time::ProcessingTime`] is when the aggregator looks, `EventTime` is when a sensor measured.
+
+pub mod accounting;
+pub mod alert;
+pub mod checkpoint;
+pub mod dedup;
+pub mod exact;
+pub mod partition;
+pub mod rows;
+pub mod settings;
+pub mod time;
+pub mod watermark;
+pub mod window;
+
+pub use accounting::{Accounting, Disposition};
+pub use alert::Alert;
+pub use partition::{Outputs, PartitionState};
+pub use settings::{Comparison, Rule, Settings, SettingsFault};
+pub use time::{Micros, ProcessingTime};
+pub use window::{AnomalyRow, ClosedBy};

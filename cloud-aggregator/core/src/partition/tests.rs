@@ -1,0 +1,547 @@
+use shared_proto::model::{DeviceId, Generation, Sequence};
+
+use super::*;
+use crate::time::Micros;
+use crate::window::{AnomalyRow, ClosedBy};
+
+/// 2026-03-01T08:00:00Z, the start of a minute.
+const START: i64 = 1_772_352_000_000_000;
+const SECOND: i64 = 1_000_000;
+const MINUTE: i64 = 60 * SECOND;
+
+/// A partition with its settings and everything that came out of it.
+struct Bench {
+    settings: Settings,
+    state: PartitionState,
+    out: Outputs,
+    now: ProcessingTime,
+}
+
+impl Bench {
+    fn new(settings: Settings) -> Self {
+        assert_eq!(settings.validate(), Ok(()));
+        let state = PartitionState::new(&settings);
+        let now = ProcessingTime::from_micros(START + 10 * MINUTE);
+        Self { settings, state, out: Outputs::default(), now }
+    }
+
+    fn send(&mut self, reading: &Reading) -> Disposition {
+        self.state.handle_reading(reading, self.now, &self.settings, &mut self.out)
+    }
+
+    fn hot(&mut self, micros: i64) -> Disposition {
+        self.send(&reading("s", micros, 101.0))
+    }
+
+    fn cold(&mut self, micros: i64) -> Disposition {
+        self.send(&reading("s", micros, 20.0))
+    }
+
+    fn idle(&mut self) {
+        self.state.handle_timeout(self.now, &self.settings, &mut self.out);
+    }
+
+    /// (count, revision, closed by) of each row.
+    fn rows(&self) -> Vec<(u64, u32, ClosedBy)> {
+        let short = |row: &AnomalyRow| (row.count, row.revision, row.closed_by);
+        self.out.anomalies.iter().map(short).collect()
+    }
+}
+
+fn settings() -> Settings {
+    Settings {
+        allowed_lateness: Micros::from_seconds(10),
+        closed_window_retention: Micros::from_seconds(300),
+        ..Settings::default()
+    }
+}
+
+/// A temperature so many microseconds after [`START`].
+fn reading(sensor: &str, micros: i64, value: f64) -> Reading {
+    Reading::new(
+        SensorId::new(sensor).expect("a valid name"),
+        EventTime::from_micros(START + micros),
+        MetricType::new("temperature").expect("a valid name"),
+        value,
+    )
+}
+
+fn identified(sequence: u64, micros: i64) -> Reading {
+    let identity = Identity {
+        device_id: DeviceId::new("gw-1").expect("a valid name"),
+        generation: Generation(1),
+        sequence: Sequence(sequence),
+    };
+    Reading { identity: Some(identity), ..reading("s", micros, 101.0) }
+}
+
+fn reason_of(disposition: Disposition) -> Option<&'static str> {
+    match disposition {
+        Disposition::DeadLetter { reason, .. } => Some(reason),
+        Disposition::Counted | Disposition::Late | Disposition::Duplicate => None,
+    }
+}
+
+#[test]
+fn five_matches_are_no_anomaly_and_six_are() {
+    let check = |matches: i64, expected: &[(u64, u32, ClosedBy)], alerts: usize| {
+        let mut bench = Bench::new(settings());
+        for second in 0..matches {
+            bench.hot(second * SECOND);
+        }
+        assert_eq!(bench.out.alerts.len(), alerts, "{matches}: alert before the close");
+        bench.cold(2 * MINUTE);
+        assert_eq!(bench.rows(), expected, "{matches}");
+        assert_eq!(bench.out.alerts.len(), alerts, "{matches}");
+    };
+    check(5, &[], 0);
+    check(6, &[(6, 1, ClosedBy::Watermark)], 1);
+    check(9, &[(9, 1, ClosedBy::Watermark)], 1);
+}
+
+#[test]
+fn value_at_the_limit_does_not_match_greater_than() {
+    let mut bench = Bench::new(settings());
+    for (second, value) in (0..).zip([100.0; 20]) {
+        bench.send(&reading("s", second * SECOND, value));
+    }
+    for (second, value) in (20..).zip([100.000_000_1; 6]) {
+        bench.send(&reading("s", second * SECOND, value));
+    }
+    bench.cold(2 * MINUTE);
+    assert_eq!(bench.rows(), [(6, 1, ClosedBy::Watermark)]);
+}
+
+#[test]
+fn each_comparison_at_below_and_above_its_limit() {
+    use crate::settings::Comparison::{GreaterOrEqual, GreaterThan, LessOrEqual, LessThan};
+    let check = |comparison: crate::settings::Comparison, expected: [bool; 3]| {
+        assert_eq!([9.0, 10.0, 11.0].map(|value| comparison.holds(value, 10.0)), expected);
+    };
+    check(GreaterThan, [false, false, true]);
+    check(GreaterOrEqual, [false, true, true]);
+    check(LessThan, [true, false, false]);
+    check(LessOrEqual, [true, true, false]);
+}
+
+#[test]
+fn row_tells_window_machine_extremes_and_first_and_last_match() {
+    let mut bench = Bench::new(settings());
+    let machine_id = Some(MachineId::new("press-1").expect("a valid name"));
+    for (second, value) in
+        [(30, 104.0), (5, 110.0), (20, 101.0), (59, 102.0), (6, 103.0), (7, 105.0)]
+    {
+        let machine_id = machine_id.clone();
+        bench.send(&Reading { machine_id, ..reading("s", second * SECOND, value) });
+    }
+    bench.send(&reading("s", 2 * MINUTE, 101.0));
+    let at = |seconds: i64| EventTime::from_micros(START + seconds * SECOND);
+    assert_eq!(
+        bench.out.anomalies,
+        [AnomalyRow {
+            rule: "temperature-above-100".to_owned(),
+            sensor_id: SensorId::new("s").expect("a valid name"),
+            machine_id,
+            window_start: at(0),
+            window_end: at(60),
+            count: 6,
+            revision: 1,
+            closed_by: ClosedBy::Watermark,
+            max_value: 110.0,
+            min_value: 101.0,
+            first_match: at(5),
+            last_match: at(59),
+            emitted_at: bench.now,
+        }]
+    );
+}
+
+#[test]
+fn window_closes_when_the_watermark_reaches_its_end_not_before() {
+    let mut bench = Bench::new(settings());
+    for second in 0..6 {
+        bench.hot(second * SECOND);
+    }
+    bench.cold(70 * SECOND - 1);
+    assert_eq!(bench.rows(), []);
+    assert_eq!(bench.state.open_windows(), 1);
+    bench.cold(70 * SECOND);
+    assert_eq!(bench.rows(), [(6, 1, ClosedBy::Watermark)]);
+    assert_eq!(bench.state.open_windows(), 0);
+}
+
+#[test]
+fn last_microsecond_belongs_to_the_window_and_its_end_to_the_next() {
+    let mut bench = Bench::new(Settings {
+        rules: vec![Rule { count_more_than: 0, ..Rule::seed() }],
+        ..settings()
+    });
+    bench.hot(MINUTE - 1);
+    bench.hot(MINUTE);
+    bench.cold(5 * MINUTE);
+    let starts: Vec<i64> =
+        bench.out.anomalies.iter().map(|row| row.window_start.micros() - START).collect();
+    assert_eq!(starts, [0, MINUTE]);
+}
+
+#[test]
+fn windows_before_1970_are_aligned_like_those_after() {
+    let start = |micros: i64| {
+        crate::window::window_start(EventTime::from_micros(micros), Micros::from_seconds(60))
+            .micros()
+    };
+    assert_eq!(start(-1), -MINUTE);
+    assert_eq!(start(-MINUTE), -MINUTE);
+    assert_eq!(start(0), 0);
+    assert_eq!(start(MINUTE - 1), 0);
+}
+
+#[test]
+fn match_for_a_closed_window_writes_the_next_revision() {
+    let mut bench = Bench::new(settings());
+    for second in 0..5 {
+        bench.hot(second * SECOND);
+    }
+    bench.cold(2 * MINUTE);
+    assert_eq!(bench.rows(), []);
+    assert_eq!(bench.hot(30 * SECOND), Disposition::Counted);
+    assert_eq!(bench.rows(), [(6, 1, ClosedBy::Correction)]);
+    bench.hot(31 * SECOND);
+    assert_eq!(bench.rows()[1..], [(7, 2, ClosedBy::Correction)]);
+    assert_eq!(bench.out.alerts.len(), 1, "one alert a window");
+    assert!(bench.out.alerts[0].historical, "the window was closed");
+}
+
+#[test]
+fn cold_reading_for_a_closed_window_corrects_nothing() {
+    let mut bench = Bench::new(settings());
+    for second in 0..6 {
+        bench.hot(second * SECOND);
+    }
+    bench.cold(2 * MINUTE);
+    assert_eq!(bench.cold(30 * SECOND), Disposition::Counted);
+    assert_eq!(bench.rows().len(), 1);
+}
+
+#[test]
+fn reading_is_late_only_beyond_lateness_and_retention_whatever_it_matches() {
+    let newest = 3600 * SECOND;
+    let oldest_counted = newest - (10 + 300) * SECOND;
+    for value in [20.0, 101.0] {
+        let mut bench = Bench::new(settings());
+        bench.now = ProcessingTime::from_micros(START + newest);
+        bench.cold(newest);
+        let at = |bench: &mut Bench, micros| bench.send(&reading("s", micros, value));
+        assert_eq!(at(&mut bench, oldest_counted), Disposition::Counted);
+        assert_eq!(at(&mut bench, oldest_counted - 1), Disposition::Late);
+        assert_eq!(bench.send(&reading("other", oldest_counted - 1, value)), Disposition::Counted);
+    }
+}
+
+#[test]
+fn closed_window_is_forgotten_when_nothing_can_correct_it_any_more() {
+    let mut bench = Bench::new(settings());
+    bench.hot(0);
+    bench.cold((60 + 310) * SECOND - 1);
+    assert_eq!(bench.state.figures().windows, 1);
+    bench.cold((60 + 310) * SECOND);
+    assert_eq!(bench.state.figures().windows, 0);
+}
+
+#[test]
+fn longer_retention_after_a_restart_does_not_reopen_what_was_forgotten() {
+    let mut bench = Bench::new(settings());
+    for second in 0..8 {
+        bench.hot(second * SECOND);
+    }
+    bench.cold(8 * MINUTE);
+    assert_eq!(bench.state.figures().windows, 0);
+    bench.settings.closed_window_retention = Micros::from_seconds(3600);
+    bench.state.resume(&bench.settings, bench.now);
+    assert_eq!(bench.hot(9 * SECOND), Disposition::Late);
+}
+
+#[test]
+fn silent_sensors_window_closes_at_the_idle_timeout_and_is_corrected_after() {
+    let mut bench = Bench::new(settings());
+    for second in 0..6 {
+        bench.hot(second * SECOND);
+    }
+    let due = bench.now.saturating_add(bench.settings.idle_timeout);
+    assert_eq!(bench.state.poll_timeout(&bench.settings), Some(due));
+    bench.now = ProcessingTime::from_micros(due.micros() - 1);
+    bench.idle();
+    assert_eq!(bench.rows(), []);
+    bench.now = due;
+    bench.idle();
+    assert_eq!(bench.rows(), [(6, 1, ClosedBy::Idle)]);
+    assert_eq!(bench.state.poll_timeout(&bench.settings), None);
+    bench.hot(7 * SECOND);
+    assert_eq!(bench.rows()[1..], [(7, 2, ClosedBy::Correction)]);
+    bench.cold(3 * MINUTE);
+    assert_eq!(bench.rows().len(), 2, "the watermark does not close it a second time");
+}
+
+#[test]
+fn sensor_heard_meanwhile_is_not_silent() {
+    let mut bench = Bench::new(settings());
+    for second in 0..6 {
+        bench.hot(second * SECOND);
+    }
+    let first_due = bench.now.saturating_add(bench.settings.idle_timeout);
+    bench.now = ProcessingTime::from_micros(first_due.micros() - 1);
+    bench.cold(8 * SECOND);
+    let second_due = bench.now.saturating_add(bench.settings.idle_timeout);
+    bench.now = first_due;
+    bench.idle();
+    assert_eq!(bench.rows(), []);
+    assert_eq!(bench.state.poll_timeout(&bench.settings), Some(second_due));
+    bench.now = second_due;
+    bench.idle();
+    assert_eq!(bench.rows(), [(6, 1, ClosedBy::Idle)]);
+}
+
+#[test]
+fn clock_set_back_does_not_keep_a_silent_sensor_waiting() {
+    let mut bench = Bench::new(settings());
+    bench.hot(0);
+    bench.now = ProcessingTime::from_micros(bench.now.micros() - 5 * MINUTE);
+    bench.hot(1);
+    let due = bench.now.saturating_add(bench.settings.idle_timeout);
+    assert_eq!(bench.state.poll_timeout(&bench.settings), Some(due));
+}
+
+#[test]
+fn time_down_is_not_counted_as_silence() {
+    let mut bench = Bench::new(settings());
+    for second in 0..6 {
+        bench.hot(second * SECOND);
+    }
+    bench.now = ProcessingTime::from_micros(bench.now.micros() + 3600 * SECOND);
+    bench.state.resume(&bench.settings, bench.now);
+    bench.idle();
+    assert_eq!(bench.rows(), []);
+}
+
+#[test]
+fn timestamps_beyond_the_limits_are_dead_letters_and_move_nothing() {
+    let settings = settings();
+    let latest = |bench: &Bench| bench.now.micros() + settings.future_limit.get() - START;
+    let oldest = settings.oldest_event_time.micros() - START;
+    let check = |micros_of: &dyn Fn(&Bench) -> i64, expected: Option<&'static str>| {
+        let mut bench = Bench::new(settings.clone());
+        bench.cold(0);
+        let micros = micros_of(&bench);
+        let sensor = if expected.is_some() { "s" } else { "other" };
+        assert_eq!(reason_of(bench.send(&reading(sensor, micros, 1.0))), expected, "{micros}");
+        let watermark = EventTime::from_micros(START - 10 * SECOND);
+        assert_eq!(bench.state.watermark("s", &bench.settings), Some(watermark));
+        assert!(bench.state.accounting().is_balanced());
+    };
+    check(&|bench| latest(bench), None);
+    check(&|bench| latest(bench) + 1, Some("timestamp-in-future"));
+    check(&|_| i64::MAX - START, Some("timestamp-in-future"));
+    check(&|_| oldest, None);
+    check(&|_| oldest - 1, Some("timestamp-too-old"));
+    check(&|_| i64::MIN + SECOND, Some("timestamp-too-old"));
+}
+
+#[test]
+fn repeat_of_a_sequence_is_a_duplicate_and_counts_nothing() {
+    let mut bench = Bench::new(settings());
+    for sequence in 1..=5 {
+        bench.send(&identified(sequence, 0));
+    }
+    for sequence in 1..=5 {
+        assert_eq!(bench.send(&identified(sequence, 0)), Disposition::Duplicate);
+    }
+    assert_eq!(bench.out.alerts.len(), 0);
+    assert_eq!(bench.send(&identified(6, 0)), Disposition::Counted);
+    assert_eq!(bench.out.alerts.len(), 1);
+    let accounting = bench.state.accounting();
+    assert_eq!((accounting.records_in, accounting.counted, accounting.duplicates), (11, 6, 5));
+}
+
+#[test]
+fn bad_quality_is_kept_and_moves_the_watermark_but_matches_no_rule() {
+    let check = |quality: Option<Quality>, expected: usize| {
+        let mut bench = Bench::new(settings());
+        for second in 0..6 {
+            let hot = Reading { quality, ..reading("s", second * SECOND, 101.0) };
+            assert_eq!(bench.send(&hot), Disposition::Counted);
+        }
+        bench.send(&Reading { quality: Some(Quality::Bad), ..reading("s", 2 * MINUTE, 1.0) });
+        assert_eq!(bench.rows().len(), expected, "{quality:?}");
+    };
+    check(None, 1);
+    check(Some(Quality::Good), 1);
+    check(Some(Quality::Uncertain), 1);
+    check(Some(Quality::Bad), 0);
+}
+
+#[test]
+fn rules_count_side_by_side_in_windows_of_their_own_length() {
+    let long = Rule {
+        name: "warm".to_owned(),
+        value: 50.0,
+        window: Micros::from_seconds(300),
+        count_more_than: 1,
+        ..Rule::seed()
+    };
+    let pressure = MetricType::new("pressure").expect("a valid name");
+    let other = Rule { name: "pressure".to_owned(), metric_type: pressure, ..Rule::seed() };
+    let rules = vec![Rule::seed(), long, other];
+    let mut bench = Bench::new(Settings { rules, ..settings() });
+    for second in 0..6 {
+        bench.hot(second * SECOND);
+    }
+    bench.send(&reading("s", 4 * MINUTE, 60.0));
+    bench.cold(6 * MINUTE);
+    let rows: Vec<_> =
+        bench.out.anomalies.iter().map(|row| (row.rule.as_str(), row.count)).collect();
+    assert_eq!(rows, [("temperature-above-100", 6), ("warm", 7)]);
+}
+
+#[test]
+fn alert_is_historical_for_a_window_that_ended_too_long_ago() {
+    let check = |age: i64, expected: bool| {
+        let mut bench = Bench::new(settings());
+        bench.now = ProcessingTime::from_micros(START + MINUTE + age);
+        for second in 0..6 {
+            bench.hot(second * SECOND);
+        }
+        assert_eq!(bench.out.alerts[0].historical, expected, "{age}");
+    };
+    check(3600 * SECOND, false);
+    check(3600 * SECOND + 1, true);
+}
+
+#[test]
+fn alert_id_depends_on_rule_sensor_and_window_alone() {
+    let id = |rule: &str, sensor: &str, start: i64| {
+        let sensor = SensorId::new(sensor).expect("a valid name");
+        crate::alert::alert_id(rule, &sensor, EventTime::from_micros(start))
+    };
+    // From Python's hashlib over struct.pack("<Q", 1) + b"r" + struct.pack("<Q", 1) + b"s" + struct.pack("<q", 0).
+    let expected = "53929eb20cf58b402457d0caa0d294c04d9c326dac6d97c2494c6f12a51f98ad";
+    assert_eq!(id("r", "s", 0), expected);
+    for other in [id("q", "s", 0), id("r", "t", 0), id("r", "s", 1), id("rs", "s", 0)] {
+        assert_ne!(other, id("r", "s", 0));
+    }
+    assert_ne!(id("ab", "c", 0), id("a", "bc", 0));
+}
+
+#[test]
+fn one_sensor_or_metric_type_too_many_is_a_dead_letter() {
+    let mut bench = Bench::new(Settings { sensors_max: 2, metric_types_max: 2, ..settings() });
+    let metric = |sensor: &str, metric_type: &str| Reading {
+        metric_type: MetricType::new(metric_type).expect("a valid name"),
+        ..reading(sensor, 0, 1.0)
+    };
+    assert_eq!(bench.send(&metric("a", "temperature")), Disposition::Counted);
+    assert_eq!(bench.send(&metric("b", "pressure")), Disposition::Counted);
+    assert_eq!(reason_of(bench.send(&metric("c", "pressure"))), Some("sensors-limit"));
+    assert_eq!(reason_of(bench.send(&metric("c", "flow"))), Some("sensors-limit"));
+    assert_eq!(reason_of(bench.send(&metric("a", "flow"))), Some("metric-types-limit"));
+    assert_eq!(bench.send(&metric("a", "pressure")), Disposition::Counted);
+    let figures = bench.state.figures();
+    assert_eq!((figures.sensors, figures.metric_types), (2, 2));
+    assert_eq!(bench.state.accounting().dead_letters, 3);
+    assert!(bench.state.accounting().is_balanced());
+}
+
+#[test]
+fn one_window_too_many_of_a_sensor_is_a_dead_letter_until_one_is_forgotten() {
+    let mut bench = Bench::new(Settings { windows_per_sensor_max: 2, ..settings() });
+    bench.hot(0);
+    bench.hot(MINUTE);
+    assert_eq!(reason_of(bench.hot(2 * MINUTE)), Some("windows-limit"));
+    assert_eq!(bench.hot(MINUTE + 1), Disposition::Counted, "its window is held");
+    assert_eq!(bench.cold(2 * MINUTE), Disposition::Counted, "it needs no window");
+    assert_eq!(bench.hot((60 + 310) * SECOND), Disposition::Counted, "the first is forgotten");
+}
+
+#[test]
+fn a_match_of_two_rules_takes_both_windows_or_none() {
+    let second_rule = Rule { name: "second".to_owned(), ..Rule::seed() };
+    let rules = vec![Rule::seed(), second_rule];
+    let mut bench = Bench::new(Settings { rules, windows_per_sensor_max: 3, ..settings() });
+    bench.hot(0);
+    assert_eq!(reason_of(bench.hot(MINUTE)), Some("windows-limit"));
+    assert_eq!(bench.state.figures().windows, 2);
+}
+
+#[test]
+fn one_window_too_many_of_the_partition_is_a_dead_letter() {
+    let mut bench = Bench::new(Settings { windows_max: 2, ..settings() });
+    assert_eq!(bench.send(&reading("a", 0, 101.0)), Disposition::Counted);
+    assert_eq!(bench.send(&reading("b", 0, 101.0)), Disposition::Counted);
+    assert_eq!(reason_of(bench.send(&reading("c", 0, 101.0))), Some("windows-limit"));
+}
+
+#[test]
+fn windows_needed_are_enough_for_a_sensor_that_always_matches() {
+    let settings = settings();
+    let needed = usize::try_from(settings.windows_per_sensor_needed()).expect("a small number");
+    assert_eq!(needed, 7, "310 s in minutes, and the two that are cut");
+    let mut bench = Bench::new(Settings { windows_per_sensor_max: needed, ..settings });
+    bench.now = ProcessingTime::from_micros(START + 60 * MINUTE);
+    for second in 0..3600 {
+        assert_eq!(bench.hot(second * SECOND), Disposition::Counted, "{second}");
+    }
+}
+
+#[test]
+fn changed_rule_starts_anew_and_an_unchanged_one_keeps_its_count() {
+    let second = Rule { name: "second".to_owned(), value: 90.0, ..Rule::seed() };
+    let mut bench =
+        Bench::new(Settings { rules: vec![second.clone(), Rule::seed()], ..settings() });
+    for second in 0..4 {
+        bench.hot(second * SECOND);
+    }
+    let kept = Rule { count_more_than: 3, severity: 0, ..Rule::seed() };
+    bench.settings.rules = vec![kept, Rule { value: 95.0, ..second }];
+    let resumed = bench.state.resume(&bench.settings, bench.now);
+    assert_eq!(resumed, Resumed { windows_forgotten: 1 });
+    assert_eq!(bench.state.figures().windows, 1);
+    bench.hot(5 * SECOND);
+    let alerts: Vec<_> =
+        bench.out.alerts.iter().map(|alert| (alert.rule.as_str(), alert.count)).collect();
+    assert_eq!(alerts, [("temperature-above-100", 5)]);
+    assert_eq!(bench.state.figures().windows, 2);
+}
+
+#[test]
+fn identity_of_other_topics_is_new_once() {
+    let settings = settings();
+    let mut state = PartitionState::new(&settings);
+    let identity = identified(1, 0).identity;
+    assert_eq!(state.handle_identity(identity.as_ref(), &settings), Disposition::Counted);
+    assert_eq!(state.handle_identity(identity.as_ref(), &settings), Disposition::Duplicate);
+    assert_eq!(state.handle_identity(None, &settings), Disposition::Counted);
+    assert_eq!(state.handle_identity(None, &settings), Disposition::Counted);
+    state.handle_undecodable();
+    let accounting = state.accounting();
+    assert_eq!((accounting.counted, accounting.duplicates, accounting.dead_letters), (3, 1, 1));
+    assert!(accounting.is_balanced());
+}
+
+#[test]
+fn saved_state_that_contradicts_itself_is_refused() {
+    let mut bench = Bench::new(settings());
+    bench.hot(0);
+    let saved = serde_json::to_string(&bench.state).expect("serialisable");
+    let check = |from: &str, to: &str, expected: &str| {
+        assert!(saved.contains(from), "{saved}");
+        let error = serde_json::from_str::<PartitionState>(&saved.replacen(from, to, 1))
+            .expect_err("refused")
+            .to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    check(r#""format":1"#, r#""format":2"#, "has format 2, this version reads 1");
+    check("1772352060000000,0,", "1772352060000001,0,", "fit no rule");
+    let sensor =
+        saved.split_once(r#""sensors":["#).and_then(|(_, rest)| rest.split_once(r#"],"marks"#));
+    let (sensor, _) = sensor.expect("the sensors");
+    check(sensor, &format!("{sensor},{sensor}"), "twice");
+}

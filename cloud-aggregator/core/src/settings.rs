@@ -1,0 +1,393 @@
+//! Rules and limits, validated as a whole.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use shared_proto::model::{EventTime, MetricType};
+
+use crate::exact;
+use crate::time::Micros;
+
+/// Most rules at once.
+pub const RULES_MAX: usize = 256;
+/// Longest name of a rule, in bytes.
+pub const RULE_NAME_BYTES_MAX: usize = 64;
+/// Shortest window of a rule.
+pub const WINDOW_MIN: Micros = Micros::from_seconds(1);
+/// Longest window of a rule, and longest of every other span.
+pub const SPAN_MAX: Micros = Micros::from_seconds(366 * 24 * 3600);
+/// Least severe alert, as Azure Monitor counts: 0 is critical, 4 is verbose.
+pub const SEVERITY_MAX: u8 = 4;
+
+/// How a value is held against a rule's limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Comparison {
+    /// `value > limit`
+    GreaterThan,
+    /// `value >= limit`
+    GreaterOrEqual,
+    /// `value < limit`
+    LessThan,
+    /// `value <= limit`
+    LessOrEqual,
+}
+
+impl Comparison {
+    /// Whether `value` is on the bad side of `limit`.
+    #[must_use]
+    pub fn holds(self, value: f64, limit: f64) -> bool {
+        match self {
+            Self::GreaterThan => value > limit,
+            Self::GreaterOrEqual => value >= limit,
+            Self::LessThan => value < limit,
+            Self::LessOrEqual => value <= limit,
+        }
+    }
+}
+
+/// What makes a window of one sensor an anomaly: more than so many matching readings in it.
+///
+/// A reading of quality `bad` is kept in `telemetry` and moves the watermark, but matches no rule: the producer itself
+/// says that the number is not a measurement (broken wire, sensor warming up), and a stop or a ticket on it would be a
+/// false alarm. `uncertain` and absent quality count. Over `telemetry` the rule reads
+/// `metric_type = … AND value > … AND quality IS DISTINCT FROM 'bad'`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rule {
+    /// Unique; part of each alert's id.
+    pub name: String,
+    /// Which readings it looks at.
+    pub metric_type: MetricType,
+    /// How a reading's value is compared.
+    pub comparison: Comparison,
+    /// With what, in the unit of the metric.
+    #[serde(with = "exact::number")]
+    pub value: f64,
+    /// Length of the tumbling windows `[start, end)`, aligned to 1970-01-01T00:00:00Z.
+    pub window: Micros,
+    /// A window is an anomaly above this many matches.
+    pub count_more_than: u64,
+    /// 0 (critical) to 4 (verbose).
+    pub severity: u8,
+}
+
+impl Rule {
+    /// The rule that ships: temperature above 100, one-minute windows, more than 5 matches.
+    #[must_use]
+    pub fn seed() -> Self {
+        Self {
+            name: "temperature-above-100".to_owned(),
+            metric_type: MetricType::new("temperature").expect("a literal name is valid"),
+            comparison: Comparison::GreaterThan,
+            value: 100.0,
+            window: Micros::from_seconds(60),
+            count_more_than: 5,
+            severity: 2,
+        }
+    }
+}
+
+/// Everything the core is told. All `*_max` are per Kafka partition.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Rules, all at once.
+    pub rules: Vec<Rule>,
+    /// Event time: a sensor's watermark stays this far behind its newest reading.
+    pub allowed_lateness: Micros,
+    /// Processing time: the windows of a sensor silent for this long are closed.
+    pub idle_timeout: Micros,
+    /// Event time: closed windows can be corrected this far behind the watermark; older readings are late.
+    pub closed_window_retention: Micros,
+    /// Readings further ahead of the aggregator's clock are dead letters.
+    pub future_limit: Micros,
+    /// Readings before this are dead letters.
+    pub oldest_event_time: EventTime,
+    /// Processing time: an alert for a window that ended longer ago is historical.
+    pub historical_after: Micros,
+    /// Metric types known; readings of one more are dead letters (each is a folder of the lake).
+    pub metric_types_max: usize,
+    /// Sensors known; readings of one more are dead letters.
+    pub sensors_max: usize,
+    /// Windows held of one sensor, open or kept for correction; a match that needs one more is a dead letter.
+    /// [`Settings::windows_per_sensor_needed`] of them are never exceeded.
+    pub windows_per_sensor_max: usize,
+    /// Windows held altogether; a match that needs one more is a dead letter.
+    pub windows_max: usize,
+    /// Devices whose high-water marks are held; one more evicts the one not heard from longest.
+    pub devices_max: usize,
+    /// Generations held of one device; one more evicts the one not heard from longest.
+    pub generations_per_device_max: usize,
+}
+
+/// The seed rule and limits for a plant of some thousand sensors.
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            rules: vec![Rule::seed()],
+            allowed_lateness: Micros::from_seconds(10),
+            idle_timeout: Micros::from_seconds(120),
+            closed_window_retention: Micros::from_seconds(24 * 3600),
+            future_limit: Micros::from_seconds(300),
+            // 2000-01-01T00:00:00Z: before it a clock was not set.
+            oldest_event_time: EventTime::from_micros(946_684_800_000_000),
+            historical_after: Micros::from_seconds(3600),
+            metric_types_max: 64,
+            sensors_max: 100_000,
+            windows_per_sensor_max: 10_000,
+            windows_max: 2_000_000,
+            devices_max: 10_000,
+            generations_per_device_max: 4,
+        }
+    }
+}
+
+/// One thing wrong with the settings.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum SettingsFault {
+    /// More than [`RULES_MAX`].
+    #[error("{count} rules, at most {RULES_MAX} are allowed: remove some")]
+    TooManyRules {
+        /// Rules found.
+        count: usize,
+    },
+    /// Empty or longer than [`RULE_NAME_BYTES_MAX`].
+    #[error(
+        "the name of rule {index} has {length} bytes, 1 to {RULE_NAME_BYTES_MAX} are allowed: rename it"
+    )]
+    RuleName {
+        /// Position of the rule, from 0.
+        index: usize,
+        /// Bytes found.
+        length: usize,
+    },
+    /// Two rules of one name would share alerts.
+    #[error("rule name {name:?} is used twice: rename one")]
+    RuleNameTwice {
+        /// The name.
+        name: String,
+    },
+    /// NaN or infinite.
+    #[error("value of rule {name:?} is {value}: give a finite number")]
+    RuleValue {
+        /// The rule.
+        name: String,
+        /// Found.
+        value: f64,
+    },
+    /// Outside [`WINDOW_MIN`] to [`SPAN_MAX`].
+    #[error(
+        "window of rule {name:?} is {window}, {WINDOW_MIN} to {SPAN_MAX} are allowed: change it"
+    )]
+    RuleWindow {
+        /// The rule.
+        name: String,
+        /// Found.
+        window: Micros,
+    },
+    /// Above [`SEVERITY_MAX`].
+    #[error(
+        "severity of rule {name:?} is {severity}, 0 (critical) to {SEVERITY_MAX} are allowed: change it"
+    )]
+    RuleSeverity {
+        /// The rule.
+        name: String,
+        /// Found.
+        severity: u8,
+    },
+    /// A span that is negative, above [`SPAN_MAX`], or 0 where something must pass.
+    #[error("{what} is {span}, {least} to {SPAN_MAX} are allowed: change it")]
+    Span {
+        /// The setting.
+        what: &'static str,
+        /// Found.
+        span: Micros,
+        /// Least allowed.
+        least: Micros,
+    },
+    /// A limit of 0 would refuse everything.
+    #[error("{what} is 0: give at least 1")]
+    Zero {
+        /// The setting.
+        what: &'static str,
+    },
+}
+
+impl Settings {
+    /// Looks at everything.
+    ///
+    /// # Errors
+    /// All faults at once.
+    pub fn validate(&self) -> Result<(), Vec<SettingsFault>> {
+        let mut faults = Vec::new();
+        self.check_rules(&mut faults);
+        self.check_spans(&mut faults);
+        self.check_limits(&mut faults);
+        if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+
+    /// Windows of one sensor that can be held at the same time: with `windows_per_sensor_max` at least this, that
+    /// limit is never reached.
+    #[must_use]
+    pub fn windows_per_sensor_needed(&self) -> u64 {
+        let span = self.allowed_lateness.get().saturating_add(self.closed_window_retention.get());
+        self.rules
+            .iter()
+            .map(|rule| u64::try_from(span / rule.window.get().max(1)).unwrap_or(0) + 2)
+            .sum()
+    }
+
+    fn check_rules(&self, faults: &mut Vec<SettingsFault>) {
+        if self.rules.len() > RULES_MAX {
+            faults.push(SettingsFault::TooManyRules { count: self.rules.len() });
+        }
+        let mut names = BTreeSet::new();
+        for (index, rule) in self.rules.iter().enumerate() {
+            let name = &rule.name;
+            if name.trim().is_empty() || name.len() > RULE_NAME_BYTES_MAX {
+                faults.push(SettingsFault::RuleName { index, length: name.len() });
+            }
+            if !names.insert(name) {
+                faults.push(SettingsFault::RuleNameTwice { name: name.clone() });
+            }
+            if !rule.value.is_finite() {
+                faults.push(SettingsFault::RuleValue { name: name.clone(), value: rule.value });
+            }
+            if rule.window < WINDOW_MIN || rule.window > SPAN_MAX {
+                faults.push(SettingsFault::RuleWindow { name: name.clone(), window: rule.window });
+            }
+            if rule.severity > SEVERITY_MAX {
+                let severity = rule.severity;
+                faults.push(SettingsFault::RuleSeverity { name: name.clone(), severity });
+            }
+        }
+    }
+
+    fn check_spans(&self, faults: &mut Vec<SettingsFault>) {
+        let none = Micros::new(0);
+        let some = Micros::new(1);
+        let spans = [
+            ("allowed_lateness", self.allowed_lateness, none),
+            ("idle_timeout", self.idle_timeout, some),
+            ("closed_window_retention", self.closed_window_retention, none),
+            ("future_limit", self.future_limit, none),
+            ("historical_after", self.historical_after, none),
+        ];
+        for (what, span, least) in spans {
+            if span < least || span > SPAN_MAX {
+                faults.push(SettingsFault::Span { what, span, least });
+            }
+        }
+    }
+
+    fn check_limits(&self, faults: &mut Vec<SettingsFault>) {
+        let limits = [
+            ("metric_types_max", self.metric_types_max),
+            ("sensors_max", self.sensors_max),
+            ("windows_per_sensor_max", self.windows_per_sensor_max),
+            ("windows_max", self.windows_max),
+            ("devices_max", self.devices_max),
+            ("generations_per_device_max", self.generations_per_device_max),
+        ];
+        for (what, limit) in limits {
+            if limit == 0 {
+                faults.push(SettingsFault::Zero { what });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_and_settings_at_every_limit_are_valid() {
+        assert_eq!(Settings::default().validate(), Ok(()));
+        let rule = |number: usize, window, severity| Rule {
+            name: format!("{number:064}"),
+            window,
+            severity,
+            ..Rule::seed()
+        };
+        let mut rules: Vec<Rule> = (1..RULES_MAX).map(|i| rule(i, WINDOW_MIN, 0)).collect();
+        rules.push(rule(0, SPAN_MAX, SEVERITY_MAX));
+        let settings = Settings {
+            rules,
+            allowed_lateness: Micros::new(0),
+            idle_timeout: Micros::new(1),
+            closed_window_retention: SPAN_MAX,
+            future_limit: Micros::new(0),
+            historical_after: Micros::new(0),
+            metric_types_max: 1,
+            sensors_max: 1,
+            windows_per_sensor_max: 1,
+            windows_max: 1,
+            devices_max: 1,
+            generations_per_device_max: 1,
+            ..Settings::default()
+        };
+        assert_eq!(settings.validate(), Ok(()));
+    }
+
+    #[test]
+    fn each_fault_is_named_with_its_limit_and_its_remedy() {
+        let check = |spoil: &dyn Fn(&mut Settings), expected: &str| {
+            let mut settings = Settings::default();
+            spoil(&mut settings);
+            let faults = settings.validate().expect_err(expected);
+            let texts: Vec<String> = faults.iter().map(ToString::to_string).collect();
+            assert_eq!(texts, [expected]);
+        };
+        check(
+            &|settings| settings.rules[0].name = "r".repeat(65),
+            "the name of rule 0 has 65 bytes, 1 to 64 are allowed: rename it",
+        );
+        check(
+            &|settings| settings.rules[0].name = String::new(),
+            "the name of rule 0 has 0 bytes, 1 to 64 are allowed: rename it",
+        );
+        check(
+            &|settings| settings.rules.push(Rule::seed()),
+            r#"rule name "temperature-above-100" is used twice: rename one"#,
+        );
+        check(
+            &|settings| settings.rules[0].value = f64::NAN,
+            r#"value of rule "temperature-above-100" is NaN: give a finite number"#,
+        );
+        check(
+            &|settings| settings.rules[0].window = Micros::new(999_999),
+            r#"window of rule "temperature-above-100" is 0.999999s, 1s to 31622400s are allowed: change it"#,
+        );
+        check(
+            &|settings| settings.rules[0].window = Micros::new(SPAN_MAX.get() + 1),
+            r#"window of rule "temperature-above-100" is 31622400.000001s, 1s to 31622400s are allowed: change it"#,
+        );
+        check(
+            &|settings| settings.rules[0].severity = 5,
+            r#"severity of rule "temperature-above-100" is 5, 0 (critical) to 4 are allowed: change it"#,
+        );
+        check(
+            &|settings| settings.idle_timeout = Micros::new(0),
+            "idle_timeout is 0s, 0.000001s to 31622400s are allowed: change it",
+        );
+        check(
+            &|settings| settings.allowed_lateness = Micros::new(-1),
+            "allowed_lateness is -0.000001s, 0s to 31622400s are allowed: change it",
+        );
+        check(&|settings| settings.sensors_max = 0, "sensors_max is 0: give at least 1");
+    }
+
+    #[test]
+    fn all_faults_are_told_at_once() {
+        let settings = Settings {
+            rules: (0..=RULES_MAX)
+                .map(|number| Rule { name: number.to_string(), ..Rule::seed() })
+                .collect(),
+            windows_max: 0,
+            devices_max: 0,
+            future_limit: Micros::new(-1),
+            ..Settings::default()
+        };
+        assert_eq!(settings.validate().expect_err("four faults").len(), 4);
+    }
+}

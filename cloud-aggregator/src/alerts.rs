@@ -1,0 +1,173 @@
+//! Which alerts are owed to which channel.
+//!
+//! An alert is owed from its epoch's commit until every channel has taken it or given it up; what is owed stands in
+//! each state file, so that a crash sends it again under the same id. Delivery never blocks counting: what does not
+//! fit a channel's queue waits here.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use aggregator_core::Alert;
+use aggregator_core::checkpoint::TopicPartition;
+use metrics::{counter, gauge};
+use tokio::sync::mpsc;
+use tracing::error;
+
+use crate::sink::alert::{Channel, Delivery, Outcome, delivery};
+use crate::telemetry::names;
+
+/// An alert that some channel will never take.
+#[derive(Debug)]
+pub struct Undelivered {
+    /// Partition it came from.
+    pub partition: TopicPartition,
+    /// The alert.
+    pub alert: Alert,
+    /// `alert-undelivered` or `alert-overflow`.
+    pub reason: &'static str,
+    /// A sentence for people.
+    pub detail: String,
+    /// The CloudEvent.
+    pub body: Arc<str>,
+}
+
+#[derive(Debug)]
+struct Owed {
+    partition: TopicPartition,
+    alert: Alert,
+    delivery: Delivery,
+    channels: BTreeSet<Channel>,
+}
+
+/// Alerts that are owed.
+#[derive(Debug)]
+pub struct AlertDesk {
+    channels: BTreeMap<Channel, mpsc::Sender<Delivery>>,
+    /// Ids that wait for a place in a channel's queue, oldest first.
+    waiting: BTreeMap<Channel, VecDeque<Arc<str>>>,
+    owed: BTreeMap<Arc<str>, Owed>,
+    /// Ids in the order in which they became owed.
+    order: VecDeque<Arc<str>>,
+    owed_max: usize,
+    source: String,
+}
+
+impl AlertDesk {
+    /// Nothing owed.
+    #[must_use]
+    pub fn new(
+        channels: BTreeMap<Channel, mpsc::Sender<Delivery>>,
+        owed_max: usize,
+        source: String,
+    ) -> Self {
+        let waiting = channels.keys().map(|channel| (*channel, VecDeque::new())).collect();
+        let (owed, order) = (BTreeMap::new(), VecDeque::new());
+        Self { channels, waiting, owed, order, owed_max, source }
+    }
+
+    /// Forgets everything: the partitions are somebody else's, or are read back from the lake.
+    pub fn clear(&mut self) {
+        self.owed.clear();
+        self.order.clear();
+        self.waiting.values_mut().for_each(VecDeque::clear);
+    }
+
+    /// Owes an alert to every channel. At the limit the oldest is given up and returned.
+    pub fn add(&mut self, partition: TopicPartition, alert: Alert) -> Option<Undelivered> {
+        let delivery = delivery(&alert, &self.source);
+        let id = Arc::clone(&delivery.id);
+        if self.channels.is_empty() || self.owed.contains_key(&id) {
+            return None;
+        }
+        let channels = self.channels.keys().copied().collect();
+        self.waiting.values_mut().for_each(|queue| queue.push_back(Arc::clone(&id)));
+        self.order.push_back(Arc::clone(&id));
+        self.owed.insert(id, Owed { partition, alert, delivery, channels });
+        if self.owed.len() > self.owed_max { self.give_up_oldest() } else { None }
+    }
+
+    fn give_up_oldest(&mut self) -> Option<Undelivered> {
+        loop {
+            let id = self.order.pop_front()?;
+            let Some(owed) = self.owed.remove(&id) else { continue };
+            let detail = format!(
+                "more than {} alerts are owed (alerts.pending-max): see why the channels do not take them",
+                self.owed_max
+            );
+            counter!(names::ALERTS_GIVEN_UP_TOTAL, "channel" => "all").increment(1);
+            error!(
+                alert = &*id,
+                owed_max = self.owed_max,
+                "too many alerts are owed, the oldest is given up"
+            );
+            return Some(Undelivered {
+                partition: owed.partition,
+                alert: owed.alert,
+                reason: "alert-overflow",
+                detail,
+                body: owed.delivery.body,
+            });
+        }
+    }
+
+    /// Fills the channels' queues.
+    pub fn pump(&mut self) {
+        for (channel, sender) in &self.channels {
+            let Some(queue) = self.waiting.get_mut(channel) else { continue };
+            while let Some(id) = queue.front() {
+                let Some(owed) = self.owed.get(id) else {
+                    queue.pop_front();
+                    continue;
+                };
+                let Ok(permit) = sender.try_reserve() else { break };
+                permit.send(owed.delivery.clone());
+                queue.pop_front();
+            }
+        }
+        gauge!(names::ALERTS_PENDING).set(self.owed.len() as f64);
+    }
+
+    /// Takes note of what became of a delivery.
+    pub fn handle(&mut self, outcome: Outcome) -> Option<Undelivered> {
+        let owed = self.owed.get_mut(&outcome.id)?;
+        owed.channels.remove(&outcome.channel);
+        let undelivered = outcome.given_up.map(|detail| {
+            let channel = outcome.channel.as_str();
+            counter!(names::ALERTS_GIVEN_UP_TOTAL, "channel" => channel).increment(1);
+            Undelivered {
+                partition: owed.partition.clone(),
+                alert: owed.alert.clone(),
+                reason: "alert-undelivered",
+                detail: format!("{channel}: {detail}"),
+                body: Arc::clone(&owed.delivery.body),
+            }
+        });
+        if owed.channels.is_empty() {
+            self.owed.remove(&outcome.id);
+            if self.order.len() > 2 * self.owed_max {
+                let owed = &self.owed;
+                self.order.retain(|id| owed.contains_key(id));
+            }
+        }
+        undelivered
+    }
+
+    /// Alerts of a partition that are owed, for the state file.
+    #[must_use]
+    pub fn owed_of(&self, partition: &TopicPartition) -> Vec<Alert> {
+        let of_partition = |owed: &&Owed| owed.partition == *partition;
+        self.owed.values().filter(of_partition).map(|owed| owed.alert.clone()).collect()
+    }
+
+    /// How many alerts are owed.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.owed.len()
+    }
+
+    /// Whether nothing is owed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.owed.is_empty()
+    }
+}

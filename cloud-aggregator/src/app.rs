@@ -1,0 +1,223 @@
+//! Puts the parts together: the only place that spawns tasks and connects channels.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, anyhow, bail};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use crate::alerts::AlertDesk;
+use crate::config::Settings;
+use crate::health::Health;
+use crate::pipeline::{Parts, Pipeline, PipelineError};
+use crate::sink::alert::{Channel, Delivery, Outcome};
+use crate::sink::alert_topic::AlertTopic;
+use crate::sink::commit::Lake;
+use crate::sink::webhook::Webhook;
+use crate::source::kafka::{Source, client_config, start};
+use crate::{admin, telemetry};
+
+/// A service is wrong: the port is taken, the consumer ended (`EX_UNAVAILABLE` of sysexits.h).
+const EXIT_UNAVAILABLE: u8 = 69;
+/// The program is wrong (`EX_SOFTWARE`).
+const EXIT_SOFTWARE: u8 = 70;
+/// The storage cannot be written (`EX_IOERR`).
+const EXIT_STORAGE: u8 = 74;
+/// The configuration is wrong (`EX_CONFIG`).
+const EXIT_CONFIG: u8 = 78;
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
+/// Kept of the drain timeout for leaving the consumer group.
+const LEAVE_SHARE: u32 = 4;
+
+/// Why the process ends, and with which exit code.
+#[derive(Debug)]
+pub struct Failure {
+    /// The reason with its sources.
+    pub cause: anyhow::Error,
+    /// See sysexits.h.
+    pub exit_code: u8,
+}
+
+fn exit_with<E: Into<anyhow::Error>>(exit_code: u8) -> impl Fn(E) -> Failure {
+    move |cause| Failure { cause: cause.into(), exit_code }
+}
+
+/// Runs until SIGTERM or SIGINT, or until all is read that was there at the start.
+///
+/// # Errors
+/// Something without which the process cannot start or go on.
+pub fn run(settings: Settings) -> Result<(), Failure> {
+    telemetry::start_logging(&settings.telemetry)
+        .map_err(|error| Failure { cause: anyhow!(error), exit_code: EXIT_CONFIG })?;
+    let metrics = telemetry::start_metrics().map_err(exit_with(EXIT_SOFTWARE))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(exit_with(EXIT_SOFTWARE))?;
+    let result = runtime.block_on(run_async(Arc::new(settings), metrics));
+    // Whatever is still at work (an upload that does not end) must not hold the process.
+    runtime.shutdown_background();
+    result
+}
+
+async fn run_async(settings: Arc<Settings>, metrics: PrometheusHandle) -> Result<(), Failure> {
+    let listener = admin::bind(settings.admin.listen)
+        .await
+        .with_context(|| format!("admin.listen {} cannot be opened", settings.admin.listen))
+        .map_err(exit_with(EXIT_UNAVAILABLE))?;
+    let address = listener.local_addr().map_err(exit_with(EXIT_UNAVAILABLE))?;
+    info!(%address, "health, metrics and status are served");
+    let lake = Lake::open(&settings.lake)
+        .await
+        .with_context(|| format!("lake.location {}", settings.lake.location))
+        .map_err(exit_with(EXIT_STORAGE))?;
+    let (stop_sender, stop) = watch::channel(false);
+    let mut tasks = JoinSet::new();
+    let (events_sender, events) = mpsc::channel(settings.kafka.batch_queue_length);
+    let source =
+        start(&settings.kafka, events_sender, Handle::current()).map_err(exit_with(EXIT_CONFIG))?;
+    let health = Arc::new(Health::new(Arc::clone(&source.brokers_down)));
+    let source = Arc::new(source);
+    let (outcomes_sender, outcomes) = mpsc::channel(settings.alerts.queue_length);
+    let channels =
+        open_channels(&settings, &outcomes_sender, &mut tasks).map_err(exit_with(EXIT_CONFIG))?;
+    tasks.spawn(upkeep(metrics.clone()));
+    tasks.spawn(serve_admin(listener, Arc::clone(&health), metrics, stop.clone()));
+    let alerts = &settings.alerts;
+    let desk = AlertDesk::new(channels, alerts.pending_max, alerts.source.clone());
+    let parts = Parts {
+        settings: Arc::clone(&settings),
+        source: Arc::clone(&source),
+        events,
+        lake,
+        desk,
+        outcomes,
+        health,
+        stop,
+    };
+    let result = supervise(Pipeline::new(parts), stop_sender, &settings).await;
+    // Held until here: a closed channel would read as the end of all channels.
+    drop(outcomes_sender);
+    leave_group(source, settings.shutdown.drain_timeout / LEAVE_SHARE).await;
+    tasks.shutdown().await;
+    result
+}
+
+/// Runs the pipeline to its end; after a signal it has the drain timeout to finish its epoch.
+async fn supervise(
+    pipeline: Pipeline,
+    stop: watch::Sender<bool>,
+    settings: &Settings,
+) -> Result<(), Failure> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(exit_with(EXIT_SOFTWARE))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(exit_with(EXIT_SOFTWARE))?;
+    let running = pipeline.run();
+    tokio::pin!(running);
+    tokio::select! {
+        result = &mut running => return finished(result),
+        _ = terminate.recv() => info!("SIGTERM: finishing the epoch"),
+        _ = interrupt.recv() => info!("SIGINT: finishing the epoch"),
+    }
+    stop.send_replace(true);
+    let limit = settings.shutdown.drain_timeout / LEAVE_SHARE * (LEAVE_SHARE - 1);
+    match tokio::time::timeout(limit, running).await {
+        Ok(result) => finished(result),
+        Err(_) => {
+            warn!(?limit, "the epoch did not finish in time, the next start repeats it");
+            Ok(())
+        }
+    }
+}
+
+fn finished(result: Result<(), PipelineError>) -> Result<(), Failure> {
+    result.map_err(|error| {
+        let exit_code = match &error {
+            PipelineError::Imbalance(_) | PipelineError::Epoch(_) => EXIT_SOFTWARE,
+            PipelineError::Source(_) => EXIT_UNAVAILABLE,
+        };
+        Failure { cause: error.into(), exit_code }
+    })
+}
+
+async fn leave_group(source: Arc<Source>, limit: Duration) {
+    let Ok(source) = Arc::try_unwrap(source) else {
+        warn!("the consumer is still in use, the group notices our absence later");
+        return;
+    };
+    let began = Instant::now();
+    let leaving = tokio::task::spawn_blocking(|| source.stop());
+    match tokio::time::timeout(limit, leaving).await {
+        Ok(_) => info!(took = ?began.elapsed(), "stopped"),
+        Err(_) => warn!(?limit, "brokers did not answer, the group notices our absence later"),
+    }
+}
+
+fn open_channels(
+    settings: &Settings,
+    outcomes: &mpsc::Sender<Outcome>,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<BTreeMap<Channel, mpsc::Sender<Delivery>>> {
+    let alerts = &settings.alerts;
+    let mut channels = BTreeMap::new();
+    if !alerts.topic.is_empty() {
+        let (sender, queue) = mpsc::channel(alerts.queue_length);
+        let topic = AlertTopic::new(client_config(&settings.kafka)?, alerts)?;
+        tasks.spawn(topic.run(queue, outcomes.clone()));
+        channels.insert(Channel::Topic, sender);
+    }
+    if !alerts.webhook_url.is_empty() {
+        let (sender, queue) = mpsc::channel(alerts.queue_length);
+        tasks.spawn(Webhook::new(alerts)?.run(queue, outcomes.clone()));
+        channels.insert(Channel::Webhook, sender);
+    }
+    Ok(channels)
+}
+
+async fn upkeep(metrics: PrometheusHandle) {
+    let mut ticks = tokio::time::interval(UPKEEP_INTERVAL);
+    loop {
+        ticks.tick().await;
+        metrics.run_upkeep();
+    }
+}
+
+async fn serve_admin(
+    listener: tokio::net::TcpListener,
+    health: Arc<Health>,
+    metrics: PrometheusHandle,
+    stop: watch::Receiver<bool>,
+) {
+    if let Err(error) = admin::serve(listener, health, metrics, stop).await {
+        warn!(%error, "health, metrics and status are no longer served");
+    }
+}
+
+/// Asks a running aggregator for `/healthz`.
+///
+/// # Errors
+/// Nobody answers there within 3 s, or something else than 200.
+pub fn healthcheck(listen: SocketAddr) -> anyhow::Result<()> {
+    if listen.port() == 0 {
+        bail!("admin.listen has port 0: set the port that the running aggregator logs");
+    }
+    let mut stream = TcpStream::connect_timeout(&listen, HEALTHCHECK_TIMEOUT)
+        .with_context(|| format!("nobody listens on {listen}"))?;
+    stream.set_read_timeout(Some(HEALTHCHECK_TIMEOUT))?;
+    stream.set_write_timeout(Some(HEALTHCHECK_TIMEOUT))?;
+    write!(stream, "GET /healthz HTTP/1.1\r\nhost: {listen}\r\nconnection: close\r\n\r\n")?;
+    let mut answer = [0_u8; 12];
+    stream.read_exact(&mut answer).with_context(|| format!("{listen} did not answer"))?;
+    if &answer[9..] != b"200" {
+        bail!("{listen} answered {}", String::from_utf8_lossy(&answer));
+    }
+    Ok(())
+}

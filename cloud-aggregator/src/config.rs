@@ -1,0 +1,452 @@
+//! Settings: `config/default.toml` compiled in, then a file, then `AGGREGATOR__…` variables; later wins.
+//!
+//! A key that the default file does not have, a value of another type and a value out of its range are errors that
+//! name the key's full path and where it was set. Secrets come from files and print as `***`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use aggregator_core::Comparison;
+use config::{Case, Config, ConfigError, Environment, File, FileFormat, Value, ValueKind};
+use serde::Deserialize;
+
+mod validate;
+
+const DEFAULTS: &str = include_str!("../config/default.toml");
+/// Tables whose keys are free, such as librdkafka's properties.
+const FREE_TABLES: [&str; 6] = [
+    "kafka.properties",
+    "kafka.property-files",
+    "lake.storage-options",
+    "lake.storage-option-files",
+    "alerts.webhook-headers",
+    "alerts.webhook-header-files",
+];
+
+/// Why there are no settings.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// A file that cannot be read or is no TOML, or a value of another type.
+    #[error("{0}")]
+    Read(String),
+    /// One line for each fault: the key's path, what is wrong, what would be right.
+    #[error("{}", .0.iter().map(Fault::to_string).collect::<Vec<_>>().join("\n"))]
+    Faults(Vec<Fault>),
+}
+
+/// One wrong setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Full path of the key, for example `kafka.brokers`.
+    pub path: String,
+    /// What is wrong, and the remedy.
+    pub text: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {}", self.path, self.text)
+    }
+}
+
+/// Text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text itself, for the one place that needs it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("***")
+    }
+}
+
+/// Reads a secret; white space at the end is not part of it.
+///
+/// # Errors
+/// The file cannot be read or is empty.
+pub fn read_secret(path: &Path) -> Result<Secret, String> {
+    match std::fs::read_to_string(path) {
+        Err(error) => Err(format!("{} cannot be read: {error}", path.display())),
+        Ok(text) if text.trim_end().is_empty() => Err(format!("{} is empty", path.display())),
+        Ok(text) => Ok(Secret(text.trim_end().to_owned())),
+    }
+}
+
+/// Everything that can be set.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Settings {
+    /// Where records come from.
+    pub kafka: Kafka,
+    /// Where rows go.
+    pub lake: Lake,
+    /// When an epoch ends.
+    pub trigger: Trigger,
+    /// When an epoch ends early.
+    pub epoch: Epoch,
+    /// What counts as an anomaly.
+    pub rules: Vec<Rule>,
+    /// When windows close and records are late.
+    pub counting: Counting,
+    /// Where alerts go.
+    pub alerts: Alerts,
+    /// Health, metrics, status.
+    pub admin: Admin,
+    /// Logging.
+    pub telemetry: Telemetry,
+    /// How to stop.
+    pub shutdown: Shutdown,
+}
+
+/// `[kafka]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Kafka {
+    /// librdkafka's `bootstrap.servers`.
+    pub brokers: String,
+    /// Consumer group.
+    pub group: String,
+    /// Where to begin in a partition that the lake knows nothing of.
+    pub start: Start,
+    /// How often new topics and partitions are looked for.
+    #[serde(with = "humantime_serde")]
+    pub metadata_refresh: Duration,
+    /// Silence after which a member loses its partitions.
+    #[serde(with = "humantime_serde")]
+    pub session_timeout: Duration,
+    /// Wait for one answer outside of the record stream.
+    #[serde(with = "humantime_serde")]
+    pub request_timeout: Duration,
+    /// Bytes fetched ahead inside the client library.
+    pub prefetch_bytes: u64,
+    /// Most records of one batch.
+    pub batch_records_max: usize,
+    /// A batch ends at this many bytes.
+    pub batch_bytes_max: usize,
+    /// Batches that may wait.
+    pub batch_queue_length: usize,
+    /// Records above this become dead letters.
+    pub record_bytes_max: usize,
+    /// librdkafka properties.
+    pub properties: BTreeMap<String, String>,
+    /// librdkafka properties whose values are in files.
+    pub property_files: BTreeMap<String, PathBuf>,
+    /// Topic names.
+    pub topics: Topics,
+}
+
+/// Where to begin in a partition that the lake knows nothing of.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Start {
+    /// At the oldest record that Kafka still has.
+    Earliest,
+    /// After the newest record.
+    Latest,
+}
+
+/// `[kafka.topics]`; an empty name switches a topic off.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Topics {
+    /// Readings.
+    pub temperature: String,
+    /// Readings.
+    pub pressure: String,
+    /// Readings.
+    pub vibration: String,
+    /// Machine events.
+    pub machine_events: String,
+    /// What edge modules refused.
+    pub dead_letters: String,
+}
+
+/// `[lake]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Lake {
+    /// Folder or URL.
+    pub location: String,
+    /// Options of the storage.
+    pub storage_options: BTreeMap<String, String>,
+    /// Options of the storage whose values are in files.
+    pub storage_option_files: BTreeMap<String, PathBuf>,
+    /// Wait for one operation.
+    #[serde(with = "humantime_serde")]
+    pub operation_timeout: Duration,
+    /// First wait after a failure.
+    #[serde(with = "humantime_serde")]
+    pub retry_min: Duration,
+    /// Longest wait after a failure.
+    #[serde(with = "humantime_serde")]
+    pub retry_max: Duration,
+    /// Parquet files are closed at this size.
+    pub file_bytes_max: u64,
+    /// Rows collected before they are encoded.
+    pub row_group_rows: usize,
+    /// Age at which state files without reference are deleted.
+    #[serde(with = "humantime_serde")]
+    pub state_grace: Duration,
+}
+
+/// `[trigger]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Trigger {
+    /// Length of an epoch.
+    #[serde(with = "humantime_serde")]
+    pub processing_time: Duration,
+    /// Drain and exit.
+    pub available_now: bool,
+}
+
+/// `[epoch]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Epoch {
+    /// Most records.
+    pub records_max: u64,
+    /// Most bytes of records.
+    pub bytes_max: u64,
+}
+
+/// One of `[[rules]]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Rule {
+    /// Name, unique.
+    pub name: String,
+    /// Which readings it looks at.
+    pub metric_type: String,
+    /// How a value is compared.
+    pub comparison: Comparison,
+    /// With what, in the unit of the readings.
+    pub value: f64,
+    /// Length of a window.
+    #[serde(with = "humantime_serde")]
+    pub window: Duration,
+    /// Alert when a window holds more matches.
+    pub count_more_than: u64,
+    /// 0 (critical) to 4 (verbose).
+    pub severity: u8,
+}
+
+/// `[counting]`. Limits are for one Kafka partition.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Counting {
+    /// Between a sensor's newest event time and its watermark.
+    #[serde(with = "humantime_serde")]
+    pub allowed_lateness: Duration,
+    /// Silence (processing time) after which a sensor's windows close.
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Duration,
+    /// How long closed windows can be corrected (event time).
+    #[serde(with = "humantime_serde")]
+    pub closed_window_retention: Duration,
+    /// How far ahead of this clock a reading may be.
+    #[serde(with = "humantime_serde")]
+    pub future_limit: Duration,
+    /// Oldest timestamp accepted, RFC 3339.
+    pub oldest_event_time: String,
+    /// Age of a window's end after which its alert is historical.
+    #[serde(with = "humantime_serde")]
+    pub historical_after: Duration,
+    /// Most metric types.
+    pub metric_types_max: usize,
+    /// Most sensors.
+    pub sensors_max: usize,
+    /// Most windows of one sensor.
+    pub windows_per_sensor_max: usize,
+    /// Most windows altogether.
+    pub windows_max: usize,
+    /// Most devices remembered.
+    pub devices_max: usize,
+    /// Most generations of one device remembered.
+    pub generations_per_device_max: usize,
+}
+
+/// `[alerts]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Alerts {
+    /// Kafka topic; empty is off.
+    pub topic: String,
+    /// Webhook; empty is off.
+    pub webhook_url: String,
+    /// Hosts for which plain http is allowed.
+    pub webhook_plain_hosts: Vec<String>,
+    /// Hosts that the webhook may name; empty is any.
+    pub webhook_allowed_hosts: Vec<String>,
+    /// Headers.
+    pub webhook_headers: BTreeMap<String, String>,
+    /// Headers whose values are in files.
+    pub webhook_header_files: BTreeMap<String, PathBuf>,
+    /// Wait for one answer.
+    #[serde(with = "humantime_serde")]
+    pub webhook_timeout: Duration,
+    /// First wait between attempts.
+    #[serde(with = "humantime_serde")]
+    pub retry_min: Duration,
+    /// Longest wait between attempts.
+    #[serde(with = "humantime_serde")]
+    pub retry_max: Duration,
+    /// Longest Retry-After that is respected.
+    #[serde(with = "humantime_serde")]
+    pub retry_after_max: Duration,
+    /// Attempts before an alert becomes a dead letter.
+    pub webhook_attempts_max: u32,
+    /// Alerts that may wait for one channel.
+    pub queue_length: usize,
+    /// Alerts owed in all.
+    pub pending_max: usize,
+    /// `source` of the CloudEvents.
+    pub source: String,
+}
+
+/// `[admin]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Admin {
+    /// Address of the HTTP server.
+    pub listen: SocketAddr,
+}
+
+/// `[telemetry]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Telemetry {
+    /// tracing filter.
+    pub filter: String,
+    /// Form of the log lines.
+    pub format: LogFormat,
+}
+
+/// Form of the log lines.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// `[shutdown]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Shutdown {
+    /// Time to finish the epoch.
+    #[serde(with = "humantime_serde")]
+    pub drain_timeout: Duration,
+}
+
+impl Settings {
+    /// Reads all layers and checks every value.
+    ///
+    /// # Errors
+    /// All faults at once, each with the path of its key and where it was set.
+    pub fn load(file: Option<&Path>) -> Result<Self, SettingsError> {
+        Self::from_layers(file, None)
+    }
+
+    fn from_layers(
+        file: Option<&Path>,
+        variables: Option<config::Map<String, String>>,
+    ) -> Result<Self, SettingsError> {
+        let mut builder = Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
+        if let Some(path) = file {
+            builder = builder.add_source(File::from(path).format(FileFormat::Toml).required(true));
+        }
+        let environment = Environment::with_prefix("AGGREGATOR")
+            .prefix_separator("__")
+            .separator("__")
+            .convert_case(Case::Kebab)
+            .source(variables);
+        let config = builder.add_source(environment).build().map_err(|error| read_error(&error))?;
+        let unknown = unknown_keys(&config.cache)?;
+        if !unknown.is_empty() {
+            return Err(SettingsError::Faults(unknown));
+        }
+        let settings: Self = config.try_deserialize().map_err(|error| read_error(&error))?;
+        match settings.faults() {
+            faults if faults.is_empty() => Ok(settings),
+            faults => Err(SettingsError::Faults(faults)),
+        }
+    }
+}
+
+fn read_error(error: &ConfigError) -> SettingsError {
+    SettingsError::Read(error.to_string())
+}
+
+/// Keys of the merged layers that the default file does not have.
+fn unknown_keys(found: &Value) -> Result<Vec<Fault>, SettingsError> {
+    let defaults = Config::builder()
+        .add_source(File::from_str(DEFAULTS, FileFormat::Toml))
+        .build()
+        .map_err(|error| read_error(&error))?;
+    let mut faults = Vec::new();
+    compare_keys("", found, &defaults.cache, &mut faults);
+    faults.sort_by(|left, right| left.path.cmp(&right.path));
+    Ok(faults)
+}
+
+fn compare_keys(path: &str, found: &Value, known: &Value, faults: &mut Vec<Fault>) {
+    if FREE_TABLES.contains(&path) {
+        return;
+    }
+    match (&found.kind, &known.kind) {
+        (ValueKind::Table(found), ValueKind::Table(known)) => {
+            for (key, value) in found {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                match known.get(key) {
+                    Some(known) => compare_keys(&path, value, known, faults),
+                    None => faults.push(unknown_key(path, value, known)),
+                }
+            }
+        }
+        (ValueKind::Array(found), ValueKind::Array(known)) => {
+            for (index, value) in found.iter().enumerate() {
+                if let Some(known) = known.first() {
+                    compare_keys(&format!("{path}[{index}]"), value, known, faults);
+                }
+            }
+        }
+        // Values of another type are reported by the deserializer, with path and origin.
+        (_, _) => {}
+    }
+}
+
+fn unknown_key(path: String, value: &Value, known: &config::Map<String, Value>) -> Fault {
+    let origin = deepest_origin(value).unwrap_or("the settings").to_owned();
+    let mut names: Vec<&str> = known.keys().map(String::as_str).collect();
+    names.sort_unstable();
+    Fault { path, text: format!("unknown key in {origin}; known here: {}", names.join(", ")) }
+}
+
+fn deepest_origin(value: &Value) -> Option<&str> {
+    if let Some(origin) = value.origin() {
+        return Some(origin);
+    }
+    if let ValueKind::Table(table) = &value.kind {
+        return table.values().find_map(deepest_origin);
+    }
+    if let ValueKind::Array(array) = &value.kind {
+        return array.iter().find_map(deepest_origin);
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests;

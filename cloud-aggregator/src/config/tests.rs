@@ -1,0 +1,102 @@
+use std::io::Write as _;
+
+use super::*;
+
+fn with(file: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
+    let mut path = tempfile::Builder::new().suffix(".toml").tempfile().expect("temporary file");
+    path.write_all(file.as_bytes()).expect("written");
+    let variables =
+        variables.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    Settings::from_layers(Some(path.path()), Some(variables))
+}
+
+fn complaint(file: &str, variables: &[(&str, &str)]) -> String {
+    match with(file, variables) {
+        Ok(_) => "accepted".to_owned(),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn defaults_are_valid_and_hold_the_seed_rule() {
+    let settings = with("", &[]).expect("valid defaults");
+    assert_eq!(settings.rules.len(), 1);
+    assert_eq!(settings.rules[0].count_more_than, 5);
+    assert_eq!(settings.rules[0].window, Duration::from_secs(60));
+    assert!((settings.rules[0].value - 100.0).abs() < f64::EPSILON);
+}
+
+#[test]
+fn variables_win_over_the_file_and_the_file_over_the_defaults() {
+    let file = "[kafka]\nbrokers = \"file:1\"\ngroup = \"from-file\"\n[kafka.topics]\nmachine-events = \"\"\n";
+    let settings = with(
+        file,
+        &[
+            ("AGGREGATOR__KAFKA__BROKERS", "variable:2"),
+            ("AGGREGATOR__KAFKA__BATCH_RECORDS_MAX", "17"),
+            ("AGGREGATOR__TRIGGER__AVAILABLE_NOW", "true"),
+            ("AGGREGATOR__TRIGGER__PROCESSING_TIME", "250ms"),
+            ("AGGREGATOR__KAFKA__TOPICS__DEAD_LETTERS", "1234"),
+        ],
+    )
+    .expect("valid");
+    assert_eq!(settings.kafka.brokers, "variable:2");
+    assert_eq!(settings.kafka.group, "from-file");
+    assert_eq!(settings.kafka.batch_records_max, 17);
+    assert_eq!(settings.kafka.topics.machine_events, "");
+    assert_eq!(settings.kafka.topics.dead_letters, "1234", "no type is guessed");
+    assert!(settings.trigger.available_now);
+    assert_eq!(settings.trigger.processing_time, Duration::from_millis(250));
+}
+
+#[test]
+fn unknown_keys_are_named_with_path_and_source() {
+    let text = complaint("[kafka]\nbroker = \"a\"\n[[rules]]\nnme = \"x\"\n", &[]);
+    assert!(text.contains("kafka.broker: unknown key in /"), "{text}");
+    assert!(text.contains("rules[0].nme: unknown key in /"), "{text}");
+    let text = complaint("", &[("AGGREGATOR__KAFKA__BROKER", "a")]);
+    assert!(text.contains("kafka.broker: unknown key in the environment"), "{text}");
+    assert!(complaint("[nonsense]\na = 1\n", &[]).contains("nonsense: unknown key in /"));
+}
+
+#[test]
+fn wrong_types_are_named_with_path_and_source() {
+    let text = complaint("[kafka]\nbatch-records-max = \"many\"\n", &[]);
+    assert!(text.contains("kafka.batch-records-max") && text.contains(".toml"), "{text}");
+    let text = complaint("", &[("AGGREGATOR__LAKE__RETRY_MIN", "soon")]);
+    assert!(text.contains("lake.retry-min"), "{text}");
+    let text = complaint("[kafka]\nstart = \"middle\"\n", &[]);
+    assert!(text.contains("kafka.start"), "{text}");
+    let text = complaint("[kafka\n", &[]);
+    assert!(text.contains(".toml"), "{text}");
+}
+
+#[test]
+fn all_faults_are_reported_at_once() {
+    let file = "[kafka]\nbrokers = \"\"\nproperties = { \"enable.auto.commit\" = \"true\" }\n\
+        property-files = { \"sasl.password\" = \"/nonexistent/secret\" }\n\
+        [counting]\noldest-event-time = \"yesterday\"\n[alerts]\nwebhook-url = \"http://example.org/x\"\n\
+        [[rules]]\nname = \"a\"\nmetric-type = \"pressure\"\ncomparison = \"greater-than\"\nvalue = 1.0\n\
+        window = \"0s\"\ncount-more-than = 1\nseverity = 7\n";
+    let text = complaint(file, &[]);
+    for path in [
+        "kafka.brokers: ",
+        "kafka.properties.enable.auto.commit: ",
+        "kafka.property-files.sasl.password: ",
+        "counting.oldest-event-time: ",
+        "alerts.webhook-url: plain http to example.org",
+        "rules[].window: ",
+        "rules[].severity: ",
+    ] {
+        assert!(text.contains(path), "{path} is missing in:\n{text}");
+    }
+}
+
+#[test]
+fn secrets_do_not_show() {
+    let mut file = tempfile::NamedTempFile::new().expect("temporary file");
+    file.write_all(b"hunter2\n").expect("written");
+    let secret = read_secret(file.path()).expect("readable");
+    assert_eq!(secret.expose(), "hunter2");
+    assert_eq!(format!("{secret:?}"), "***");
+}

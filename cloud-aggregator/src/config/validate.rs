@@ -1,0 +1,266 @@
+//! What a value must be beyond its type.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use aggregator_core::SettingsFault;
+use shared_proto::model::{EventTime, MetricType};
+
+use super::{Fault, Rule, Settings, read_secret};
+
+const TABLES_RESERVED: &str = "_state";
+
+#[derive(Default)]
+struct Faults(Vec<Fault>);
+
+impl Faults {
+    fn add(&mut self, path: impl Into<String>, text: impl Into<String>) {
+        self.0.push(Fault { path: path.into(), text: text.into() });
+    }
+
+    fn range<T: PartialOrd + std::fmt::Display>(&mut self, path: &str, value: T, low: T, high: T) {
+        if value < low || value > high {
+            self.add(path, format!("{value} is out of range: {low} to {high}"));
+        }
+    }
+
+    fn duration(&mut self, path: &str, value: Duration, low: Duration, high: Duration) {
+        if value < low || value > high {
+            self.add(path, format!("{value:?} is out of range: {low:?} to {high:?}"));
+        }
+    }
+
+    fn not_empty(&mut self, path: &str, value: &str) {
+        if value.trim().is_empty() {
+            self.add(path, "is empty");
+        }
+    }
+
+    fn files<'a>(
+        &mut self,
+        path: &str,
+        files: impl IntoIterator<Item = (&'a String, &'a PathBuf)>,
+    ) {
+        for (key, file) in files {
+            if let Err(text) = read_secret(file) {
+                self.add(format!("{path}.{key}"), text);
+            }
+        }
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(86_400);
+const MEBIBYTE: u64 = 1024 * 1024;
+
+impl Settings {
+    /// Every fault there is; empty means that the settings can be used.
+    #[must_use]
+    pub fn faults(&self) -> Vec<Fault> {
+        let mut faults = Faults::default();
+        self.check_kafka(&mut faults);
+        self.check_lake(&mut faults);
+        self.check_rules(&mut faults);
+        self.check_counting(&mut faults);
+        self.check_alerts(&mut faults);
+        let millisecond = Duration::from_millis(1);
+        faults.duration("trigger.processing-time", self.trigger.processing_time, millisecond, DAY);
+        faults.range("epoch.records-max", self.epoch.records_max, 1, 50_000_000);
+        faults.range("epoch.bytes-max", self.epoch.bytes_max, 1, 16_384 * MEBIBYTE);
+        if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.telemetry.filter) {
+            faults.add("telemetry.filter", error.to_string());
+        }
+        faults.duration("shutdown.drain-timeout", self.shutdown.drain_timeout, millisecond, DAY);
+        faults.0
+    }
+
+    fn check_kafka(&self, faults: &mut Faults) {
+        let kafka = &self.kafka;
+        faults.not_empty("kafka.brokers", &kafka.brokers);
+        faults.not_empty("kafka.group", &kafka.group);
+        faults.duration("kafka.metadata-refresh", kafka.metadata_refresh, SECOND / 10, DAY);
+        faults.duration("kafka.session-timeout", kafka.session_timeout, SECOND, DAY / 24);
+        faults.duration("kafka.request-timeout", kafka.request_timeout, SECOND / 10, DAY / 24);
+        faults.range("kafka.prefetch-bytes", kafka.prefetch_bytes, MEBIBYTE, 2_048 * MEBIBYTE);
+        faults.range("kafka.batch-records-max", kafka.batch_records_max, 1, 1_000_000);
+        faults.range("kafka.batch-bytes-max", kafka.batch_bytes_max, 1, 1 << 30);
+        faults.range("kafka.batch-queue-length", kafka.batch_queue_length, 1, 10_000);
+        faults.range("kafka.record-bytes-max", kafka.record_bytes_max, 1, 1 << 30);
+        faults.files("kafka.property-files", &kafka.property_files);
+        for property in kafka.properties.keys().chain(kafka.property_files.keys()) {
+            if OWN_PROPERTIES.contains(&property.as_str()) {
+                faults.add(
+                    format!("kafka.properties.{property}"),
+                    "is decided by this program and cannot be set",
+                );
+            }
+        }
+        let topics = &kafka.topics;
+        let mut seen = BTreeSet::new();
+        for (key, topic) in [
+            ("temperature", &topics.temperature),
+            ("pressure", &topics.pressure),
+            ("vibration", &topics.vibration),
+            ("machine-events", &topics.machine_events),
+            ("dead-letters", &topics.dead_letters),
+        ] {
+            if !topic.is_empty() && !seen.insert(topic) {
+                faults.add(
+                    format!("kafka.topics.{key}"),
+                    format!("topic {topic:?} is named twice; each topic has one meaning"),
+                );
+            }
+        }
+        if seen.is_empty() {
+            faults.add("kafka.topics", "every topic is switched off; name at least one");
+        }
+        if !self.alerts.topic.is_empty() && seen.contains(&self.alerts.topic) {
+            faults.add("alerts.topic", "is also read from; name another topic");
+        }
+    }
+
+    fn check_lake(&self, faults: &mut Faults) {
+        let lake = &self.lake;
+        faults.not_empty("lake.location", &lake.location);
+        if lake.location.trim_end_matches('/').ends_with(TABLES_RESERVED) {
+            faults.add("lake.location", "ends with _state, a name this program uses itself");
+        }
+        faults.files("lake.storage-option-files", &lake.storage_option_files);
+        faults.duration("lake.operation-timeout", lake.operation_timeout, SECOND, DAY);
+        faults.duration("lake.retry-min", lake.retry_min, SECOND / 1000, DAY);
+        faults.duration("lake.retry-max", lake.retry_max, lake.retry_min, DAY);
+        faults.range("lake.file-bytes-max", lake.file_bytes_max, MEBIBYTE, 4_096 * MEBIBYTE);
+        faults.range("lake.row-group-rows", lake.row_group_rows, 1, 10_000_000);
+        faults.duration("lake.state-grace", lake.state_grace, Duration::ZERO, 365 * DAY);
+    }
+
+    fn check_rules(&self, faults: &mut Faults) {
+        for (index, rule) in self.rules.iter().enumerate() {
+            if let Err(error) = MetricType::new(&rule.metric_type) {
+                faults.add(format!("rules[{index}].metric-type"), error.to_string());
+            }
+        }
+    }
+
+    fn check_counting(&self, faults: &mut Faults) {
+        let oldest = &self.counting.oldest_event_time;
+        if EventTime::parse(oldest).is_none() {
+            faults.add(
+                "counting.oldest-event-time",
+                format!("{oldest:?} is not RFC 3339 such as 2000-01-01T00:00:00Z"),
+            );
+        }
+        if let Err(core_faults) = self.core().validate() {
+            for fault in core_faults {
+                faults.add(core_path(&fault), fault.to_string());
+            }
+        }
+    }
+
+    /// The settings of the core. Faulty values, which [`Settings::faults`] reports, are left out.
+    #[must_use]
+    pub fn core(&self) -> aggregator_core::Settings {
+        let counting = &self.counting;
+        let defaults = aggregator_core::Settings::default();
+        aggregator_core::Settings {
+            rules: self.rules.iter().filter_map(core_rule).collect(),
+            allowed_lateness: counting.allowed_lateness.into(),
+            idle_timeout: counting.idle_timeout.into(),
+            closed_window_retention: counting.closed_window_retention.into(),
+            future_limit: counting.future_limit.into(),
+            oldest_event_time: EventTime::parse(&counting.oldest_event_time)
+                .unwrap_or(defaults.oldest_event_time),
+            historical_after: counting.historical_after.into(),
+            metric_types_max: counting.metric_types_max,
+            sensors_max: counting.sensors_max,
+            windows_per_sensor_max: counting.windows_per_sensor_max,
+            windows_max: counting.windows_max,
+            devices_max: counting.devices_max,
+            generations_per_device_max: counting.generations_per_device_max,
+        }
+    }
+
+    fn check_alerts(&self, faults: &mut Faults) {
+        let alerts = &self.alerts;
+        faults.not_empty("alerts.source", &alerts.source);
+        faults.files("alerts.webhook-header-files", &alerts.webhook_header_files);
+        faults.duration("alerts.webhook-timeout", alerts.webhook_timeout, SECOND / 1000, DAY);
+        faults.duration("alerts.retry-min", alerts.retry_min, SECOND / 1000, DAY);
+        faults.duration("alerts.retry-max", alerts.retry_max, alerts.retry_min, DAY);
+        faults.duration("alerts.retry-after-max", alerts.retry_after_max, Duration::ZERO, DAY);
+        faults.range("alerts.webhook-attempts-max", alerts.webhook_attempts_max, 1, 1_000_000);
+        faults.range("alerts.queue-length", alerts.queue_length, 1, 1_000_000);
+        faults.range("alerts.pending-max", alerts.pending_max, 1, 1_000_000);
+        for name in alerts.webhook_headers.keys().chain(alerts.webhook_header_files.keys()) {
+            if reqwest::header::HeaderName::from_bytes(name.as_bytes()).is_err() {
+                faults.add(format!("alerts.webhook-headers.{name}"), "is not a header name");
+            }
+        }
+        if !alerts.webhook_url.is_empty()
+            && let Err(text) = self.check_webhook_url()
+        {
+            faults.add("alerts.webhook-url", text);
+        }
+    }
+
+    fn check_webhook_url(&self) -> Result<(), String> {
+        let alerts = &self.alerts;
+        let url = reqwest::Url::parse(&alerts.webhook_url)
+            .map_err(|error| format!("is not a URL: {error}"))?;
+        let host = url.host_str().ok_or("names no host")?.to_owned();
+        match url.scheme() {
+            "https" => {}
+            "http" if alerts.webhook_plain_hosts.contains(&host) => {}
+            "http" => {
+                return Err(format!(
+                    "plain http to {host}: use https, or name the host in alerts.webhook-plain-hosts"
+                ));
+            }
+            other => return Err(format!("scheme {other:?} is neither https nor http")),
+        }
+        if !alerts.webhook_allowed_hosts.is_empty() && !alerts.webhook_allowed_hosts.contains(&host)
+        {
+            return Err(format!("host {host} is not among alerts.webhook-allowed-hosts"));
+        }
+        Ok(())
+    }
+}
+
+/// librdkafka properties on which the exactly-once protocol depends.
+const OWN_PROPERTIES: [&str; 7] = [
+    "auto.offset.reset",
+    "bootstrap.servers",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "enable.partition.eof",
+    "group.id",
+    "partition.assignment.strategy",
+];
+
+fn core_rule(rule: &Rule) -> Option<aggregator_core::Rule> {
+    Some(aggregator_core::Rule {
+        name: rule.name.clone(),
+        metric_type: MetricType::new(&rule.metric_type).ok()?,
+        comparison: rule.comparison,
+        value: rule.value,
+        window: rule.window.into(),
+        count_more_than: rule.count_more_than,
+        severity: rule.severity,
+    })
+}
+
+fn core_path(fault: &SettingsFault) -> String {
+    match fault {
+        SettingsFault::TooManyRules { .. } => "rules".to_owned(),
+        SettingsFault::RuleName { .. } | SettingsFault::RuleNameTwice { .. } => {
+            "rules[].name".to_owned()
+        }
+        SettingsFault::RuleValue { .. } => "rules[].value".to_owned(),
+        SettingsFault::RuleWindow { .. } => "rules[].window".to_owned(),
+        SettingsFault::RuleSeverity { .. } => "rules[].severity".to_owned(),
+        SettingsFault::Span { what, .. } | SettingsFault::Zero { what } => {
+            format!("counting.{}", what.replace('_', "-"))
+        }
+    }
+}

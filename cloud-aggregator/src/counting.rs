@@ -1,0 +1,476 @@
+//! From bytes to rows, in memory: decode, then the core, then rows for the tables of the epoch.
+//!
+//! Every record becomes exactly one row, or none if it was seen before; [`Counting::check_balance`] proves it against
+//! the core's own counts before each commit.
+
+use std::sync::Arc;
+
+use aggregator_core::checkpoint::{EpochId, PartitionEpoch, PendingRows, TopicPartition};
+use aggregator_core::rows::{DeadLetterRow, LateReadingRow, MachineEventRow, Offset};
+use aggregator_core::{
+    Accounting, Alert, Disposition, Outputs, PartitionState, ProcessingTime, Settings,
+};
+use deltalake::arrow::datatypes::SchemaRef;
+use deltalake::arrow::error::ArrowError;
+use deltalake::arrow::record_batch::RecordBatch;
+use metrics::counter;
+use shared_proto::codec::{DecodeError, decode_dead_letter, decode_machine_event, decode_reading};
+use shared_proto::model::{
+    DEAD_LETTER_RAW_BYTES_MAX, DeadLetter, Identity, MachineEvent, MachineEventDetails,
+    MachineEventType, MachineId, Reading,
+};
+
+use crate::sink::rows::ReadingColumns;
+use crate::source::{Batch, Gap, RawRecord, TopicKind};
+use crate::telemetry::names;
+
+/// Reason of dead letters above `kafka.record-bytes-max`.
+const REASON_TOO_LARGE: &str = "too-large";
+
+/// One partition in service.
+#[derive(Debug)]
+pub struct Partition {
+    /// Which.
+    pub id: TopicPartition,
+    /// What its records are.
+    pub kind: TopicKind,
+    /// Last epoch that was committed for it.
+    pub known: Option<EpochId>,
+    /// Offset of the first record not taken yet.
+    pub next_offset: i64,
+    state: PartitionState,
+    rows: PendingRows,
+    alerts: Vec<Alert>,
+    accounting_before: Accounting,
+}
+
+impl Partition {
+    /// Takes a partition into service.
+    #[must_use]
+    pub fn new(
+        id: TopicPartition,
+        kind: TopicKind,
+        known: Option<EpochId>,
+        next_offset: i64,
+        state: PartitionState,
+    ) -> Self {
+        let accounting_before = state.accounting();
+        let rows = PendingRows::default();
+        Self { id, kind, known, next_offset, state, rows, alerts: Vec::new(), accounting_before }
+    }
+
+    fn dead_letter(&mut self, offset: i64, now: ProcessingTime, letter: DeadLetter) {
+        self.rows.dead_letters.push(DeadLetterRow::new(Offset(offset), now, letter));
+    }
+}
+
+/// What became of the records of an epoch, counted by the rows that were made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Taken from Kafka.
+    pub records_in: u64,
+    /// Bytes of their payloads.
+    pub bytes: u64,
+    /// Rows of `telemetry`, or of the table of the record's own kind.
+    pub counted: u64,
+    /// Rows of `late_readings`.
+    pub late: u64,
+    /// No row: seen before.
+    pub duplicates: u64,
+    /// Rows of `dead_letters` for records that were refused here.
+    pub dead_letters: u64,
+}
+
+/// The counts do not add up: a record would be lost or doubled. Nothing of the epoch may be committed.
+#[derive(Debug, thiserror::Error)]
+#[error("records do not add up: {tally:?} by rows, {core:?} by the core")]
+pub struct Imbalance {
+    tally: Tally,
+    core: Accounting,
+}
+
+/// All partitions of an assignment and the rows since the last commit.
+#[derive(Debug)]
+pub struct Counting {
+    settings: Arc<Settings>,
+    /// In the order of the assignment's slots.
+    pub partitions: Vec<Partition>,
+    telemetry: ReadingColumns,
+    tally: Tally,
+    outputs: Outputs,
+    is_dirty: bool,
+}
+
+impl Counting {
+    /// Takes partitions into service. `schema` is that of `telemetry`.
+    #[must_use]
+    pub fn new(settings: Arc<Settings>, schema: SchemaRef, partitions: Vec<Partition>) -> Self {
+        Self {
+            settings,
+            partitions,
+            telemetry: ReadingColumns::new(schema),
+            tally: Tally::default(),
+            outputs: Outputs::default(),
+            is_dirty: false,
+        }
+    }
+
+    /// Takes all records of a batch.
+    ///
+    /// # Errors
+    /// A row does not fit its columns.
+    pub fn handle_batch(&mut self, batch: &Batch, now: ProcessingTime) -> Result<(), ArrowError> {
+        for record in &batch.records {
+            let payload = batch.payload(record);
+            self.tally.records_in += 1;
+            self.tally.bytes += payload.len() as u64;
+            self.handle_record(record, payload, now)?;
+            self.keep_outputs(record.slot);
+        }
+        self.is_dirty |= !batch.records.is_empty();
+        counter!(names::RECORDS_IN_TOTAL).increment(batch.records.len() as u64);
+        Ok(())
+    }
+
+    fn handle_record(
+        &mut self,
+        record: &RawRecord,
+        payload: &[u8],
+        now: ProcessingTime,
+    ) -> Result<(), ArrowError> {
+        let partition = &mut self.partitions[record.slot];
+        partition.next_offset = record.offset + 1;
+        if record.length > payload.len() {
+            let detail = format!(
+                "the record has {} bytes, at most {} are read: raise kafka.record-bytes-max",
+                record.length,
+                payload.len()
+            );
+            self.refuse(record, payload, now, REASON_TOO_LARGE, detail);
+            return Ok(());
+        }
+        let encoding = match &record.encoding {
+            Ok(encoding) => *encoding,
+            Err(error) => {
+                self.refuse_undecodable(record, payload, now, error);
+                return Ok(());
+            }
+        };
+        match partition.kind {
+            TopicKind::Readings => match decode_reading(payload, encoding) {
+                Ok(decoded) => {
+                    if decoded.unknown_fields > 0 {
+                        counter!(names::UNKNOWN_FIELDS_TOTAL)
+                            .increment(u64::from(decoded.unknown_fields));
+                    }
+                    self.handle_reading(record, payload, now, decoded.reading)?;
+                }
+                Err(error) => self.refuse_undecodable(record, payload, now, &error),
+            },
+            TopicKind::MachineEvents => match decode_machine_event(payload, encoding) {
+                Ok(event) => {
+                    if self.is_new(record.slot, event.identity.as_ref()) {
+                        let row = MachineEventRow::new(Offset(record.offset), now, event);
+                        self.partitions[record.slot].rows.machine_events.push(row);
+                    }
+                }
+                Err(error) => self.refuse_undecodable(record, payload, now, &error),
+            },
+            TopicKind::DeadLetters => match decode_dead_letter(payload, encoding) {
+                Ok(letter) => {
+                    if self.is_new(record.slot, letter.identity.as_ref()) {
+                        self.partitions[record.slot].dead_letter(record.offset, now, letter);
+                    }
+                }
+                Err(error) => self.refuse_undecodable(record, payload, now, &error),
+            },
+        }
+        Ok(())
+    }
+
+    fn handle_reading(
+        &mut self,
+        record: &RawRecord,
+        payload: &[u8],
+        now: ProcessingTime,
+        reading: Reading,
+    ) -> Result<(), ArrowError> {
+        let partition = &mut self.partitions[record.slot];
+        let settings = &self.settings;
+        match partition.state.handle_reading(&reading, now, settings, &mut self.outputs) {
+            Disposition::Counted => {
+                self.telemetry.push(&reading, &partition.id, record.offset)?;
+                self.tally.counted += 1;
+            }
+            Disposition::Late => {
+                let row = LateReadingRow::new(Offset(record.offset), now, reading);
+                partition.rows.late_readings.push(row);
+                self.tally.late += 1;
+            }
+            Disposition::Duplicate => self.tally.duplicates += 1,
+            Disposition::DeadLetter { reason, detail } => {
+                self.bury(record, payload, now, reason, detail);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a record of a topic without windows is new.
+    fn is_new(&mut self, slot: usize, identity: Option<&Identity>) -> bool {
+        let state = &mut self.partitions[slot].state;
+        match state.handle_identity(identity, &self.settings) {
+            Disposition::Duplicate => {
+                self.tally.duplicates += 1;
+                false
+            }
+            // The core gives no other answer for such topics; a row keeps the record in any case.
+            Disposition::Counted | Disposition::Late | Disposition::DeadLetter { .. } => {
+                self.tally.counted += 1;
+                true
+            }
+        }
+    }
+
+    fn refuse_undecodable(
+        &mut self,
+        record: &RawRecord,
+        payload: &[u8],
+        now: ProcessingTime,
+        error: &DecodeError,
+    ) {
+        self.refuse(record, payload, now, error.reason(), error.detail());
+    }
+
+    fn refuse(
+        &mut self,
+        record: &RawRecord,
+        payload: &[u8],
+        now: ProcessingTime,
+        reason: &'static str,
+        detail: String,
+    ) {
+        self.partitions[record.slot].state.handle_undecodable();
+        self.bury(record, payload, now, reason, detail);
+    }
+
+    fn bury(
+        &mut self,
+        record: &RawRecord,
+        payload: &[u8],
+        now: ProcessingTime,
+        reason: &'static str,
+        detail: String,
+    ) {
+        counter!(names::DEAD_LETTERS_TOTAL, "reason" => reason).increment(1);
+        self.tally.dead_letters += 1;
+        let partition = &mut self.partitions[record.slot];
+        let time = now.as_event_time();
+        let mut letter = DeadLetter::new(reason, detail, &partition.id.topic, time, payload);
+        letter.raw_length = record.length as u64;
+        partition.dead_letter(record.offset, now, letter);
+    }
+
+    fn keep_outputs(&mut self, slot: usize) {
+        if self.outputs.anomalies.is_empty() && self.outputs.alerts.is_empty() {
+            return;
+        }
+        let partition = &mut self.partitions[slot];
+        partition.rows.anomalies.append(&mut self.outputs.anomalies);
+        partition.alerts.append(&mut self.outputs.alerts);
+        self.is_dirty = true;
+    }
+
+    /// Notes that Kafka no longer has some records: a row of `machine_events`.
+    pub fn handle_gap(&mut self, slot: usize, gap: &Gap, group: &MachineId, now: ProcessingTime) {
+        let partition = &mut self.partitions[slot];
+        let lost = u64::try_from(gap.resumed - gap.expected).ok();
+        counter!(names::KAFKA_GAP_RECORDS_TOTAL, "cause" => gap.cause.as_str())
+            .increment(lost.unwrap_or(0));
+        let details = MachineEventDetails {
+            cause: Some(gap.cause.as_str().to_owned()),
+            first_sequence: u64::try_from(gap.expected).ok(),
+            last_sequence: lost.and_then(|_| u64::try_from(gap.resumed - 1).ok()),
+            record_count: lost,
+            detail: Some(format!(
+                "kafka has no record {} of {} any more, reading goes on at {}; sequences are offsets",
+                gap.expected, partition.id, gap.resumed
+            )),
+            ..MachineEventDetails::default()
+        };
+        let event = MachineEvent {
+            event_type: MachineEventType::Gap,
+            machine_id: group.clone(),
+            timestamp: now.as_event_time(),
+            identity: None,
+            historical: false,
+            details,
+        };
+        partition.rows.machine_events.push(MachineEventRow::new(Offset(gap.resumed), now, event));
+        partition.next_offset = gap.resumed;
+        self.is_dirty = true;
+    }
+
+    /// Keeps an alert that a channel will never take. `false` if the partition is not in service here.
+    pub fn keep_undelivered(
+        &mut self,
+        id: &TopicPartition,
+        letter: DeadLetter,
+        now: ProcessingTime,
+    ) -> bool {
+        let Some(partition) = self.partitions.iter_mut().find(|partition| partition.id == *id)
+        else {
+            return false;
+        };
+        let offset = partition.next_offset;
+        partition.dead_letter(offset, now, letter);
+        self.is_dirty = true;
+        true
+    }
+
+    /// Slots whose silent sensors are to be looked at now.
+    #[must_use]
+    pub fn silent_slots(&self, now: ProcessingTime) -> Vec<usize> {
+        let is_due = |partition: &Partition| {
+            partition.state.poll_timeout(&self.settings).is_some_and(|due| due <= now)
+        };
+        (0..self.partitions.len()).filter(|slot| is_due(&self.partitions[*slot])).collect()
+    }
+
+    /// When [`Self::silent_slots`] has something to tell.
+    #[must_use]
+    pub fn next_silence(&self) -> Option<ProcessingTime> {
+        let next = |partition: &Partition| partition.state.poll_timeout(&self.settings);
+        self.partitions.iter().filter_map(next).min()
+    }
+
+    /// Closes the windows of silent sensors if the partition is read to its end.
+    pub fn handle_end(&mut self, slot: usize, end: i64, now: ProcessingTime) {
+        let Some(partition) = self.partitions.get_mut(slot) else { return };
+        if partition.next_offset >= end {
+            partition.state.handle_timeout(now, &self.settings, &mut self.outputs);
+            self.keep_outputs(slot);
+        }
+    }
+
+    /// Says that there is something to commit, although no record came.
+    pub fn mark_dirty(&mut self) {
+        self.is_dirty = true;
+    }
+
+    /// Whether something is to be committed.
+    #[must_use]
+    pub fn is_dirty(&self) -> bool {
+        self.is_dirty
+    }
+
+    /// What the epoch has so far.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// Rows of `telemetry` that are not encoded yet, if there are at least `at_least`.
+    ///
+    /// # Errors
+    /// The table has a column of ours with another type.
+    pub fn take_rows(&mut self, at_least: usize) -> Result<Option<RecordBatch>, ArrowError> {
+        if self.telemetry.is_empty() || self.telemetry.len() < at_least {
+            return Ok(None);
+        }
+        self.telemetry.finish().map(Some)
+    }
+
+    /// Compares the rows made with the core's counts.
+    ///
+    /// # Errors
+    /// They differ, or do not add up.
+    pub fn check_balance(&self) -> Result<(), Imbalance> {
+        let tally = self.tally;
+        let sum = |each: fn(&Partition) -> Accounting| {
+            self.partitions.iter().map(each).fold(Accounting::default(), Accounting::plus)
+        };
+        let before = sum(|partition| partition.accounting_before);
+        let after = sum(|partition| partition.state.accounting());
+        let core = Accounting {
+            records_in: after.records_in - before.records_in,
+            counted: after.counted - before.counted,
+            late: after.late - before.late,
+            duplicates: after.duplicates - before.duplicates,
+            dead_letters: after.dead_letters - before.dead_letters,
+        };
+        let rows = Accounting {
+            records_in: tally.records_in,
+            counted: tally.counted,
+            late: tally.late,
+            duplicates: tally.duplicates,
+            dead_letters: tally.dead_letters,
+        };
+        if rows == core && rows.is_balanced() { Ok(()) } else { Err(Imbalance { tally, core }) }
+    }
+
+    /// Moves states and rows into what the epoch's file holds; `owed` are the alerts of a partition that are not
+    /// delivered yet. [`Self::committed`] takes the states back; without it this value is used up.
+    pub fn take_epoch(
+        &mut self,
+        owed: impl Fn(&TopicPartition) -> Vec<Alert>,
+    ) -> Vec<(TopicPartition, PartitionEpoch)> {
+        let settings = &self.settings;
+        self.partitions
+            .iter_mut()
+            .map(|partition| {
+                let mut alerts = owed(&partition.id);
+                alerts.extend(partition.alerts.iter().cloned());
+                let epoch = PartitionEpoch {
+                    next_offset: Offset(partition.next_offset),
+                    state: std::mem::replace(&mut partition.state, PartitionState::new(settings)),
+                    rows: std::mem::take(&mut partition.rows),
+                    alerts,
+                };
+                (partition.id.clone(), epoch)
+            })
+            .collect()
+    }
+
+    /// Takes the states back after the epoch's commit; returns the alerts that may leave now.
+    pub fn committed(
+        &mut self,
+        epoch: EpochId,
+        mut states: impl FnMut(&TopicPartition) -> Option<PartitionState>,
+    ) -> Vec<(TopicPartition, Alert)> {
+        let mut alerts = Vec::new();
+        for partition in &mut self.partitions {
+            if let Some(state) = states(&partition.id) {
+                partition.state = state;
+            }
+            partition.accounting_before = partition.state.accounting();
+            partition.known = Some(epoch);
+            let leaving = partition.alerts.drain(..);
+            alerts.extend(leaving.map(|alert| (partition.id.clone(), alert)));
+        }
+        self.tally = Tally::default();
+        self.is_dirty = false;
+        alerts
+    }
+
+    /// Sensors, windows and forgotten marks of all partitions.
+    #[must_use]
+    pub fn figures(&self) -> (usize, usize, u64) {
+        self.partitions.iter().map(|partition| partition.state.figures()).fold(
+            (0, 0, 0),
+            |(sensors, windows, marks), figures| {
+                (
+                    sensors + figures.sensors,
+                    windows + figures.windows,
+                    marks + figures.marks_evicted,
+                )
+            },
+        )
+    }
+}
+
+/// The dead letter of an alert that was not delivered.
+#[must_use]
+pub fn undelivered(reason: &str, detail: String, alert: &Alert, body: &str) -> DeadLetter {
+    debug_assert!(body.len() <= DEAD_LETTER_RAW_BYTES_MAX, "an alert is small");
+    DeadLetter::new(reason, detail, "alerts", alert.fired_at.as_event_time(), body.as_bytes())
+}

@@ -1,0 +1,97 @@
+//! What `/healthz`, `/readyz` and `/status` tell.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+
+/// Where the pipeline stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// Waiting for the group to give partitions.
+    #[default]
+    WaitingForPartitions,
+    /// Reading offsets and state from the lake.
+    Recovering,
+    /// Records flow.
+    Running,
+    /// The last epoch is being committed.
+    Stopping,
+}
+
+/// A look at the pipeline.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Status {
+    /// Where it stands.
+    pub stage: Stage,
+    /// Partitions in service, as `<topic>/<partition>`.
+    pub partitions: Vec<String>,
+    /// Why the storage does not take rows at the moment.
+    pub lake_problem: Option<String>,
+    /// Partitions that are not read until a person has acted, and why.
+    pub corrupt_partitions: Vec<String>,
+    /// Name of the last epoch.
+    pub last_epoch: Option<String>,
+    /// When it was committed.
+    pub last_epoch_at: Option<String>,
+    /// Epochs committed by this process.
+    pub epochs: u64,
+    /// Records of these epochs.
+    pub records: u64,
+    /// Alerts owed to some channel.
+    pub alerts_owed: usize,
+}
+
+/// Shared between the pipeline and the HTTP server.
+#[derive(Debug, Default)]
+pub struct Health {
+    status: Mutex<Status>,
+    brokers_down: Arc<AtomicBool>,
+}
+
+impl Health {
+    /// `brokers_down` is kept by the consumer.
+    #[must_use]
+    pub fn new(brokers_down: Arc<AtomicBool>) -> Self {
+        Self { status: Mutex::default(), brokers_down }
+    }
+
+    /// Changes the status.
+    pub fn update(&self, change: impl FnOnce(&mut Status)) {
+        change(&mut self.lock());
+    }
+
+    /// A copy of the status.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.lock().clone()
+    }
+
+    /// Why records are not flowing into the lake; empty if they are.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        let status = self.lock();
+        let mut problems: Vec<String> = Vec::new();
+        if self.brokers_down.load(Ordering::Relaxed) {
+            problems.push("kafka: no broker answers".to_owned());
+        }
+        if let Some(problem) = &status.lake_problem {
+            problems.push(format!("lake: {problem}"));
+        }
+        problems.extend(status.corrupt_partitions.iter().cloned());
+        match status.stage {
+            Stage::WaitingForPartitions => {
+                problems.push("kafka: the group has given no partitions yet".to_owned());
+            }
+            Stage::Recovering => problems.push("lake: offsets and state are being read".to_owned()),
+            Stage::Stopping => problems.push("the process is stopping".to_owned()),
+            Stage::Running => {}
+        }
+        problems
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,19 @@
+//! Counts anomalies from Kafka in event-time windows, writes Delta tables exactly once, alerts.
+//!
+//! [`source::kafka`] tells records and rebalances, [`counting`] turns them into rows with the decisions of
+//! `aggregator-core`, [`sink::commit`] commits rows and offsets together, [`alerts`] keeps what is owed to
+//! [`sink::alert_topic`] and [`sink::webhook`]. [`pipeline`] is the one loop over all of it, [`app`] the only place that
+//! spawns.
+
+pub mod admin;
+pub mod alerts;
+pub mod app;
+pub mod backoff;
+pub mod cli;
+pub mod config;
+pub mod counting;
+pub mod health;
+pub mod pipeline;
+pub mod sink;
+pub mod source;
+pub mod telemetry;

@@ -1,0 +1,566 @@
+//! One loop over everything that happens: records, rebalances, time, outcomes of deliveries, the wish to stop.
+//!
+//! A failure of the storage, a rebalance and a crash take the same path: drop what is not committed, read offsets and
+//! state from the lake, go on from there.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use aggregator_core::checkpoint::{EpochError, EpochFile, EpochId, Nonce, TopicPartition};
+use aggregator_core::{PartitionState, ProcessingTime};
+use metrics::{counter, gauge, histogram};
+use shared_proto::model::MachineId;
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, error, info, warn};
+
+use crate::alerts::{AlertDesk, Undelivered};
+use crate::backoff::{Backoff, random_number};
+use crate::config::Settings;
+use crate::counting::{Counting, Imbalance, Partition, undelivered};
+use crate::health::{Health, Stage as HealthStage};
+use crate::sink::alert::Outcome;
+use crate::sink::commit::{Lake, Recovered};
+use crate::sink::delta::LakeError;
+use crate::source::kafka::Source;
+use crate::source::{AssignmentId, Command, Position, Round, SourceEvent, TopicKind};
+use crate::telemetry::names;
+
+/// Longest time without a look around.
+const TICK_MAX: Duration = Duration::from_secs(1);
+/// How often state files are looked through.
+const CLEAN_INTERVAL: Duration = Duration::from_secs(600);
+
+/// Why the pipeline cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// A record would be lost or doubled.
+    #[error(transparent)]
+    Imbalance(#[from] Imbalance),
+    /// No epoch is left.
+    #[error(transparent)]
+    Epoch(#[from] EpochError),
+    /// The consumer has ended.
+    #[error("kafka consumer: {0}")]
+    Source(String),
+}
+
+enum Stage {
+    Idle,
+    Recovering { round: Round, partitions: Vec<TopicPartition>, retry_at: Instant },
+    Starting { round: Round, assignment: AssignmentId, counting: Box<Counting> },
+    Running { round: Round, assignment: AssignmentId, counting: Box<Counting> },
+}
+
+/// What the pipeline is made of.
+pub struct Parts {
+    /// The settings.
+    pub settings: Arc<Settings>,
+    /// The consumer.
+    pub source: Arc<Source>,
+    /// What it tells.
+    pub events: mpsc::Receiver<SourceEvent>,
+    /// The tables.
+    pub lake: Lake,
+    /// Alerts owed.
+    pub desk: AlertDesk,
+    /// What became of deliveries.
+    pub outcomes: mpsc::Receiver<Outcome>,
+    /// For operators.
+    pub health: Arc<Health>,
+    /// Turns true when the process is to stop.
+    pub stop: watch::Receiver<bool>,
+}
+
+/// The loop and what it knows.
+pub struct Pipeline {
+    parts: Parts,
+    core: Arc<aggregator_core::Settings>,
+    kinds: BTreeMap<String, TopicKind>,
+    group: MachineId,
+    stage: Stage,
+    backoff: Backoff,
+    last_assignment: AssignmentId,
+    last_epoch: Option<EpochId>,
+    epoch_since: Option<Instant>,
+    ends_asked_at: Option<Instant>,
+    /// Ends of the partitions at the start, while only those are to be read.
+    goals: Option<Vec<i64>>,
+    cleaned_at: Instant,
+    is_drained: bool,
+    /// Something was delivered or given up since the last epoch.
+    has_outcomes: bool,
+}
+
+impl Pipeline {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let settings = &parts.settings;
+        let group = MachineId::new(&settings.kafka.group).unwrap_or_else(|_| {
+            MachineId::new("cloud-aggregator").expect("a literal name is valid")
+        });
+        Self {
+            core: Arc::new(settings.core()),
+            kinds: topic_kinds(settings),
+            group,
+            stage: Stage::Idle,
+            backoff: Backoff::new(settings.lake.retry_min, settings.lake.retry_max),
+            last_assignment: AssignmentId::default(),
+            last_epoch: None,
+            epoch_since: None,
+            ends_asked_at: None,
+            goals: None,
+            cleaned_at: Instant::now(),
+            is_drained: false,
+            has_outcomes: false,
+            parts,
+        }
+    }
+
+    /// Runs until the process is to stop, or all is read that was there at the start.
+    ///
+    /// # Errors
+    /// Going on would lose or double records, or the consumer has ended.
+    pub async fn run(mut self) -> Result<(), PipelineError> {
+        while !self.is_drained {
+            let wait = self.wait();
+            tokio::select! {
+                biased;
+                () = wait_for_stop(&mut self.parts.stop) => break,
+                outcome = self.parts.outcomes.recv() => self.handle_outcome(outcome),
+                event = self.parts.events.recv() => match event {
+                    Some(event) => self.handle_event(event).await?,
+                    None => return Err(PipelineError::Source("its thread has ended".to_owned())),
+                },
+                () = tokio::time::sleep(wait) => {}
+            }
+            self.poll().await?;
+        }
+        self.parts.health.update(|status| status.stage = HealthStage::Stopping);
+        self.commit_if(true).await?;
+        if self.is_drained {
+            self.await_deliveries().await;
+        }
+        if self.has_outcomes
+            && let Stage::Running { counting, .. } = &mut self.stage
+        {
+            // The last state file still owes what has been delivered since: the next start would send it again.
+            counting.mark_dirty();
+        }
+        self.commit_if(true).await
+    }
+
+    /// Gives the channels the drain timeout to take what is owed; what they do not take stays owed.
+    async fn await_deliveries(&mut self) {
+        let limit = self.parts.settings.shutdown.drain_timeout;
+        let deliveries = async {
+            self.parts.desk.pump();
+            while !self.parts.desk.is_empty() {
+                let outcome = self.parts.outcomes.recv().await;
+                self.handle_outcome(outcome);
+                self.parts.desk.pump();
+            }
+        };
+        if tokio::time::timeout(limit, deliveries).await.is_err() {
+            warn!(
+                owed = self.parts.desk.len(),
+                ?limit,
+                "alerts are still owed, the next start sends them"
+            );
+        }
+    }
+
+    async fn handle_event(&mut self, event: SourceEvent) -> Result<(), PipelineError> {
+        match event {
+            SourceEvent::Assigned { round, partitions } => {
+                info!(partitions = partitions.len(), "the group gave partitions");
+                self.drop_work();
+                self.is_drained =
+                    partitions.is_empty() && self.parts.settings.trigger.available_now;
+                self.stage = Stage::Recovering { round, partitions, retry_at: Instant::now() };
+            }
+            SourceEvent::Revoked => {
+                info!("the group took all partitions");
+                self.drop_work();
+                self.stage = Stage::Idle;
+            }
+            SourceEvent::Started { assignment, positions } => self.start(assignment, &positions),
+            SourceEvent::Batch(batch) => {
+                if let Stage::Running { assignment, counting, .. } = &mut self.stage
+                    && *assignment == batch.assignment
+                {
+                    self.epoch_since.get_or_insert_with(Instant::now);
+                    let result = counting.handle_batch(&batch, now());
+                    self.write_rows(result).await;
+                }
+            }
+            SourceEvent::Gap { assignment, slot, gap } => {
+                if let Stage::Running { assignment: current, counting, .. } = &mut self.stage
+                    && *current == assignment
+                {
+                    error!(partition = %counting.partitions[slot].id, ?gap, "records are missing in kafka");
+                    counting.handle_gap(slot, &gap, &self.group, now());
+                }
+            }
+            SourceEvent::Ends { assignment, ends } => {
+                if let Stage::Running { assignment: current, counting, .. } = &mut self.stage
+                    && *current == assignment
+                {
+                    for (slot, end) in ends {
+                        counting.handle_end(slot, end, now());
+                    }
+                }
+            }
+            SourceEvent::Failed(text) => return Err(PipelineError::Source(text)),
+        }
+        Ok(())
+    }
+
+    /// Records begin to flow from these positions.
+    fn start(&mut self, started: AssignmentId, positions: &[Position]) {
+        let Stage::Starting { round, assignment, mut counting } =
+            std::mem::replace(&mut self.stage, Stage::Idle)
+        else {
+            return;
+        };
+        if assignment != started {
+            self.stage = Stage::Starting { round, assignment, counting };
+            return;
+        }
+        for (slot, position) in positions.iter().enumerate() {
+            counting.partitions[slot].next_offset = position.offset;
+            if counting.partitions[slot].known.is_none() {
+                // From here on the lake knows where this partition began.
+                counting.mark_dirty();
+            }
+            if let Some(gap) = &position.gap {
+                error!(partition = %position.partition, ?gap, "records are missing in kafka");
+                counting.handle_gap(slot, gap, &self.group, now());
+            }
+        }
+        if self.parts.settings.trigger.available_now {
+            self.goals = Some(positions.iter().map(|position| position.high).collect());
+        }
+        counter!(names::ASSIGNMENTS_TOTAL).increment(1);
+        gauge!(names::PARTITIONS).set(positions.len() as f64);
+        let partitions = positions.iter().map(|position| position.partition.to_string()).collect();
+        self.parts.health.update(|status| {
+            status.stage = HealthStage::Running;
+            status.partitions = partitions;
+        });
+        info!(partitions = positions.len(), "reading begins");
+        self.stage = Stage::Running { round, assignment, counting };
+    }
+
+    fn drop_work(&mut self) {
+        self.parts.desk.clear();
+        self.epoch_since = None;
+        self.ends_asked_at = None;
+        self.goals = None;
+        if let Err(error) = self.parts.lake.discard() {
+            warn!(%error, "rows that are not committed cannot be dropped yet");
+        }
+        gauge!(names::PARTITIONS).set(0.0);
+        self.parts.health.update(|status| {
+            status.stage = HealthStage::WaitingForPartitions;
+            status.partitions.clear();
+            status.corrupt_partitions.clear();
+        });
+    }
+
+    /// Everything that is due, whatever woke the loop.
+    async fn poll(&mut self) -> Result<(), PipelineError> {
+        if matches!(&self.stage, Stage::Recovering { retry_at, .. } if *retry_at <= Instant::now())
+        {
+            self.recover().await;
+        }
+        let is_due = self.is_epoch_due();
+        self.commit_if(is_due).await?;
+        self.ask_for_ends();
+        self.parts.desk.pump();
+        if self.cleaned_at.elapsed() >= CLEAN_INTERVAL {
+            self.cleaned_at = Instant::now();
+            if let Err(error) = self.parts.lake.clean_state_files(now().micros()).await {
+                warn!(error = describe(&error), "state files cannot be cleaned");
+            }
+        }
+        Ok(())
+    }
+
+    fn wait(&self) -> Duration {
+        let until = |instant: Instant| instant.saturating_duration_since(Instant::now());
+        let wait = match &self.stage {
+            Stage::Recovering { retry_at, .. } => until(*retry_at),
+            Stage::Running { .. } => match self.epoch_since {
+                Some(since) => until(since + self.parts.settings.trigger.processing_time),
+                None => TICK_MAX,
+            },
+            Stage::Idle | Stage::Starting { .. } => TICK_MAX,
+        };
+        wait.min(TICK_MAX)
+    }
+
+    /// Reads offsets and state from the lake and begins reading from Kafka.
+    async fn recover(&mut self) {
+        let Stage::Recovering { round, partitions, .. } = &self.stage else { return };
+        let (round, partitions) = (*round, partitions.clone());
+        self.parts.health.update(|status| status.stage = HealthStage::Recovering);
+        let recovered = match self.parts.lake.refresh().await {
+            Ok(()) => self.parts.lake.recover(&partitions).await,
+            Err(error) => Err(error),
+        };
+        match recovered.and_then(|recovered| self.parts.lake.discard().map(|()| recovered)) {
+            Ok(recovered) => {
+                self.backoff.reset();
+                self.parts.health.update(|status| status.lake_problem = None);
+                self.begin(round, partitions, recovered);
+            }
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    fn begin(&mut self, round: Round, partitions: Vec<TopicPartition>, recovered: Vec<Recovered>) {
+        let mut in_service = Vec::with_capacity(partitions.len());
+        let mut plan = Vec::with_capacity(partitions.len());
+        for (id, recovered) in partitions.into_iter().zip(recovered) {
+            let Some(kind) = self.kinds.get(&id.topic).copied() else { continue };
+            match recovered {
+                Recovered::Fresh => {
+                    let state = PartitionState::new(&self.core);
+                    plan.push((id.clone(), None));
+                    in_service.push(Partition::new(id, kind, None, 0, state));
+                }
+                Recovered::Resumed(last) => {
+                    let (epoch, last) = *last;
+                    let mut state = last.state;
+                    let resumed = state.resume(&self.core, now());
+                    if resumed.windows_forgotten > 0 {
+                        warn!(partition = %id, windows = resumed.windows_forgotten, "rules have changed, windows are forgotten");
+                    }
+                    self.last_epoch = self.last_epoch.max(Some(epoch));
+                    for alert in last.alerts {
+                        // What overflows here stays in its state file and comes up again.
+                        self.parts.desk.add(id.clone(), alert);
+                    }
+                    let next = last.next_offset.0;
+                    plan.push((id.clone(), Some(next)));
+                    in_service.push(Partition::new(id, kind, Some(epoch), next, state));
+                }
+                Recovered::Corrupt(corruption) => {
+                    error!(partition = %id, %corruption, "partition cannot be resumed and stays unread");
+                    let text = format!("{id}: {corruption}");
+                    self.parts.health.update(|status| status.corrupt_partitions.push(text));
+                }
+            }
+        }
+        let schema = self.parts.lake.telemetry_schema();
+        let counting = Box::new(Counting::new(Arc::clone(&self.core), schema, in_service));
+        self.last_assignment = AssignmentId(self.last_assignment.0 + 1);
+        let assignment = self.last_assignment;
+        self.parts.source.send(Command::Assign { round, assignment, plan });
+        self.stage = Stage::Starting { round, assignment, counting };
+    }
+
+    /// The storage refuses: drop the work since the last epoch and read it again after a while.
+    fn fail(&mut self, failure: &LakeError) {
+        let wait = self.backoff.wait();
+        self.is_drained = false;
+        let text = describe(failure);
+        error!(error = text, ?wait, "the lake does not take rows, consumption pauses");
+        counter!(names::LAKE_FAILURES_TOTAL).increment(1);
+        self.parts.source.send(Command::Halt);
+        let (round, partitions) = match std::mem::replace(&mut self.stage, Stage::Idle) {
+            Stage::Idle => return,
+            Stage::Recovering { round, partitions, .. } => (round, partitions),
+            Stage::Starting { round, counting, .. } | Stage::Running { round, counting, .. } => {
+                (round, counting.partitions.into_iter().map(|partition| partition.id).collect())
+            }
+        };
+        self.drop_work();
+        self.parts.health.update(|status| {
+            status.lake_problem = Some(text);
+            status.stage = HealthStage::Recovering;
+        });
+        self.stage = Stage::Recovering { round, partitions, retry_at: Instant::now() + wait };
+    }
+
+    /// Hands collected rows to the encoder.
+    async fn write_rows(&mut self, counted: Result<(), deltalake::arrow::error::ArrowError>) {
+        let Stage::Running { counting, .. } = &mut self.stage else { return };
+        let at_least = self.parts.settings.lake.row_group_rows;
+        let rows = counted.and_then(|()| counting.take_rows(at_least));
+        let result = match rows {
+            Ok(None) => return,
+            Ok(Some(batch)) => self.parts.lake.write(batch).await,
+            Err(source) => Err(columns_error(source)),
+        };
+        if let Err(error) = result {
+            self.fail(&error);
+        }
+    }
+
+    fn is_epoch_due(&mut self) -> bool {
+        let Stage::Running { counting, .. } = &self.stage else { return false };
+        if let Some(goals) = &self.goals {
+            let mut ends = counting.partitions.iter().zip(goals);
+            self.is_drained = ends.all(|(partition, end)| partition.next_offset >= *end);
+        }
+        if !counting.is_dirty() {
+            return false;
+        }
+        let since = *self.epoch_since.get_or_insert_with(Instant::now);
+        let (tally, epoch) = (counting.tally(), &self.parts.settings.epoch);
+        gauge!(names::OLDEST_UNCOMMITTED_AGE_SECONDS).set(since.elapsed().as_secs_f64());
+        self.is_drained
+            || since.elapsed() >= self.parts.settings.trigger.processing_time
+            || tally.records_in >= epoch.records_max
+            || tally.bytes >= epoch.bytes_max
+    }
+
+    /// Commits the epoch if it is due and there is something to commit.
+    async fn commit_if(&mut self, is_due: bool) -> Result<(), PipelineError> {
+        let Stage::Running { counting, .. } = &mut self.stage else { return Ok(()) };
+        if !is_due || !counting.is_dirty() {
+            return Ok(());
+        }
+        counting.check_balance()?;
+        let began = Instant::now();
+        let tally = counting.tally();
+        let rows = match counting.take_rows(1) {
+            Ok(Some(batch)) => self.parts.lake.write(batch).await,
+            Ok(None) => Ok(()),
+            Err(source) => Err(columns_error(source)),
+        };
+        if let Err(error) = rows {
+            self.fail(&error);
+            return Ok(());
+        }
+        let epoch = EpochId::after(self.last_epoch, Nonce(random_number()))?;
+        let desk = &self.parts.desk;
+        let taken = counting.take_epoch(|partition| desk.owed_of(partition));
+        let mut file = EpochFile::new(epoch, taken.into_iter().collect());
+        if let Err(error) = self.parts.lake.commit(&file).await {
+            self.fail(&error);
+            return Ok(());
+        }
+        self.last_epoch = Some(epoch);
+        self.has_outcomes = false;
+        let alerts = counting
+            .committed(epoch, |id| file.partitions.remove(id).map(|partition| partition.state));
+        counter!(names::ALERTS_TOTAL).increment(alerts.len() as u64);
+        for (partition, alert) in alerts {
+            info!(rule = alert.rule, sensor = %alert.sensor_id, id = alert.id, "alert");
+            if let Some(overflow) = self.parts.desk.add(partition, alert) {
+                bury(counting, &overflow);
+            }
+        }
+        let offsets = counting.partitions.iter();
+        let offsets = offsets.map(|partition| (partition.id.clone(), partition.next_offset));
+        self.parts.source.send(Command::Commit(offsets.collect()));
+        self.epoch_since = None;
+        self.report(epoch, tally, began.elapsed());
+        Ok(())
+    }
+
+    fn report(&self, epoch: EpochId, tally: crate::counting::Tally, took: Duration) {
+        debug!(%epoch, records = tally.records_in, ?took, "epoch committed");
+        counter!(names::EPOCHS_TOTAL).increment(1);
+        histogram!(names::EPOCH_COMMIT_SECONDS).record(took.as_secs_f64());
+        gauge!(names::OLDEST_UNCOMMITTED_AGE_SECONDS).set(0.0);
+        for (disposition, count) in [
+            ("counted", tally.counted),
+            ("late", tally.late),
+            ("duplicate", tally.duplicates),
+            ("dead-letter", tally.dead_letters),
+        ] {
+            counter!(names::RECORDS_TOTAL, "disposition" => disposition).increment(count);
+        }
+        if let Stage::Running { counting, .. } = &self.stage {
+            let (sensors, windows, marks) = counting.figures();
+            gauge!(names::SENSORS).set(sensors as f64);
+            gauge!(names::WINDOWS).set(windows as f64);
+            gauge!(names::MARKS_EVICTED).set(marks as f64);
+        }
+        let owed = self.parts.desk.len();
+        self.parts.health.update(|status| {
+            status.last_epoch = Some(epoch.to_string());
+            status.last_epoch_at = Some(now().as_event_time().to_string());
+            status.epochs += 1;
+            status.records += tally.records_in;
+            status.alerts_owed = owed;
+        });
+    }
+
+    fn handle_outcome(&mut self, outcome: Option<Outcome>) {
+        let Some(outcome) = outcome else { return };
+        self.has_outcomes = true;
+        let Some(lost) = self.parts.desk.handle(outcome) else { return };
+        if let Stage::Running { counting, .. } | Stage::Starting { counting, .. } = &mut self.stage
+        {
+            bury(counting, &lost);
+        }
+    }
+
+    /// Asks where partitions with silent sensors end: while records wait there, nobody is known to be silent.
+    fn ask_for_ends(&mut self) {
+        let Stage::Running { counting, .. } = &self.stage else { return };
+        let interval = self.parts.settings.trigger.processing_time.max(TICK_MAX);
+        if self.ends_asked_at.is_some_and(|asked| asked.elapsed() < interval) {
+            return;
+        }
+        if counting.next_silence().is_none_or(|due| due > now()) {
+            return;
+        }
+        self.ends_asked_at = Some(Instant::now());
+        self.parts.source.send(Command::LookUpEnds(counting.silent_slots(now())));
+    }
+}
+
+async fn wait_for_stop(stop: &mut watch::Receiver<bool>) {
+    // An error means that nobody is left to say stop, which is a stop too.
+    drop(stop.wait_for(|is_stopped| *is_stopped).await);
+}
+
+fn bury(counting: &mut Counting, lost: &Undelivered) {
+    let letter = undelivered(lost.reason, lost.detail.clone(), &lost.alert, &lost.body);
+    if !counting.keep_undelivered(&lost.partition, letter, now()) {
+        debug!(partition = %lost.partition, "alert of a partition that is not in service here");
+    }
+}
+
+fn columns_error(source: deltalake::arrow::error::ArrowError) -> LakeError {
+    LakeError::Columns { table: crate::sink::rows::TELEMETRY.to_owned(), source }
+}
+
+/// An error with its sources, as one line.
+#[must_use]
+pub fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+fn topic_kinds(settings: &Settings) -> BTreeMap<String, TopicKind> {
+    let topics = &settings.kafka.topics;
+    [
+        (&topics.temperature, TopicKind::Readings),
+        (&topics.pressure, TopicKind::Readings),
+        (&topics.vibration, TopicKind::Readings),
+        (&topics.machine_events, TopicKind::MachineEvents),
+        (&topics.dead_letters, TopicKind::DeadLetters),
+    ]
+    .into_iter()
+    .filter(|(topic, _)| !topic.is_empty())
+    .map(|(topic, kind)| (topic.clone(), kind))
+    .collect()
+}
+
+fn now() -> ProcessingTime {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    ProcessingTime::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,9 @@
+//! Where rows and alerts leave.
+
+pub mod alert;
+pub mod alert_topic;
+pub mod commit;
+pub mod delta;
+pub mod rows;
+pub mod state_file;
+pub mod webhook;

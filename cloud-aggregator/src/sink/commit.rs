@@ -1,0 +1,367 @@
+//! The epoch protocol over the tables: state file, `telemetry`, side tables; and its roll-forward after a crash.
+//!
+//! The commit on `telemetry` decides. An error anywhere leaves the lake in a state that [`Lake::recover`] understands,
+//! so callers drop what they hold and recover; they never retry a step.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use aggregator_core::checkpoint::{
+    Corruption, EpochFile, EpochId, FoundFile, FoundTransactions, PartitionEpoch, Recovery,
+    SideTable, TopicPartition, resolve,
+};
+use deltalake::arrow::array::RecordBatch;
+use deltalake::writer::{DeltaWriter as _, RecordBatchWriter};
+use metrics::counter;
+use tracing::{debug, info, warn};
+
+use super::delta::{LakeError, Location, Table};
+use super::rows;
+use super::state_file::{FoundStateFile, StateFiles};
+use crate::config;
+use crate::telemetry::names;
+
+/// Rows of side tables by partition.
+type PartitionRows<'a> = Vec<(&'a TopicPartition, &'a PartitionEpoch)>;
+
+/// How a partition goes on.
+#[derive(Debug)]
+pub enum Recovered {
+    /// Never seen.
+    Fresh,
+    /// With this, after all rows of its last epoch are in their tables.
+    Resumed(Box<(EpochId, PartitionEpoch)>),
+    /// Not at all, until a person has acted.
+    Corrupt(Corruption),
+}
+
+/// All tables and the state files.
+#[derive(Debug)]
+pub struct Lake {
+    telemetry: Table,
+    writer: RecordBatchWriter,
+    side_tables: BTreeMap<SideTable, Table>,
+    state_files: StateFiles,
+    /// Partitions of the state files that this process wrote or read.
+    known_files: BTreeMap<EpochId, BTreeSet<TopicPartition>>,
+    file_bytes_max: u64,
+    operation_timeout: Duration,
+    state_grace: Duration,
+}
+
+impl Lake {
+    /// Opens or creates everything.
+    ///
+    /// # Errors
+    /// The storage refuses or does not answer in time.
+    pub async fn open(settings: &config::Lake) -> Result<Self, LakeError> {
+        let limit = settings.operation_timeout;
+        within(limit, async {
+            let location = Location::open(settings)?;
+            let columns = rows::telemetry_columns();
+            let partitions = rows::reading_partitions();
+            let telemetry = Table::open(&location, rows::TELEMETRY, columns, partitions).await?;
+            let mut side_tables = BTreeMap::new();
+            for side in SideTable::ALL {
+                let (columns, partitions) = rows::side_columns(side);
+                let table = Table::open(&location, side.as_str(), columns, partitions).await?;
+                side_tables.insert(side, table);
+            }
+            Ok(Self {
+                writer: telemetry.writer(settings.file_bytes_max)?,
+                telemetry,
+                side_tables,
+                state_files: StateFiles::open(&location)?,
+                known_files: BTreeMap::new(),
+                file_bytes_max: settings.file_bytes_max,
+                operation_timeout: limit,
+                state_grace: settings.state_grace,
+            })
+        })
+        .await
+    }
+
+    /// Columns of `telemetry`.
+    #[must_use]
+    pub fn telemetry_schema(&self) -> deltalake::arrow::datatypes::SchemaRef {
+        self.telemetry.schema().clone()
+    }
+
+    /// Drops rows that were written and not committed.
+    ///
+    /// # Errors
+    /// The table uses features that the writer does not know.
+    pub fn discard(&mut self) -> Result<(), LakeError> {
+        self.writer.reset();
+        self.writer = self.telemetry.writer(self.file_bytes_max)?;
+        Ok(())
+    }
+
+    /// Encodes rows of `telemetry`; they become visible with the epoch's commit.
+    ///
+    /// # Errors
+    /// The storage refuses; everything since the last commit is dropped.
+    pub async fn write(&mut self, batch: RecordBatch) -> Result<(), LakeError> {
+        let limit = self.operation_timeout;
+        within(limit, async {
+            self.writer.write(batch).await.map_err(|source| LakeError::Table {
+                table: rows::TELEMETRY.to_owned(),
+                source: Box::new(source),
+            })
+        })
+        .await
+    }
+
+    /// Commits an epoch: all of it, or nothing that a recovery would not put right.
+    ///
+    /// # Errors
+    /// The storage refuses, or another instance owns a partition. Recover before anything else.
+    pub async fn commit(&mut self, file: &EpochFile) -> Result<(), LakeError> {
+        let limit = self.operation_timeout;
+        within(limit, self.state_files.write(file)).await?;
+        fault_point("state-written");
+        let partitions: Vec<TopicPartition> = file.partitions.keys().cloned().collect();
+        self.known_files.insert(file.epoch, partitions.iter().cloned().collect());
+        within(limit, async {
+            let adds = self.writer.flush().await.map_err(|source| LakeError::Table {
+                table: rows::TELEMETRY.to_owned(),
+                source: Box::new(source),
+            })?;
+            fault_point("telemetry-written");
+            self.telemetry.append(adds, &partitions, file.epoch).await
+        })
+        .await?;
+        fault_point("telemetry-committed");
+        for side in SideTable::ALL {
+            let with_rows: PartitionRows<'_> = file
+                .partitions
+                .iter()
+                .filter(|(_, partition)| partition.rows.count(side) > 0)
+                .collect();
+            if !with_rows.is_empty() {
+                within(limit, self.commit_side(side, &with_rows, file.epoch)).await?;
+                fault_point(side.as_str());
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what others have committed, before partitions are recovered.
+    ///
+    /// # Errors
+    /// The storage refuses.
+    pub async fn refresh(&mut self) -> Result<(), LakeError> {
+        let limit = self.operation_timeout;
+        within(limit, async {
+            self.telemetry.refresh().await?;
+            for table in self.side_tables.values_mut() {
+                table.refresh().await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Finds out how partitions go on, and puts the rows of half-finished epochs into their tables.
+    ///
+    /// # Errors
+    /// The storage refuses.
+    pub async fn recover(
+        &mut self,
+        partitions: &[TopicPartition],
+    ) -> Result<Vec<Recovered>, LakeError> {
+        let limit = self.operation_timeout;
+        let mut files: BTreeMap<EpochId, FoundStateFile> = BTreeMap::new();
+        let mut recovered = Vec::with_capacity(partitions.len());
+        for partition in partitions {
+            let telemetry = within(limit, self.telemetry.epoch_of(partition)).await?;
+            if let Some(epoch) = telemetry
+                && !files.contains_key(&epoch)
+            {
+                let found = within(limit, self.state_files.read(epoch)).await?;
+                if let FoundStateFile::Present(file) = &found {
+                    self.known_files.insert(epoch, file.partitions.keys().cloned().collect());
+                }
+                files.insert(epoch, found);
+            }
+            let found_file = telemetry.and_then(|epoch| files.get(&epoch));
+            recovered.push(self.recover_one(partition, telemetry, found_file).await?);
+        }
+        Ok(recovered)
+    }
+
+    async fn recover_one(
+        &mut self,
+        partition: &TopicPartition,
+        telemetry: Option<EpochId>,
+        found_file: Option<&FoundStateFile>,
+    ) -> Result<Recovered, LakeError> {
+        let limit = self.operation_timeout;
+        let mut transactions = FoundTransactions { telemetry, side_tables: BTreeMap::new() };
+        for (side, table) in &self.side_tables {
+            if let Some(epoch) = within(limit, table.epoch_of(partition)).await? {
+                transactions.side_tables.insert(*side, epoch);
+            }
+        }
+        let file = match found_file {
+            None | Some(FoundStateFile::Absent) => FoundFile::Absent,
+            Some(FoundStateFile::Unreadable(detail)) => FoundFile::Unreadable(detail),
+            Some(FoundStateFile::Present(file)) => FoundFile::Present(file),
+        };
+        match (resolve(partition, &transactions, file), found_file) {
+            (Recovery::Fresh, _) => Ok(Recovered::Fresh),
+            (Recovery::Resume { epoch, roll_forward, .. }, Some(FoundStateFile::Present(file))) => {
+                let last = &file.partitions[partition];
+                for side in roll_forward {
+                    info!(%partition, %epoch, table = side.as_str(), "rolling an epoch forward");
+                    within(limit, self.commit_side(side, &[(partition, last)], epoch)).await?;
+                }
+                Ok(Recovered::Resumed(Box::new((epoch, last.clone()))))
+            }
+            (Recovery::Resume { epoch, .. }, _) => {
+                Ok(Recovered::Corrupt(Corruption::FileMissing { epoch }))
+            }
+            (Recovery::Corrupt(corruption), _) => Ok(Recovered::Corrupt(corruption)),
+        }
+    }
+
+    async fn commit_side(
+        &mut self,
+        side: SideTable,
+        with_rows: &[(&TopicPartition, &PartitionEpoch)],
+        epoch: EpochId,
+    ) -> Result<(), LakeError> {
+        let table = self.side_tables.get_mut(&side).expect("every side table is opened");
+        let batch = side_batch(side, table, with_rows)?;
+        counter!(names::ROWS_TOTAL, "table" => side.as_str()).increment(batch.num_rows() as u64);
+        let failed =
+            |source| LakeError::Table { table: side.as_str().to_owned(), source: Box::new(source) };
+        let mut writer = table.writer(self.file_bytes_max)?;
+        writer.write(batch).await.map_err(failed)?;
+        let adds = writer.flush().await.map_err(failed)?;
+        let partitions: Vec<TopicPartition> =
+            with_rows.iter().map(|(partition, _)| (*partition).clone()).collect();
+        table.append(adds, &partitions, epoch).await
+    }
+
+    /// Deletes state files that no partition refers to any more and that are older than the grace time.
+    ///
+    /// # Errors
+    /// The storage refuses.
+    pub async fn clean_state_files(&mut self, now_micros: i64) -> Result<usize, LakeError> {
+        let limit = self.operation_timeout;
+        let grace = i64::try_from(self.state_grace.as_micros()).unwrap_or(i64::MAX);
+        let mut named: BTreeMap<TopicPartition, Option<EpochId>> = BTreeMap::new();
+        let mut deleted = 0;
+        for (epoch, age) in within(limit, self.state_files.list(now_micros)).await? {
+            if age < grace {
+                continue;
+            }
+            let Some(partitions) = self.partitions_of(epoch).await? else { continue };
+            let mut is_named = false;
+            for partition in partitions {
+                let current = match named.get(&partition) {
+                    Some(current) => *current,
+                    None => within(limit, self.telemetry.epoch_of(&partition)).await?,
+                };
+                named.insert(partition, current);
+                is_named |= current == Some(epoch);
+            }
+            if !is_named {
+                within(limit, self.state_files.delete(epoch)).await?;
+                self.known_files.remove(&epoch);
+                deleted += 1;
+            }
+        }
+        debug!(deleted, "state files cleaned");
+        Ok(deleted)
+    }
+
+    async fn partitions_of(
+        &mut self,
+        epoch: EpochId,
+    ) -> Result<Option<BTreeSet<TopicPartition>>, LakeError> {
+        if let Some(partitions) = self.known_files.get(&epoch) {
+            return Ok(Some(partitions.clone()));
+        }
+        match within(self.operation_timeout, self.state_files.read(epoch)).await? {
+            FoundStateFile::Present(file) => {
+                let partitions: BTreeSet<_> = file.partitions.keys().cloned().collect();
+                self.known_files.insert(epoch, partitions.clone());
+                Ok(Some(partitions))
+            }
+            FoundStateFile::Absent => Ok(None),
+            FoundStateFile::Unreadable(text) => {
+                warn!(%epoch, text, "state file cannot be read and is kept");
+                Ok(None)
+            }
+        }
+    }
+}
+
+fn side_batch(
+    side: SideTable,
+    table: &Table,
+    with_rows: &[(&TopicPartition, &PartitionEpoch)],
+) -> Result<RecordBatch, LakeError> {
+    let schema = table.schema();
+    let batch = match side {
+        SideTable::Anomalies => {
+            let rows: Vec<_> =
+                with_rows.iter().flat_map(|(_, epoch)| &epoch.rows.anomalies).collect();
+            rows::anomaly_batch(schema, &rows)
+        }
+        SideTable::LateReadings => {
+            let rows: Vec<_> = with_rows
+                .iter()
+                .flat_map(|(from, epoch)| epoch.rows.late_readings.iter().map(|row| (*from, row)))
+                .collect();
+            rows::late_batch(schema, &rows)
+        }
+        SideTable::MachineEvents => {
+            let rows: Vec<_> = with_rows
+                .iter()
+                .flat_map(|(from, epoch)| epoch.rows.machine_events.iter().map(|row| (*from, row)))
+                .collect();
+            rows::machine_event_batch(schema, &rows)
+        }
+        SideTable::DeadLetters => {
+            let rows: Vec<_> = with_rows
+                .iter()
+                .flat_map(|(from, epoch)| epoch.rows.dead_letters.iter().map(|row| (*from, row)))
+                .collect();
+            rows::dead_letter_batch(schema, &rows)
+        }
+    };
+    batch.map_err(|source| LakeError::Columns { table: side.as_str().to_owned(), source })
+}
+
+async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, LakeError>>,
+) -> Result<T, LakeError> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(result) => result,
+        Err(_) => Err(LakeError::Timeout { seconds: limit.as_secs() }),
+    }
+}
+
+/// Ends the process at the n-th passage of a step, when `AGGREGATOR_FAULT=<step>:<n>` says so. For tests.
+#[cfg(feature = "fault-points")]
+fn fault_point(step: &str) {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static PASSED: AtomicU64 = AtomicU64::new(0);
+    let Ok(wanted) = std::env::var("AGGREGATOR_FAULT") else { return };
+    let Some((wanted_step, count)) = wanted.split_once(':') else { return };
+    if wanted_step == step
+        && PASSED.fetch_add(1, Ordering::Relaxed) + 1 == count.parse().unwrap_or(1)
+    {
+        std::process::abort();
+    }
+}
+
+#[cfg(not(feature = "fault-points"))]
+fn fault_point(_step: &str) {}
+
+#[cfg(test)]
+mod tests;

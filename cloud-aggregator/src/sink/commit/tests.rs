@@ -1,0 +1,262 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use aggregator_core::checkpoint::{Nonce, PendingRows};
+use aggregator_core::rows::{DeadLetterRow, LateReadingRow, MachineEventRow, Offset};
+use aggregator_core::{AnomalyRow, ClosedBy, PartitionState, ProcessingTime};
+use shared_proto::model::{
+    DeadLetter, EventTime, MachineEvent, MachineEventDetails, MachineEventType, MachineId,
+    MetricType, Reading, SensorId,
+};
+
+use super::*;
+use crate::config::Settings;
+use crate::sink::rows::ReadingColumns;
+
+const NOW: ProcessingTime = ProcessingTime::from_micros(1_772_352_930_123_456);
+
+fn lake_settings(folder: &Path) -> config::Lake {
+    let mut settings = Settings::load(None).expect("valid defaults").lake;
+    settings.location = folder.to_str().expect("UTF-8").to_owned();
+    settings.state_grace = Duration::ZERO;
+    settings
+}
+
+fn partition(number: i32) -> TopicPartition {
+    TopicPartition { topic: "temperature".to_owned(), partition: number }
+}
+
+fn reading(metric_type: &str) -> Reading {
+    let mut reading = Reading::new(
+        SensorId::new("press-1/spindle").expect("a name"),
+        NOW.as_event_time(),
+        MetricType::new(metric_type).expect("a name"),
+        101.5,
+    );
+    reading.features.insert("rms".to_owned(), 0.5);
+    reading
+}
+
+fn telemetry_rows(lake: &Lake, readings: &[Reading], first_offset: i64) -> RecordBatch {
+    let mut columns = ReadingColumns::new(lake.telemetry_schema());
+    for (reading, offset) in readings.iter().zip(first_offset..) {
+        columns.push(reading, &partition(0), offset).expect("fits");
+    }
+    columns.finish().expect("fits")
+}
+
+fn pending_rows() -> PendingRows {
+    let time = NOW.as_event_time();
+    let machine_id = MachineId::new("press-1").expect("a name");
+    PendingRows {
+        anomalies: vec![AnomalyRow {
+            rule: "temperature-above-100".to_owned(),
+            sensor_id: SensorId::new("press-1/spindle").expect("a name"),
+            machine_id: Some(machine_id.clone()),
+            window_start: EventTime::from_micros(60_000_000),
+            window_end: EventTime::from_micros(120_000_000),
+            count: 6,
+            revision: 1,
+            closed_by: ClosedBy::Watermark,
+            max_value: 130.0,
+            min_value: 101.0,
+            first_match: time,
+            last_match: time,
+            emitted_at: NOW,
+        }],
+        late_readings: vec![LateReadingRow::new(Offset(5), NOW, reading("temperature"))],
+        machine_events: vec![MachineEventRow::new(
+            Offset(6),
+            NOW,
+            MachineEvent {
+                event_type: MachineEventType::Trip,
+                machine_id,
+                timestamp: time,
+                identity: None,
+                historical: false,
+                details: MachineEventDetails::default(),
+            },
+        )],
+        dead_letters: vec![DeadLetterRow::new(
+            Offset(7),
+            NOW,
+            DeadLetter::new("json", "not a record".to_owned(), "temperature", time, b"{"),
+        )],
+    }
+}
+
+fn file(epoch: EpochId, numbers: &[i32], next_offset: i64, rows: &PendingRows) -> EpochFile {
+    let state = PartitionState::new(&aggregator_core::Settings::default());
+    let partitions = numbers.iter().map(|number| {
+        let epoch = PartitionEpoch {
+            next_offset: Offset(next_offset),
+            state: state.clone(),
+            rows: if *number == 0 { rows.clone() } else { PendingRows::default() },
+            alerts: Vec::new(),
+        };
+        (partition(*number), epoch)
+    });
+    EpochFile::new(epoch, partitions.collect())
+}
+
+/// Rows of a table by its log and the numbers of rows that its files state, without our own code or the library.
+fn rows_by_log(folder: &Path, table: &str) -> u64 {
+    let log = folder.join(table).join("_delta_log");
+    let mut rows = 0;
+    for entry in std::fs::read_dir(log).expect("a log") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        for line in std::fs::read_to_string(path).expect("readable").lines() {
+            let action: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            assert!(action.get("remove").is_none(), "only appends");
+            if let Some(protocol) = action.get("protocol") {
+                assert_eq!(
+                    (&protocol["minReaderVersion"], &protocol["minWriterVersion"]),
+                    (&1.into(), &2.into())
+                );
+            }
+            if let Some(stats) = action["add"]["stats"].as_str() {
+                let stats: serde_json::Value = serde_json::from_str(stats).expect("JSON");
+                rows += stats["numRecords"].as_u64().expect("a number");
+            }
+        }
+    }
+    rows
+}
+
+fn all_rows(folder: &Path) -> BTreeMap<&'static str, u64> {
+    let names = [rows::TELEMETRY].into_iter().chain(SideTable::ALL.map(SideTable::as_str));
+    names.map(|name| (name, rows_by_log(folder, name))).collect()
+}
+
+fn expected(telemetry: u64, side: u64) -> BTreeMap<&'static str, u64> {
+    let sides = SideTable::ALL.map(|table| (table.as_str(), side));
+    [(rows::TELEMETRY, telemetry)].into_iter().chain(sides).collect()
+}
+
+#[tokio::test]
+async fn an_epoch_is_in_all_tables_once_and_is_resumed_from_its_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let settings = lake_settings(folder.path());
+    let mut lake = Lake::open(&settings).await.expect("opened");
+    assert!(matches!(lake.recover(&[partition(0)]).await.expect("answers")[0], Recovered::Fresh));
+
+    let odd = reading("flow rate/ü%");
+    let rows = telemetry_rows(&lake, &[reading("temperature"), odd], 0);
+    lake.write(rows).await.expect("encoded");
+    let epoch = EpochId::first(Nonce(7));
+    lake.commit(&file(epoch, &[0, 1], 8, &pending_rows())).await.expect("committed");
+    assert_eq!(all_rows(folder.path()), expected(2, 1));
+
+    let mut lake = Lake::open(&settings).await.expect("opened again");
+    let recovered = lake.recover(&[partition(0), partition(2)]).await.expect("answers");
+    let Recovered::Resumed(last) = &recovered[0] else { panic!("{recovered:?}") };
+    assert_eq!((last.0, last.1.next_offset), (epoch, Offset(8)));
+    assert!(matches!(recovered[1], Recovered::Fresh));
+    assert_eq!(all_rows(folder.path()), expected(2, 1), "recovery repeats nothing");
+}
+
+#[tokio::test]
+async fn an_epoch_that_died_after_its_deciding_commit_is_rolled_forward_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let settings = lake_settings(folder.path());
+    let mut lake = Lake::open(&settings).await.expect("opened");
+    let rows = telemetry_rows(&lake, &[reading("temperature")], 0);
+    lake.write(rows).await.expect("encoded");
+    let epoch = EpochId::first(Nonce(7));
+    lake.state_files.write(&file(epoch, &[0], 8, &pending_rows())).await.expect("written");
+    let adds = lake.writer.flush().await.expect("flushed");
+    lake.telemetry.append(adds, &[partition(0)], epoch).await.expect("committed");
+    drop(lake);
+    assert_eq!(all_rows(folder.path()), expected(1, 0));
+
+    for _ in 0..3 {
+        let mut lake = Lake::open(&settings).await.expect("opened again");
+        let recovered = lake.recover(&[partition(0)]).await.expect("answers");
+        assert!(matches!(recovered[0], Recovered::Resumed(_)));
+        assert_eq!(all_rows(folder.path()), expected(1, 1));
+    }
+}
+
+#[tokio::test]
+async fn an_epoch_that_died_before_its_deciding_commit_never_was() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let settings = lake_settings(folder.path());
+    let mut lake = Lake::open(&settings).await.expect("opened");
+    let rows = telemetry_rows(&lake, &[reading("temperature")], 0);
+    lake.write(rows).await.expect("encoded");
+    let lost = EpochId::first(Nonce(7));
+    lake.state_files.write(&file(lost, &[0], 8, &pending_rows())).await.expect("written");
+    drop(lake);
+
+    let mut lake = Lake::open(&settings).await.expect("opened again");
+    assert!(matches!(lake.recover(&[partition(0)]).await.expect("answers")[0], Recovered::Fresh));
+    assert_eq!(all_rows(folder.path()), expected(0, 0));
+    assert_eq!(lake.clean_state_files(i64::MAX).await.expect("cleaned"), 1);
+}
+
+#[tokio::test]
+async fn a_second_owner_of_a_partition_cannot_commit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let settings = lake_settings(folder.path());
+    let mut first = Lake::open(&settings).await.expect("opened");
+    let mut second = Lake::open(&settings).await.expect("opened");
+    let none = PendingRows::default();
+    for (lake, nonce) in [(&mut first, 1), (&mut second, 2)] {
+        let rows = telemetry_rows(lake, &[reading("temperature")], 0);
+        lake.write(rows).await.expect("encoded");
+        let result = lake.commit(&file(EpochId::first(Nonce(nonce)), &[0], 1, &none)).await;
+        assert_eq!(result.is_ok(), nonce == 1, "{result:?}");
+    }
+    assert_eq!(all_rows(folder.path()), expected(1, 0));
+    // An owner of another partition is not in the way.
+    let mut third = Lake::open(&settings).await.expect("opened");
+    let epoch = EpochId::first(Nonce(3));
+    first
+        .commit(&file(EpochId::after(Some(epoch), Nonce(4)).expect("room"), &[0], 2, &none))
+        .await
+        .expect("committed");
+    third.commit(&file(epoch, &[1], 1, &none)).await.expect("committed");
+}
+
+#[tokio::test]
+async fn state_files_are_kept_while_a_partition_names_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let settings = lake_settings(folder.path());
+    let mut lake = Lake::open(&settings).await.expect("opened");
+    let none = PendingRows::default();
+    let mut last = None;
+    for (count, numbers) in [(1, &[0, 1][..]), (2, &[0]), (3, &[0])] {
+        let epoch = EpochId::after(last, Nonce(count)).expect("room");
+        lake.commit(&file(epoch, numbers, 1, &none)).await.expect("committed");
+        last = Some(epoch);
+    }
+    // The first names partition 1, the third partition 0.
+    assert_eq!(lake.clean_state_files(i64::MAX).await.expect("cleaned"), 1);
+    let left = std::fs::read_dir(folder.path().join("_state")).expect("a folder").count();
+    assert_eq!(left, 2);
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_made_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("file");
+    std::fs::write(&file, b"no folder").expect("written");
+    let error = Lake::open(&lake_settings(&file.join("lake"))).await.expect_err("not a folder");
+    let text = error.to_string();
+    assert!(text.contains("cannot be written") && text.contains("file/lake"), "{text}");
+}
+
+#[test]
+fn every_batch_fits_a_schema_that_has_grown_a_column() {
+    use deltalake::arrow::datatypes::{DataType, Field, Schema};
+    let schema = Schema::new(vec![Field::new("added_by_hand", DataType::Int64, true)]);
+    let rows = pending_rows();
+    let from = partition(0);
+    let batch = rows::dead_letter_batch(&Arc::new(schema), &[(&from, &rows.dead_letters[0])])
+        .expect("fits");
+    assert_eq!((batch.num_rows(), batch.num_columns()), (1, 1));
+}

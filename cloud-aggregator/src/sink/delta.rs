@@ -1,0 +1,341 @@
+//! Delta tables: open or create, append with `txn` actions.
+//!
+//! Reader version 1, writer version 2. In a local folder everything that a commit names is synced before the commit,
+//! and the commit itself before it counts as done: what was committed survives a power cut.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aggregator_core::checkpoint::{EpochError, EpochId, TopicPartition};
+use deltalake::arrow::datatypes::{Schema, SchemaRef};
+use deltalake::arrow::error::ArrowError;
+use deltalake::kernel::engine::arrow_conversion::TryIntoArrow as _;
+use deltalake::kernel::transaction::{CommitBuilder, CommitProperties, TableReference};
+use deltalake::kernel::{Action, Add, StructField, Transaction};
+use deltalake::logstore::LogStoreRef;
+use deltalake::operations::create::CreateBuilder;
+use deltalake::protocol::{DeltaOperation, SaveMode};
+use deltalake::writer::RecordBatchWriter;
+use deltalake::{DeltaTable, DeltaTableBuilder, DeltaTableError, ensure_table_uri};
+use tracing::{info, warn};
+
+use crate::config::{self, Secret, read_secret};
+
+/// Why the lake did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum LakeError {
+    /// A folder that cannot be made or written.
+    #[error("lake folder {} cannot be written", path.display())]
+    Folder {
+        /// The folder or file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A secret's file cannot be read.
+    #[error("lake.storage-option-files.{option}: {text}")]
+    OptionFile {
+        /// Storage option.
+        option: String,
+        /// What is wrong with its file.
+        text: String,
+    },
+    /// A table cannot be read or written.
+    #[error("table {table}")]
+    Table {
+        /// Name of the table.
+        table: String,
+        /// What the library says.
+        #[source]
+        source: Box<DeltaTableError>,
+    },
+    /// Rows do not fit the table: somebody has changed a column of ours.
+    #[error("rows do not fit the columns of table {table}")]
+    Columns {
+        /// Name of the table.
+        table: String,
+        /// What the library says.
+        #[source]
+        source: ArrowError,
+    },
+    /// A `txn` action under our application id that is none of ours.
+    #[error("table {table}")]
+    Epoch {
+        /// Name of the table.
+        table: String,
+        /// What is wrong with it.
+        #[source]
+        source: EpochError,
+    },
+    /// A state file cannot be read or written.
+    #[error("state file {name}: {text}")]
+    State {
+        /// Name of the file.
+        name: String,
+        /// What is wrong.
+        text: String,
+    },
+    /// The storage did not answer in time.
+    #[error("the storage did not answer within {seconds} s (lake.operation-timeout)")]
+    Timeout {
+        /// The limit.
+        seconds: u64,
+    },
+}
+
+/// Where the lake is and how to get at it.
+#[derive(Clone, Debug)]
+pub struct Location {
+    /// Folder on this machine, if it is one.
+    pub folder: Option<PathBuf>,
+    url: String,
+    options: BTreeMap<String, String>,
+    secrets: BTreeMap<String, Secret>,
+}
+
+impl Location {
+    /// Makes the folder of a local lake and proves that it can be written.
+    ///
+    /// # Errors
+    /// The folder cannot be made or written, or a secret's file cannot be read.
+    pub fn open(settings: &config::Lake) -> Result<Self, LakeError> {
+        let mut secrets = BTreeMap::new();
+        for (option, file) in &settings.storage_option_files {
+            let secret = read_secret(file)
+                .map_err(|text| LakeError::OptionFile { option: option.clone(), text })?;
+            secrets.insert(option.clone(), secret);
+        }
+        let plain = settings.location.strip_prefix("file://").unwrap_or(&settings.location);
+        let folder = if plain.contains("://") { None } else { Some(writable_folder(plain)?) };
+        let url = match &folder {
+            Some(folder) => folder.to_string_lossy().into_owned(),
+            None => settings.location.trim_end_matches('/').to_owned(),
+        };
+        Ok(Self { folder, url, options: settings.storage_options.clone(), secrets })
+    }
+
+    /// Folder of a table or of the state files on this machine.
+    #[must_use]
+    pub fn local(&self, name: &str) -> Option<PathBuf> {
+        self.folder.as_ref().map(|folder| folder.join(name))
+    }
+
+    /// Store below the lake, made if it is a folder.
+    pub(super) fn store(&self, name: &str) -> Result<DeltaTable, LakeError> {
+        if let Some(folder) = self.local(name) {
+            std::fs::create_dir_all(&folder)
+                .map_err(|source| LakeError::Folder { path: folder, source })?;
+        }
+        let failed = |source| table_error(name, source);
+        let url = ensure_table_uri(format!("{}/{name}", self.url)).map_err(failed)?;
+        let mut options: HashMap<String, String> =
+            self.options.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+        let secrets = self.secrets.iter();
+        options.extend(secrets.map(|(key, value)| (key.clone(), value.expose().to_owned())));
+        DeltaTableBuilder::from_url(url)
+            .and_then(|builder| builder.with_storage_options(options).build())
+            .map_err(failed)
+    }
+}
+
+fn writable_folder(location: &str) -> Result<PathBuf, LakeError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| LakeError::Folder { path, source }
+    };
+    let folder = std::path::absolute(location).map_err(failed(Path::new(location)))?;
+    std::fs::create_dir_all(&folder).map_err(failed(&folder))?;
+    let probe = folder.join(format!(".writable-{}", uuid::Uuid::new_v4().simple()));
+    std::fs::write(&probe, b"probe").map_err(failed(&folder))?;
+    std::fs::remove_file(&probe).map_err(failed(&folder))?;
+    Ok(folder)
+}
+
+fn table_error(table: &str, source: DeltaTableError) -> LakeError {
+    LakeError::Table { table: table.to_owned(), source: Box::new(source) }
+}
+
+/// One table.
+pub struct Table {
+    name: &'static str,
+    table: DeltaTable,
+    log_store: LogStoreRef,
+    schema: SchemaRef,
+    partitions: Vec<String>,
+    folder: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Table").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Table {
+    /// Opens a table, or creates it.
+    ///
+    /// # Errors
+    /// The storage refuses, or what is there is no Delta table.
+    pub async fn open(
+        location: &Location,
+        name: &'static str,
+        columns: Vec<StructField>,
+        partitions: Vec<String>,
+    ) -> Result<Self, LakeError> {
+        let failed = |source| table_error(name, source);
+        let mut table = location.store(name)?;
+        if !table.verify_deltatable_existence().await.map_err(failed)? {
+            let created = CreateBuilder::new()
+                .with_log_store(table.log_store())
+                .with_table_name(name)
+                .with_columns(columns)
+                .with_partition_columns(partitions.clone())
+                .with_save_mode(SaveMode::Ignore)
+                .await;
+            match created {
+                Ok(_) => info!(table = name, "created a table"),
+                // Another instance may have been faster; loading tells.
+                Err(error) => info!(table = name, %error, "table was not created here"),
+            }
+        }
+        table.load().await.map_err(failed)?;
+        let snapshot = table.snapshot().map_err(failed)?;
+        let kernel_schema =
+            snapshot.metadata().parse_schema().map_err(|error| failed(error.into()))?;
+        let schema: Schema = (&kernel_schema)
+            .try_into_arrow()
+            .map_err(|source| LakeError::Columns { table: name.to_owned(), source })?;
+        Ok(Self {
+            name,
+            log_store: table.log_store(),
+            table,
+            schema: Arc::new(schema),
+            partitions,
+            folder: location.local(name),
+        })
+    }
+
+    /// Columns as Arrow types.
+    #[must_use]
+    pub fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    /// A writer of Parquet files of this table.
+    ///
+    /// # Errors
+    /// The table uses features that the writer does not know.
+    pub fn writer(&self, file_bytes_max: u64) -> Result<RecordBatchWriter, LakeError> {
+        RecordBatchWriter::for_table(&self.table)
+            .map(|writer| writer.with_target_file_size(file_bytes_max))
+            .map_err(|source| table_error(self.name, source))
+    }
+
+    /// Reads what others have committed.
+    ///
+    /// # Errors
+    /// The storage refuses.
+    pub async fn refresh(&mut self) -> Result<(), LakeError> {
+        self.table.update_state().await.map_err(|source| table_error(self.name, source))
+    }
+
+    /// Epoch of the last commit for a partition, as of the last refresh or commit.
+    ///
+    /// # Errors
+    /// The storage refuses, or the `txn` is none of ours.
+    pub async fn epoch_of(&self, partition: &TopicPartition) -> Result<Option<EpochId>, LakeError> {
+        let failed = |source| table_error(self.name, source);
+        let version = self
+            .table
+            .snapshot()
+            .map_err(failed)?
+            .transaction_version(self.log_store.as_ref(), partition.app_id())
+            .await
+            .map_err(failed)?;
+        version
+            .map(EpochId::try_from)
+            .transpose()
+            .map_err(|source| LakeError::Epoch { table: self.name.to_owned(), source })
+    }
+
+    /// Appends files in one commit that carries a `txn` for each partition.
+    ///
+    /// Refused when one of the application ids has moved since the last refresh or commit: then another instance owns
+    /// the partition. After any error the commit may be there all the same; [`Self::refresh`] and [`Self::epoch_of`]
+    /// tell.
+    ///
+    /// # Errors
+    /// The storage refuses, or a partition has moved.
+    pub async fn append(
+        &mut self,
+        adds: Vec<Add>,
+        partitions: &[TopicPartition],
+        epoch: EpochId,
+    ) -> Result<(), LakeError> {
+        let failed = |source| table_error(self.name, source);
+        self.sync_files(adds.iter().map(|add| add.path.clone()).collect()).await?;
+        let transactions = partitions
+            .iter()
+            .map(|partition| Transaction::new(partition.app_id(), epoch.version()))
+            .collect();
+        let operation = DeltaOperation::Write {
+            mode: SaveMode::Append,
+            partition_by: Some(self.partitions.clone()),
+            predicate: None,
+        };
+        let properties = CommitProperties::default().with_application_transactions(transactions);
+        let snapshot: &dyn TableReference = self.table.snapshot().map_err(failed)?;
+        let committed = CommitBuilder::from(properties)
+            .with_actions(adds.into_iter().map(Action::Add).collect())
+            .build(Some(snapshot), self.log_store.clone(), operation)
+            .into_prepared_commit_future()
+            .await
+            .map_err(failed)?
+            .await
+            .map_err(failed)?;
+        let version = committed.version;
+        self.sync_files(vec![format!("_delta_log/{version:020}.json")]).await?;
+        // From here on the rows are in the table; a log checkpoint that fails is made later.
+        match committed.await {
+            Ok(finalized) => self.table.state = Some(finalized.snapshot()),
+            Err(error) => {
+                warn!(table = self.name, %error, "log checkpoint failed, the rows are committed");
+                self.refresh().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn sync_files(&self, paths: Vec<String>) -> Result<(), LakeError> {
+        match &self.folder {
+            Some(folder) => sync_files(folder.clone(), paths).await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// Syncs files below `root` and the folders on the way to them.
+pub(super) async fn sync_files(root: PathBuf, paths: Vec<String>) -> Result<(), LakeError> {
+    let sync = move || {
+        let mut folders = BTreeSet::from([root.clone()]);
+        for path in paths {
+            let file = root.join(path);
+            sync_one(&file)?;
+            let parents = file.ancestors().skip(1).take_while(|parent| parent.starts_with(&root));
+            folders.extend(parents.map(Path::to_owned));
+        }
+        folders.iter().try_for_each(|folder| sync_one(folder))
+    };
+    match tokio::task::spawn_blocking(sync).await {
+        Ok(result) => result,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+fn sync_one(path: &Path) -> Result<(), LakeError> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(|source| LakeError::Folder { path: path.to_owned(), source })
+}

@@ -1,0 +1,120 @@
+//! State files of epochs: `_state/<epoch>-<nonce>.json` beside the tables.
+//!
+//! A file is written once, under a name that no other owner uses, and synced before the commit that names it. It is
+//! deleted when no partition's `txn` in `telemetry` names it and it has been so for the grace time.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use aggregator_core::checkpoint::{EpochFile, EpochId};
+use deltalake::logstore::object_store::path::Path;
+use deltalake::logstore::object_store::{
+    Error as StoreError, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions,
+};
+
+use super::delta::{LakeError, Location, sync_files};
+
+const FOLDER: &str = "_state";
+
+/// What was found under the name of an epoch.
+#[derive(Debug)]
+pub enum FoundStateFile {
+    /// Nothing.
+    Absent,
+    /// Something that is no state file, and why.
+    Unreadable(String),
+    /// The file.
+    Present(Box<EpochFile>),
+}
+
+/// The folder of state files.
+#[derive(Debug)]
+pub struct StateFiles {
+    store: Arc<dyn ObjectStore>,
+    folder: Option<PathBuf>,
+}
+
+impl StateFiles {
+    /// Opens the folder; a local one is made.
+    ///
+    /// # Errors
+    /// It cannot be made, or the storage's options are wrong.
+    pub fn open(location: &Location) -> Result<Self, LakeError> {
+        let store = location.store(FOLDER)?.object_store();
+        Ok(Self { store, folder: location.local(FOLDER) })
+    }
+
+    /// Writes the file of an epoch and syncs it.
+    ///
+    /// # Errors
+    /// The storage refuses, or a file of this name is there.
+    pub async fn write(&self, file: &EpochFile) -> Result<(), LakeError> {
+        let name = file.epoch.file_name();
+        let bytes = serde_json::to_vec(file)
+            .map_err(|error| LakeError::State { name: name.clone(), text: error.to_string() })?;
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        self.store
+            .put_opts(&Path::from(name.as_str()), bytes.into(), options)
+            .await
+            .map_err(|error| state_error(&name, &error))?;
+        match &self.folder {
+            Some(folder) => sync_files(folder.clone(), vec![name]).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Reads the file of an epoch.
+    ///
+    /// # Errors
+    /// The storage does not answer; a missing or damaged file is no error here.
+    pub async fn read(&self, epoch: EpochId) -> Result<FoundStateFile, LakeError> {
+        let name = epoch.file_name();
+        let got = match self.store.get(&Path::from(name.as_str())).await {
+            Err(StoreError::NotFound { .. }) => return Ok(FoundStateFile::Absent),
+            Err(error) => return Err(state_error(&name, &error)),
+            Ok(got) => got,
+        };
+        let bytes = got.bytes().await.map_err(|error| state_error(&name, &error))?;
+        Ok(match serde_json::from_slice(&bytes) {
+            Ok(file) => FoundStateFile::Present(Box::new(file)),
+            Err(error) => FoundStateFile::Unreadable(error.to_string()),
+        })
+    }
+
+    /// Epochs that have a file, with its age in microseconds at `now_micros`.
+    ///
+    /// # Errors
+    /// The storage refuses.
+    pub async fn list(&self, now_micros: i64) -> Result<Vec<(EpochId, i64)>, LakeError> {
+        let listed = self
+            .store
+            .list_with_delimiter(None)
+            .await
+            .map_err(|error| state_error(FOLDER, &error))?;
+        let age = |micros: i64| now_micros.saturating_sub(micros);
+        Ok(listed
+            .objects
+            .iter()
+            .filter_map(|object| {
+                let epoch = EpochId::from_file_name(object.location.filename()?)?;
+                Some((epoch, age(object.last_modified.timestamp_micros())))
+            })
+            .collect())
+    }
+
+    /// Deletes the file of an epoch.
+    ///
+    /// # Errors
+    /// The storage refuses; a file that is gone already is no error.
+    pub async fn delete(&self, epoch: EpochId) -> Result<(), LakeError> {
+        let name = epoch.file_name();
+        match self.store.delete(&Path::from(name.as_str())).await {
+            Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(state_error(&name, &error)),
+        }
+    }
+}
+
+fn state_error(name: &str, error: &StoreError) -> LakeError {
+    LakeError::State { name: name.to_owned(), text: error.to_string() }
+}

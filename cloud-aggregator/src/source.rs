@@ -1,0 +1,171 @@
+//! Where records enter: Kafka.
+
+pub mod kafka;
+
+use aggregator_core::checkpoint::TopicPartition;
+use shared_proto::codec::{DecodeError, Encoding};
+
+/// What the records of a topic are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TopicKind {
+    /// Readings of sensors.
+    Readings,
+    /// Machine events.
+    MachineEvents,
+    /// What edge modules refused.
+    DeadLetters,
+}
+
+/// Number of an assignment in the life of this process; batches of an older one are void.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AssignmentId(pub u64);
+
+/// Number of a rebalance in the life of this process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Round(pub u64);
+
+/// One record as Kafka gave it.
+#[derive(Debug)]
+pub struct RawRecord {
+    /// Index into the partitions of the assignment.
+    pub slot: usize,
+    /// Position in its partition.
+    pub offset: i64,
+    /// Milliseconds since 1970 as the broker or the producer stamped it.
+    pub stamped_ms: Option<i64>,
+    /// From the content-type header.
+    pub encoding: Result<Encoding, DecodeError>,
+    /// Length of the payload in bytes, before the cut.
+    pub length: usize,
+    start: usize,
+    end: usize,
+}
+
+/// Records in the order of their partitions.
+#[derive(Debug)]
+pub struct Batch {
+    /// Assignment that they belong to.
+    pub assignment: AssignmentId,
+    /// The records.
+    pub records: Vec<RawRecord>,
+    bytes: Vec<u8>,
+}
+
+impl Batch {
+    fn new(assignment: AssignmentId) -> Self {
+        Self { assignment, records: Vec::new(), bytes: Vec::new() }
+    }
+
+    /// Payload of a record: as it came, or its beginning if it is longer than the limit.
+    #[must_use]
+    pub fn payload(&self, record: &RawRecord) -> &[u8] {
+        &self.bytes[record.start..record.end]
+    }
+}
+
+/// Where reading of a partition begins.
+#[derive(Clone, Debug)]
+pub struct Position {
+    /// Which partition.
+    pub partition: TopicPartition,
+    /// First offset that will be read.
+    pub offset: i64,
+    /// Offset of the record that the next producer will write.
+    pub high: i64,
+    /// Records that were expected and are not there any more.
+    pub gap: Option<Gap>,
+}
+
+/// Records that Kafka does not have any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// Offset that was to be read next.
+    pub expected: i64,
+    /// Offset at which reading goes on.
+    pub resumed: i64,
+    /// Why.
+    pub cause: GapCause,
+}
+
+/// Why records are missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GapCause {
+    /// Deleted by the topic's retention before they were read.
+    Retention,
+    /// The topic has fewer records than were read from it: it was made anew, or truncated.
+    Truncated,
+}
+
+impl GapCause {
+    /// The word used in `machine_events.cause` and in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Retention => "kafka-retention",
+            Self::Truncated => "kafka-truncated",
+        }
+    }
+}
+
+/// What the source tells.
+#[derive(Debug)]
+pub enum SourceEvent {
+    /// The group gave these partitions; nothing is read before [`Command::Assign`].
+    Assigned {
+        /// Rebalance that gave them.
+        round: Round,
+        /// All partitions of this member.
+        partitions: Vec<TopicPartition>,
+    },
+    /// All partitions are gone; batches still on the way are void.
+    Revoked,
+    /// Reading begins.
+    Started {
+        /// Assignment that begins.
+        assignment: AssignmentId,
+        /// In the order of the plan; the index is the slot of records.
+        positions: Vec<Position>,
+    },
+    /// Records.
+    Batch(Batch),
+    /// A partition's next record vanished while reading; reading goes on behind the gap.
+    Gap {
+        /// Assignment it happened in.
+        assignment: AssignmentId,
+        /// Slot of the partition.
+        slot: usize,
+        /// What is missing.
+        gap: Gap,
+    },
+    /// Answer to [`Command::LookUpEnds`]: slots with the offset of the record that the next producer will write.
+    Ends {
+        /// Assignment asked for.
+        assignment: AssignmentId,
+        /// Slots and ends.
+        ends: Vec<(usize, i64)>,
+    },
+    /// The client cannot go on.
+    Failed(String),
+}
+
+/// What the source is told.
+#[derive(Debug)]
+pub enum Command {
+    /// Begin reading.
+    Assign {
+        /// Rebalance that this answers; void when another has come since.
+        round: Round,
+        /// Name of the assignment.
+        assignment: AssignmentId,
+        /// Partitions with their next offsets; `None` begins where the settings say.
+        plan: Vec<(TopicPartition, Option<i64>)>,
+    },
+    /// Stop reading, stay in the group.
+    Halt,
+    /// Ask where the partitions of these slots end now.
+    LookUpEnds(Vec<usize>),
+    /// Tell Kafka how far the lake is, for monitoring only.
+    Commit(Vec<(TopicPartition, i64)>),
+    /// Leave the group.
+    Stop,
+}

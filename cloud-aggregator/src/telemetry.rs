@@ -1,0 +1,103 @@
+//! Logging and the names of all metrics.
+
+use metrics::{describe_counter, describe_gauge, describe_histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{LogFormat, Telemetry};
+
+/// Metric names. `<domain>_<what>_<unit>[_total]`.
+pub mod names {
+    /// Records taken from Kafka, label `kind`.
+    pub const RECORDS_IN_TOTAL: &str = "aggregator_records_in_total";
+    /// What became of them, label `disposition`: counted, late, duplicate, dead-letter.
+    pub const RECORDS_TOTAL: &str = "aggregator_records_total";
+    /// Dead letters, label `reason`.
+    pub const DEAD_LETTERS_TOTAL: &str = "aggregator_dead_letters_total";
+    /// Fields of readings that this version does not know.
+    pub const UNKNOWN_FIELDS_TOTAL: &str = "aggregator_unknown_fields_total";
+    /// Records that Kafka no longer had, label `cause`.
+    pub const KAFKA_GAP_RECORDS_TOTAL: &str = "aggregator_kafka_gap_records_total";
+    /// Errors of the consumer.
+    pub const KAFKA_ERRORS_TOTAL: &str = "aggregator_kafka_errors_total";
+    /// Partitions of this instance.
+    pub const PARTITIONS: &str = "aggregator_partitions";
+    /// Assignments begun: rebalances and restarts after a failure.
+    pub const ASSIGNMENTS_TOTAL: &str = "aggregator_assignments_total";
+    /// Epochs committed.
+    pub const EPOCHS_TOTAL: &str = "aggregator_epochs_total";
+    /// Duration of an epoch's commits.
+    pub const EPOCH_COMMIT_SECONDS: &str = "aggregator_epoch_commit_seconds";
+    /// Failures of the storage; each repeats the work since the last epoch.
+    pub const LAKE_FAILURES_TOTAL: &str = "aggregator_lake_failures_total";
+    /// Rows committed, label `table`.
+    pub const ROWS_TOTAL: &str = "aggregator_rows_total";
+    /// Sensors known.
+    pub const SENSORS: &str = "aggregator_sensors";
+    /// Windows held.
+    pub const WINDOWS: &str = "aggregator_windows";
+    /// High-water marks forgotten at a limit.
+    pub const MARKS_EVICTED: &str = "aggregator_marks_evicted";
+    /// Age of the oldest record not committed yet.
+    pub const OLDEST_UNCOMMITTED_AGE_SECONDS: &str = "aggregator_oldest_uncommitted_age_seconds";
+    /// Alerts decided.
+    pub const ALERTS_TOTAL: &str = "aggregator_alerts_total";
+    /// Alerts owed to some channel.
+    pub const ALERTS_PENDING: &str = "aggregator_alerts_pending";
+    /// Alerts delivered, label `channel`.
+    pub const ALERTS_DELIVERED_TOTAL: &str = "aggregator_alerts_delivered_total";
+    /// Attempts that failed, label `channel`.
+    pub const ALERT_FAILURES_TOTAL: &str = "aggregator_alert_failures_total";
+    /// Alerts that became dead letters, label `channel`.
+    pub const ALERTS_GIVEN_UP_TOTAL: &str = "aggregator_alerts_given_up_total";
+}
+
+/// Starts logging.
+///
+/// # Errors
+/// A filter that cannot be parsed, or logging that is started already.
+pub fn start_logging(settings: &Telemetry) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let filter = EnvFilter::try_new(&settings.filter)?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match settings.format {
+        LogFormat::Text => builder.with_ansi(false).try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    }
+}
+
+/// Starts collecting metrics.
+///
+/// # Errors
+/// A recorder is installed already.
+pub fn start_metrics() -> Result<PrometheusHandle, BuildError> {
+    let seconds = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full(names::EPOCH_COMMIT_SECONDS.to_owned()), &seconds)?
+        .install_recorder()?;
+    describe();
+    Ok(handle)
+}
+
+fn describe() {
+    describe_counter!(names::RECORDS_IN_TOTAL, "Records taken from Kafka");
+    describe_counter!(names::RECORDS_TOTAL, "Records by what became of them");
+    describe_counter!(names::DEAD_LETTERS_TOTAL, "Dead letters by reason");
+    describe_counter!(names::UNKNOWN_FIELDS_TOTAL, "Ignored fields of readings");
+    describe_counter!(names::KAFKA_GAP_RECORDS_TOTAL, "Records lost to Kafka's retention");
+    describe_counter!(names::KAFKA_ERRORS_TOTAL, "Errors of the consumer");
+    describe_gauge!(names::PARTITIONS, "Partitions of this instance");
+    describe_counter!(names::ASSIGNMENTS_TOTAL, "Assignments begun");
+    describe_counter!(names::EPOCHS_TOTAL, "Epochs committed");
+    describe_histogram!(names::EPOCH_COMMIT_SECONDS, "Duration of an epoch's commits");
+    describe_counter!(names::LAKE_FAILURES_TOTAL, "Failures of the storage");
+    describe_counter!(names::ROWS_TOTAL, "Rows committed by table");
+    describe_gauge!(names::SENSORS, "Sensors known");
+    describe_gauge!(names::WINDOWS, "Windows held");
+    describe_gauge!(names::MARKS_EVICTED, "High-water marks forgotten at a limit");
+    describe_gauge!(names::OLDEST_UNCOMMITTED_AGE_SECONDS, "Age of the oldest uncommitted record");
+    describe_counter!(names::ALERTS_TOTAL, "Alerts decided");
+    describe_gauge!(names::ALERTS_PENDING, "Alerts owed");
+    describe_counter!(names::ALERTS_DELIVERED_TOTAL, "Alerts delivered by channel");
+    describe_counter!(names::ALERT_FAILURES_TOTAL, "Failed attempts by channel");
+    describe_counter!(names::ALERTS_GIVEN_UP_TOTAL, "Alerts that became dead letters by channel");
+}

@@ -1,0 +1,247 @@
+//! Report by exception: holds back a reading that says nothing new, without changing what the cloud counts.
+//!
+//! A value above its metric's threshold is always sent, and so is the first one after it that is not above:
+//! a count of values above the threshold is the same with and without the filter, and an open excursion is
+//! seen to end.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use shared_proto::model::{EventTime, MetricType, Quality, Reading, SensorId};
+
+/// How much is held back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeadbandSettings {
+    /// Largest change that is held back, in the reading's unit. 0: by `percent` alone.
+    pub absolute: f64,
+    /// Largest change that is held back, in percent of the last value sent. Both 0: everything is sent.
+    pub percent: f64,
+    /// Something is sent at least this often in event time, above 0.
+    pub heartbeat: Duration,
+    /// Values above this are always sent, by metric type.
+    pub always_above: BTreeMap<MetricType, f64>,
+    /// Pairs of sensor and metric remembered; readings of further ones pass unfiltered.
+    pub sensors_max: usize,
+}
+
+/// One fault in the settings of the dead band.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum DeadbandFault {
+    /// A width that nothing can be compared with.
+    #[error("dead band {what} is {width}; it must be finite and not negative")]
+    Width {
+        /// Which width.
+        what: &'static str,
+        /// The width found.
+        width: f64,
+    },
+    /// A heartbeat that sends everything.
+    #[error("dead band heartbeat is 0; to send everything set both widths to 0")]
+    HeartbeatZero,
+    /// A threshold that no value can be compared with.
+    #[error("dead band always-above of {metric} is {threshold}, which is not finite")]
+    Threshold {
+        /// The metric.
+        metric: MetricType,
+        /// The threshold found.
+        threshold: f64,
+    },
+}
+
+impl DeadbandSettings {
+    /// Checks all settings.
+    ///
+    /// # Errors
+    /// All faults at once.
+    pub fn validate(&self) -> Result<(), Vec<DeadbandFault>> {
+        let mut faults = Vec::new();
+        for (what, width) in [("absolute", self.absolute), ("percent", self.percent)] {
+            if !width.is_finite() || width < 0.0 {
+                faults.push(DeadbandFault::Width { what, width });
+            }
+        }
+        if self.heartbeat.is_zero() {
+            faults.push(DeadbandFault::HeartbeatZero);
+        }
+        for (metric, threshold) in &self.always_above {
+            if !threshold.is_finite() {
+                let metric = metric.clone();
+                faults.push(DeadbandFault::Threshold { metric, threshold: *threshold });
+            }
+        }
+        if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+}
+
+/// What to do with a reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Journal and send it.
+    Send(Reason),
+    /// Hold it back; count it.
+    Filter,
+}
+
+/// Why a reading is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// Both widths are 0.
+    Unfiltered,
+    /// More sensors than are remembered.
+    NotRemembered,
+    /// First of its sensor and metric.
+    First,
+    /// Above the threshold that the cloud counts.
+    AboveThreshold,
+    /// First one that is not above, after one that was.
+    BackBelowThreshold,
+    /// The producer's opinion of the value changed.
+    QualityChanged,
+    /// Older than the last one sent: its clock went back, or it came out of order.
+    TimeWentBack,
+    /// Nothing was sent for too long.
+    Heartbeat,
+    /// The change is wider than the dead band.
+    Changed,
+}
+
+impl Reason {
+    /// The word used as a label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unfiltered => "unfiltered",
+            Self::NotRemembered => "not-remembered",
+            Self::First => "first",
+            Self::AboveThreshold => "above-threshold",
+            Self::BackBelowThreshold => "back-below-threshold",
+            Self::QualityChanged => "quality-changed",
+            Self::TimeWentBack => "time-went-back",
+            Self::Heartbeat => "heartbeat",
+            Self::Changed => "changed",
+        }
+    }
+}
+
+/// What passed so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeadbandCounts {
+    /// Readings to send.
+    pub sent: u64,
+    /// Readings held back.
+    pub filtered: u64,
+    /// Of those sent: passed because too many sensors were remembered.
+    pub not_remembered: u64,
+}
+
+/// Decides for each reading whether it says something new.
+#[derive(Debug)]
+pub struct Deadband {
+    settings: DeadbandSettings,
+    heartbeat_micros: i64,
+    /// By sensor, then by metric: a sensor has a handful. Looked up only, never iterated.
+    last_sent: HashMap<SensorId, Vec<LastSent>>,
+    remembered: usize,
+    counts: DeadbandCounts,
+}
+
+#[derive(Debug)]
+struct LastSent {
+    metric_type: MetricType,
+    value: f64,
+    timestamp: EventTime,
+    quality: Option<Quality>,
+    is_above: bool,
+}
+
+impl Deadband {
+    /// A filter that has seen nothing yet.
+    ///
+    /// # Errors
+    /// All faults of the settings.
+    pub fn new(settings: DeadbandSettings) -> Result<Self, Vec<DeadbandFault>> {
+        settings.validate()?;
+        let heartbeat_micros = i64::try_from(settings.heartbeat.as_micros()).unwrap_or(i64::MAX);
+        Ok(Self {
+            settings,
+            heartbeat_micros,
+            last_sent: HashMap::new(),
+            remembered: 0,
+            counts: DeadbandCounts::default(),
+        })
+    }
+
+    /// Judges a reading and remembers it if it is to be sent.
+    #[must_use]
+    pub fn handle(&mut self, reading: &Reading) -> Verdict {
+        let verdict = self.judge(reading);
+        match verdict {
+            Verdict::Send(reason) => {
+                self.counts.sent += 1;
+                self.counts.not_remembered += u64::from(reason == Reason::NotRemembered);
+            }
+            Verdict::Filter => self.counts.filtered += 1,
+        }
+        verdict
+    }
+
+    /// What passed so far.
+    #[must_use]
+    pub const fn counts(&self) -> DeadbandCounts {
+        self.counts
+    }
+
+    fn judge(&mut self, reading: &Reading) -> Verdict {
+        if self.settings.absolute == 0.0 && self.settings.percent == 0.0 {
+            return Verdict::Send(Reason::Unfiltered);
+        }
+        let threshold = self.settings.always_above.get(&reading.metric_type);
+        let is_above = threshold.is_some_and(|threshold| reading.value > *threshold) && !mutant("above-filtered");
+        let found = self.last_sent.get_mut(&reading.sensor_id).and_then(|metrics| {
+            metrics.iter_mut().find(|last| last.metric_type == reading.metric_type)
+        });
+        let Some(last) = found else { return self.remember(reading, is_above) };
+        let since_micros = reading.timestamp.micros_since(last.timestamp);
+        let width = self.settings.absolute.max(self.settings.percent / 100.0 * last.value.abs());
+        let reason = if is_above {
+            Reason::AboveThreshold
+        } else if last.is_above {
+            Reason::BackBelowThreshold
+        } else if reading.quality != last.quality {
+            Reason::QualityChanged
+        } else if since_micros < 0 {
+            Reason::TimeWentBack
+        } else if since_micros >= self.heartbeat_micros {
+            Reason::Heartbeat
+        } else if (reading.value - last.value).abs() <= width {
+            return Verdict::Filter;
+        } else {
+            Reason::Changed
+        };
+        last.value = reading.value;
+        last.timestamp = reading.timestamp;
+        last.quality = reading.quality;
+        last.is_above = is_above;
+        Verdict::Send(reason)
+    }
+
+    fn remember(&mut self, reading: &Reading, is_above: bool) -> Verdict {
+        if self.remembered >= self.settings.sensors_max {
+            return Verdict::Send(Reason::NotRemembered);
+        }
+        self.remembered += 1;
+        self.last_sent.entry(reading.sensor_id.clone()).or_default().push(LastSent {
+            metric_type: reading.metric_type.clone(),
+            value: reading.value,
+            timestamp: reading.timestamp,
+            quality: reading.quality,
+            is_above,
+        });
+        Verdict::Send(Reason::First)
+    }
+}
+
+fn mutant(name: &str) -> bool { cfg!(debug_assertions) && std::env::var("MUTANT").is_ok_and(|v| v == name) }

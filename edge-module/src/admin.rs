@@ -1,0 +1,194 @@
+//! HTTP for operators and probes: `/healthz`, `/readyz`, `/metrics`, `/status`. Reads only; changes nothing.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use edge_core::interlock::LatchSnapshot;
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde::Serialize;
+use shared_proto::model::MachineId;
+use tokio::net::TcpListener;
+
+/// A part of the program that can be ready or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// Session of the stop path.
+    Protection,
+    /// Session to the machine side.
+    Actuator,
+    /// Session of the journal.
+    Recording,
+    /// The journal takes records.
+    Journal,
+    /// The thread that sends lives.
+    Forwarder,
+    /// Kafka takes records. Not being ready is no reason to restart: that is what the journal is for.
+    Kafka,
+}
+
+impl Part {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Protection => "protection",
+            Self::Actuator => "actuator",
+            Self::Recording => "recording",
+            Self::Journal => "journal",
+            Self::Forwarder => "forwarder",
+            Self::Kafka => "kafka",
+        }
+    }
+}
+
+/// What the other tasks tell and the pages show.
+#[derive(Clone, Default)]
+pub struct Board(Arc<Mutex<Shown>>);
+
+#[derive(Default)]
+struct Shown {
+    parts: BTreeMap<Part, Result<(), String>>,
+    latches: BTreeMap<MachineId, LatchSnapshot>,
+    model: Option<String>,
+    generation: u64,
+}
+
+impl Board {
+    /// A board on which nothing but `parts` is awaited.
+    #[must_use]
+    pub fn new(parts: &[Part]) -> Self {
+        let board = Self::default();
+        for part in parts {
+            board.set(*part, Err("starting".to_owned()));
+        }
+        board
+    }
+
+    /// Shows whether a part is ready, or why not.
+    pub fn set(&self, part: Part, state: Result<(), String>) {
+        self.with(|shown| shown.parts.insert(part, state));
+    }
+
+    /// Shows the latch of a machine.
+    pub fn show_latch(&self, latch: LatchSnapshot) {
+        self.with(|shown| shown.latches.insert(latch.machine_id.clone(), latch));
+    }
+
+    /// Shows what runs: the model's name and the journal's generation.
+    pub fn show_run(&self, model: Option<String>, generation: u64) {
+        self.with(|shown| {
+            shown.model = model;
+            shown.generation = generation;
+        });
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut Shown) -> T) -> T {
+        // Each change is one assignment: a panic elsewhere cannot leave half of one.
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[derive(Clone)]
+struct Pages {
+    board: Board,
+    metrics: PrometheusHandle,
+    device_id: String,
+}
+
+/// Binds the address; gives the listener and the address it got.
+///
+/// # Errors
+/// The address is taken or not ours.
+pub async fn bind(listen: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(listen).await?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
+}
+
+/// Serves until `stop` resolves.
+///
+/// # Errors
+/// The listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    board: Board,
+    metrics: PrometheusHandle,
+    device_id: String,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let pages = Pages { board, metrics, device_id };
+    let router = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics_page))
+        .route("/status", get(status))
+        .with_state(pages);
+    axum::serve(listener, router).with_graceful_shutdown(stop).await
+}
+
+async fn readyz(State(pages): State<Pages>) -> Response {
+    let (is_ready, lines) = pages.board.with(|shown| {
+        let is_ready =
+            shown.parts.iter().all(|(part, state)| *part == Part::Kafka || state.is_ok());
+        let lines: String = shown
+            .parts
+            .iter()
+            .map(|(part, state)| match state {
+                Ok(()) => format!("{}: ok\n", part.as_str()),
+                Err(why) => format!("{}: {why}\n", part.as_str()),
+            })
+            .collect();
+        (is_ready, lines)
+    });
+    let code = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, lines).into_response()
+}
+
+async fn metrics_page(State(pages): State<Pages>) -> Response {
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+    (kind, pages.metrics.render()).into_response()
+}
+
+#[derive(Serialize)]
+struct StatusPage {
+    device_id: String,
+    version: &'static str,
+    generation: u64,
+    model: Option<String>,
+    parts: BTreeMap<&'static str, String>,
+    machines: Vec<MachineStatus>,
+}
+
+#[derive(Serialize)]
+struct MachineStatus {
+    state: &'static str,
+    #[serde(flatten)]
+    latch: LatchSnapshot,
+}
+
+async fn status(State(pages): State<Pages>) -> Response {
+    let page = pages.board.with(|shown| StatusPage {
+        device_id: pages.device_id.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+        generation: shown.generation,
+        model: shown.model.clone(),
+        parts: shown
+            .parts
+            .iter()
+            .map(|(part, state)| (part.as_str(), state.clone().err().unwrap_or("ok".to_owned())))
+            .collect(),
+        machines: shown
+            .latches
+            .values()
+            .map(|latch| MachineStatus { state: latch.as_str(), latch: latch.clone() })
+            .collect(),
+    });
+    match serde_json::to_vec_pretty(&page) {
+        Ok(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}

@@ -1,0 +1,211 @@
+//! From blocks of samples to judged windows: features always, a score where a model is in force.
+//!
+//! The stop path and the journal's path each own one of these; the code is pure, so both see the same numbers.
+
+use std::collections::BTreeMap;
+
+use edge_core::features::{FeatureExtractor, Features};
+use edge_core::vibration::{Window, WindowAssembler, WindowShape};
+use shared_proto::model::{SensorId, WaveformBlock};
+use tracing::{error, warn};
+
+use crate::config::Settings;
+use crate::scoring::{AnomalyScore, Bundle, Scorer};
+use crate::telemetry;
+
+/// Why a block was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum AnalysisError {
+    /// A sensor more than the limit.
+    #[error("sensor {sensor} would be one more than the {limit} of vibration.sensors-max")]
+    TooManySensors {
+        /// The sensor.
+        sensor: SensorId,
+        /// The limit.
+        limit: usize,
+    },
+    /// A rate over the limit.
+    #[error("{sensor} samples at {rate} Hz, vibration.sample-rate-max is {limit} Hz")]
+    SampleRate {
+        /// The sensor.
+        sensor: SensorId,
+        /// Its rate.
+        rate: f64,
+        /// The limit.
+        limit: f64,
+    },
+}
+
+impl AnalysisError {
+    /// A short word for counters.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::TooManySensors { .. } => "too-many-sensors",
+            Self::SampleRate { .. } => "sample-rate",
+        }
+    }
+}
+
+/// Windows, features and scores of many sensors.
+pub struct Analysis {
+    default_shape: WindowShape,
+    sample_rate_max: f64,
+    sensors_max: usize,
+    model: Option<(Bundle, Box<dyn Scorer>)>,
+    scored: Vec<SensorId>,
+    sensors: BTreeMap<SensorId, SensorAnalysis>,
+}
+
+struct SensorAnalysis {
+    assembler: WindowAssembler,
+    extractor: Option<(f64, FeatureExtractor)>,
+    discarded: u64,
+    is_scored: bool,
+    is_mismatch_reported: bool,
+}
+
+impl Analysis {
+    /// An analysis that has seen nothing; sensors that machines name as scored get the model's windows.
+    #[must_use]
+    pub fn new(settings: &Settings, model: Option<&Bundle>) -> Self {
+        let model = model.and_then(|bundle| match bundle.scorer() {
+            Ok(scorer) => Some((bundle.clone(), scorer)),
+            Err(error) => {
+                error!(%error, "no interpreter for the model; limits alone protect");
+                None
+            }
+        });
+        let scored = settings.machines.iter().flat_map(|machine| machine.scored_sensors.clone());
+        Self {
+            default_shape: settings.window_shape(),
+            sample_rate_max: settings.vibration.sample_rate_max,
+            sensors_max: settings.vibration.sensors_max,
+            scored: if model.is_some() { scored.collect() } else { Vec::new() },
+            model,
+            sensors: BTreeMap::new(),
+        }
+    }
+
+    /// Takes a block and hands each window that it completes to `judge`, oldest first.
+    ///
+    /// # Errors
+    /// The block is over a limit; nothing of it was taken.
+    pub fn handle_block(
+        &mut self,
+        block: &WaveformBlock,
+        mut judge: impl FnMut(&Window, &Features, Option<AnomalyScore>),
+    ) -> Result<(), AnalysisError> {
+        if block.sample_rate_hz > self.sample_rate_max {
+            return Err(AnalysisError::SampleRate {
+                sensor: block.sensor_id.clone(),
+                rate: block.sample_rate_hz,
+                limit: self.sample_rate_max,
+            });
+        }
+        if !self.sensors.contains_key(&block.sensor_id) {
+            self.admit(&block.sensor_id)?;
+        }
+        let Some(sensor) = self.sensors.get_mut(&block.sensor_id) else { return Ok(()) };
+        let model = self.model.as_mut().filter(|_| sensor.is_scored);
+        let (bundle, mut scorer) = match model {
+            Some((bundle, scorer)) => (Some(&*bundle), Some(scorer)),
+            None => (None, None),
+        };
+        for window in sensor.assembler.handle_block(block) {
+            let edges =
+                bundle.map_or(&[] as &[f64], |bundle| &bundle.metadata().features.band_edges_hz);
+            let Some(features) = features_of(&mut sensor.extractor, &window, edges) else {
+                continue;
+            };
+            let mut score = None;
+            if let (Some(bundle), Some(scorer)) = (bundle, scorer.as_mut()) {
+                match bundle.check_sensor(
+                    block.sensor_id.as_str(),
+                    window.sample_rate_hz,
+                    window.samples.len(),
+                    block.unit.as_deref(),
+                ) {
+                    Ok(()) => score = scored(scorer.as_mut(), features, &block.sensor_id),
+                    Err(error) => {
+                        metrics::counter!(telemetry::SCORE_FAILURES, "reason" => "shape")
+                            .increment(1);
+                        if !std::mem::replace(&mut sensor.is_mismatch_reported, true) {
+                            error!(sensor = %block.sensor_id, %error, "the model cannot score this sensor; limits alone protect");
+                        }
+                    }
+                }
+            }
+            judge(&window, features, score);
+        }
+        let discarded = sensor.assembler.discarded().samples();
+        if discarded > sensor.discarded {
+            metrics::counter!(telemetry::VIBRATION_SAMPLES_DISCARDED)
+                .increment(discarded - sensor.discarded);
+            sensor.discarded = discarded;
+        }
+        Ok(())
+    }
+
+    fn admit(&mut self, sensor_id: &SensorId) -> Result<(), AnalysisError> {
+        if self.sensors.len() >= self.sensors_max {
+            return Err(AnalysisError::TooManySensors {
+                sensor: sensor_id.clone(),
+                limit: self.sensors_max,
+            });
+        }
+        let is_scored = self.scored.contains(sensor_id);
+        let shape = match &self.model {
+            Some((bundle, _)) if is_scored => WindowShape {
+                window_samples: bundle.metadata().input.window_samples,
+                hop_samples: bundle.metadata().input.hop_samples,
+                gap_tolerance_samples: self.default_shape.gap_tolerance_samples,
+            },
+            Some(_) | None => self.default_shape,
+        };
+        let assembler = WindowAssembler::new(shape).expect("shapes were validated at the start");
+        let analysis = SensorAnalysis {
+            assembler,
+            extractor: None,
+            discarded: 0,
+            is_scored,
+            is_mismatch_reported: false,
+        };
+        self.sensors.insert(sensor_id.clone(), analysis);
+        Ok(())
+    }
+}
+
+/// Plans anew when the sensor's rate changes.
+fn features_of<'a>(
+    extractor: &'a mut Option<(f64, FeatureExtractor)>,
+    window: &Window,
+    band_edges_hz: &[f64],
+) -> Option<&'a Features> {
+    let rate = window.sample_rate_hz;
+    if extractor.as_ref().is_none_or(|(planned_rate, _)| *planned_rate != rate) {
+        let planned = FeatureExtractor::new(window.samples.len(), rate, band_edges_hz)
+            // Bands that this rate does not reach are no reason to lose the limits.
+            .or_else(|_| FeatureExtractor::new(window.samples.len(), rate, &[]));
+        match planned {
+            Ok(planned) => *extractor = Some((rate, planned)),
+            Err(error) => {
+                warn!(%error, "window without features");
+                return None;
+            }
+        }
+    }
+    let (_, extractor) = extractor.as_mut()?;
+    extractor.extract(&window.samples).ok()
+}
+
+fn scored(scorer: &mut dyn Scorer, features: &Features, sensor: &SensorId) -> Option<AnomalyScore> {
+    match scorer.score(features) {
+        Ok(score) => Some(score),
+        Err(error) => {
+            metrics::counter!(telemetry::SCORE_FAILURES, "reason" => "inference").increment(1);
+            warn!(%sensor, %error, "window not scored");
+            None
+        }
+    }
+}

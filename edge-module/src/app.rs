@@ -1,0 +1,470 @@
+//! Wires everything together: the only place that spawns tasks and threads and connects channels.
+//!
+//! | thread | runtime | runs |
+//! |---|---|---|
+//! | `protection` | own, one thread | protection and actuator sessions, the stop path |
+//! | `journal` | own, one thread | the journal: its fsync blocks nobody else |
+//! | `latches` | none | writes latches |
+//! | `forwarder` | own, one thread | Kafka |
+//! | main | own, one thread | recording session, admin pages, signals |
+//!
+//! A panic on the protection thread ends the process: the machine side must take our silence as a trip.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::path::Path;
+use std::process::ExitCode;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use shared_proto::model::{MachineEvent, MachineEventDetails, MachineEventType, MachineId};
+use tokio::sync::{mpsc, watch};
+use tracing::{error, info, warn};
+
+use crate::admin::{self, Board, Part};
+use crate::cli::{EXIT_CONFIG, EXIT_DATA_DIR, EXIT_FAILURE};
+use crate::config::Settings;
+use crate::intake::InputTopics;
+use crate::journal::{Connections, JournalCommand, Recorder, durable_at_start};
+use crate::kafka::{Forwarder, Start, now};
+use crate::latch::{LatchFolder, RestoredLatch, write_all};
+use crate::mqtt::actuator::Topics;
+use crate::mqtt::source::{Session, SessionKind};
+use crate::protection::{Protection, Sinks};
+use crate::recording::Recording;
+use crate::scoring::Bundle;
+use crate::store::{Journal, JournalSettings, Lane, Loss};
+use crate::telemetry;
+
+/// Messages between a session and its path. Small: what waits here is not acknowledged.
+const SESSION_QUEUE_LENGTH: usize = 256;
+const LATCH_QUEUE_LENGTH: usize = 1_024;
+/// How often the threads are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Checks what `run` would need, without running.
+#[must_use]
+pub fn check(settings: Settings) -> ExitCode {
+    match load_model(&settings) {
+        Ok(model) => {
+            let model = model.map_or("none".to_owned(), |model| model.identity());
+            eprintln!(
+                "edge-module: settings are valid: device {}, {} machines, model {model}",
+                settings.device.id,
+                settings.machines.len()
+            );
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("edge-module: wrong settings\nmodel.bundle-dir: {error:#}");
+            ExitCode::from(EXIT_CONFIG)
+        }
+    }
+}
+
+/// Asks the running module's `/healthz`.
+#[must_use]
+pub fn healthcheck(settings: Settings) -> ExitCode {
+    match ask_health(&settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("edge-module: not healthy: {error:#}");
+            ExitCode::from(EXIT_FAILURE)
+        }
+    }
+}
+
+fn ask_health(settings: &Settings) -> anyhow::Result<()> {
+    let mut address = settings.admin.listen;
+    if address.ip().is_unspecified() {
+        address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+    }
+    let mut stream = std::net::TcpStream::connect_timeout(&address, HEALTHCHECK_TIMEOUT)
+        .with_context(|| format!("no answer at admin.listen {address}"))?;
+    stream.set_read_timeout(Some(HEALTHCHECK_TIMEOUT))?;
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.take(4096).read_to_string(&mut answer)?;
+    if answer.starts_with("HTTP/1.1 200") {
+        return Ok(());
+    }
+    bail!("answer {:?}", answer.lines().next().unwrap_or_default())
+}
+
+/// Runs until SIGTERM or SIGINT.
+#[must_use]
+pub fn run(settings: Settings) -> ExitCode {
+    if let Err(error) = telemetry::start_logging(&settings.telemetry) {
+        eprintln!("edge-module: logging does not start: {error}");
+        return ExitCode::from(EXIT_FAILURE);
+    }
+    let _lock = match open_data_dir(&settings.device.data_dir) {
+        Ok(lock) => lock,
+        Err(error) => {
+            error!(
+                "device.data-dir {} cannot be used: {error:#}",
+                settings.device.data_dir.display()
+            );
+            return ExitCode::from(EXIT_DATA_DIR);
+        }
+    };
+    match run_tasks(&settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!("{error:#}");
+            ExitCode::from(EXIT_FAILURE)
+        }
+    }
+}
+
+/// Takes the folder for this process alone and makes sure that it can be written.
+fn open_data_dir(folder: &Path) -> anyhow::Result<File> {
+    fs::create_dir_all(folder).context("it cannot be created; create it or choose another")?;
+    let path = folder.join("lock");
+    let lock =
+        File::create(&path).with_context(|| format!("{} cannot be written", path.display()))?;
+    if lock.try_lock().is_err() {
+        bail!("another edge module runs on it; stop that one or choose another folder");
+    }
+    Ok(lock)
+}
+
+fn load_model(settings: &Settings) -> anyhow::Result<Option<Bundle>> {
+    let folder = &settings.model.bundle_dir;
+    if folder.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Bundle::load(folder)?))
+}
+
+/// A model that does not pass is no reason to leave the machines without their limits.
+fn model_or_event(settings: &Settings) -> (Option<Bundle>, Option<MachineEvent>) {
+    match load_model(settings) {
+        Ok(model) => (model, None),
+        Err(error) => {
+            error!(error = format!("{error:#}"), "model refused; limits alone protect");
+            let details = MachineEventDetails {
+                cause: Some("self-test".to_owned()),
+                detail: Some(format!("{error:#}")),
+                ..MachineEventDetails::default()
+            };
+            (None, Some(own_event(settings, MachineEventType::ModelRefused, details)))
+        }
+    }
+}
+
+fn own_event(
+    settings: &Settings,
+    event_type: MachineEventType,
+    details: MachineEventDetails,
+) -> MachineEvent {
+    MachineEvent {
+        event_type,
+        machine_id: own_name(settings),
+        timestamp: now(),
+        identity: None,
+        historical: false,
+        details,
+    }
+}
+
+/// The device speaks of itself under its own name.
+fn own_name(settings: &Settings) -> MachineId {
+    MachineId::new(settings.device.id.as_str()).expect("both names obey the same rules")
+}
+
+struct Stops {
+    intake: watch::Sender<bool>,
+    forwarder: watch::Sender<bool>,
+    journal: watch::Sender<bool>,
+}
+
+struct Threads {
+    protection: JoinHandle<()>,
+    journal: JoinHandle<()>,
+    forwarder: JoinHandle<()>,
+    latches: JoinHandle<()>,
+}
+
+fn run_tasks(settings: &Settings) -> anyhow::Result<()> {
+    let metrics = telemetry::start_metrics().context("metrics do not start")?;
+    let board = Board::new(&[Part::Protection, Part::Actuator, Part::Recording, Part::Journal]);
+    let (model, refusal) = model_or_event(settings);
+    let limits = JournalSettings {
+        segment_bytes: settings.journal.segment_bytes,
+        bytes_max: settings.journal.bytes_max,
+        cache_bytes: settings.journal.cache_bytes,
+    };
+    let (journal, losses) =
+        Journal::open(&settings.device.data_dir, limits, now()).context("journal does not open")?;
+    board.show_run(model.as_ref().map(Bundle::identity), journal.generation().0);
+    info!(
+        device_id = %settings.device.id,
+        generation = journal.generation().0,
+        next_sequence = journal.next_sequence().0,
+        model = model.as_ref().map(Bundle::identity),
+        machines = settings.machines.len(),
+        "edge module starts"
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (listener, address) = runtime
+        .block_on(admin::bind(settings.admin.listen))
+        .with_context(|| format!("admin.listen {} cannot be bound", settings.admin.listen))?;
+    info!(%address, "admin pages");
+
+    let (events, event_receiver) = mpsc::channel(settings.protection.event_queue_length);
+    let (commands, command_receiver) = mpsc::channel(settings.journal.queue_length);
+    let stops = Stops {
+        intake: watch::Sender::new(false),
+        forwarder: watch::Sender::new(false),
+        journal: watch::Sender::new(false),
+    };
+    let recording_session =
+        Session::new(settings, SessionKind::Recording, InputTopics::new(&settings.mqtt).filters())?;
+    let recording = Recording::new(
+        settings,
+        model.as_ref(),
+        &journal.reader(),
+        commands.clone(),
+        board.clone(),
+    )?;
+    let durable = watch::Sender::new(durable_at_start(&journal));
+    let forwarder = forwarder(settings, &journal, commands.clone(), &durable, &board)?;
+    let connections = Connections {
+        events: event_receiver,
+        commands: command_receiver,
+        durable,
+        broker: recording_session.client(),
+        board: board.clone(),
+    };
+    let recorder =
+        Recorder::new(journal, own_name(settings), settings.journal.group_records_max, connections);
+    let started = own_event(
+        settings,
+        MachineEventType::Started,
+        MachineEventDetails {
+            model: model.as_ref().map(Bundle::identity),
+            ..MachineEventDetails::default()
+        },
+    );
+    for event in [Some(started), refusal].into_iter().flatten() {
+        events.try_send(event).context("the queue of machine events is too short")?;
+    }
+    let (latches, latch_receiver) = mpsc::channel(LATCH_QUEUE_LENGTH);
+    let latch_folder = LatchFolder::open(&settings.device.data_dir)?;
+    let sinks = Sinks { events: events.clone(), latches, board: board.clone() };
+    let threads = Threads {
+        journal: spawn_recorder(recorder, losses, stops.journal.subscribe())?,
+        forwarder: spawn_forwarder(
+            forwarder,
+            stops.forwarder.subscribe(),
+            settings.shutdown.drain_timeout,
+        )?,
+        latches: spawn_latches(latch_folder.clone(), latch_receiver)?,
+        protection: spawn_protection(
+            settings.clone(),
+            model,
+            &latch_folder,
+            sinks,
+            stops.intake.subscribe(),
+        )?,
+    };
+    let device_id = settings.device.id.to_string();
+    let ended = board.clone();
+    let result = runtime.block_on(async {
+        let (session_events, session_receiver) = mpsc::channel(SESSION_QUEUE_LENGTH);
+        let session = tokio::spawn(recording_session.run(session_events));
+        let path = tokio::spawn(recording.run(session_receiver, stops.intake.subscribe()));
+        let mut stop = stops.intake.subscribe();
+        let pages = tokio::spawn(admin::serve(listener, board, metrics, device_id, async move {
+            // The sender outlives this task.
+            drop(stop.wait_for(|is_stopping| *is_stopping).await);
+        }));
+        let result = wait_for_end(&threads, &ended).await;
+        stops.intake.send_replace(true);
+        drop(path.await);
+        result.and(finish(settings, events, stops, threads).await).inspect(|()| {
+            session.abort();
+            pages.abort();
+        })
+    });
+    info!("edge module stopped");
+    result
+}
+
+/// In order: no more input, events of the stop path, what is in flight, the journal.
+async fn finish(
+    settings: &Settings,
+    events: mpsc::Sender<MachineEvent>,
+    stops: Stops,
+    threads: Threads,
+) -> anyhow::Result<()> {
+    join(threads.protection, "protection").await?;
+    let stopped = own_event(settings, MachineEventType::Stopped, MachineEventDetails::default());
+    if events.try_send(stopped).is_err() {
+        warn!("the stop is not journalled: the queue of machine events is full");
+    }
+    drop(events);
+    stops.forwarder.send_replace(true);
+    join(threads.forwarder, "forwarder").await?;
+    stops.journal.send_replace(true);
+    join(threads.journal, "journal").await?;
+    join(threads.latches, "latches").await
+}
+
+async fn join(thread: JoinHandle<()>, name: &'static str) -> anyhow::Result<()> {
+    let joined = tokio::task::spawn_blocking(move || thread.join()).await?;
+    joined.map_err(|_| anyhow::anyhow!("thread {name} panicked"))
+}
+
+/// A signal, or the end of the stop path. Without journal or forwarder the machines are still protected: the module goes
+/// on and says that it is not ready.
+async fn wait_for_end(threads: &Threads, board: &Board) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut look = tokio::time::interval(LOOK_INTERVAL);
+    let others = [
+        (Part::Journal, "journal", &threads.journal),
+        (Part::Forwarder, "forwarder", &threads.forwarder),
+    ];
+    let mut reported = [false; 2];
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => { info!("SIGTERM"); return Ok(()); }
+            _ = interrupt.recv() => { info!("SIGINT"); return Ok(()); }
+            _ = look.tick() => {}
+        }
+        if threads.protection.is_finished() {
+            bail!("thread protection ended unexpectedly");
+        }
+        for ((part, name, thread), is_reported) in others.iter().zip(&mut reported) {
+            if thread.is_finished() && !std::mem::replace(is_reported, true) {
+                error!(
+                    thread = name,
+                    "ended unexpectedly: machines stay protected, restart the module"
+                );
+                board.set(*part, Err(format!("thread {name} ended: restart the module")));
+            }
+        }
+    }
+}
+
+fn forwarder(
+    settings: &Settings,
+    journal: &Journal,
+    commands: mpsc::Sender<JournalCommand>,
+    durable: &watch::Sender<crate::journal::Durable>,
+    board: &Board,
+) -> anyhow::Result<Forwarder> {
+    let start = Start {
+        device_id: settings.device.id.clone(),
+        generation: journal.generation(),
+        acknowledged: Lane::ALL.map(|lane| (lane, journal.acknowledged(lane))),
+    };
+    Ok(Forwarder::new(
+        settings.kafka.clone(),
+        start,
+        journal.reader(),
+        commands,
+        durable.subscribe(),
+        board.clone(),
+    )?)
+}
+
+fn spawn(
+    name: &str,
+    run: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
+) -> anyhow::Result<JoinHandle<()>> {
+    let label = name.to_owned();
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        if let Err(error) = run() {
+            error!(thread = label, "{error:#}");
+        }
+    })?;
+    Ok(thread)
+}
+
+fn own_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+fn spawn_recorder(
+    recorder: Recorder,
+    losses: Vec<Loss>,
+    stop: watch::Receiver<bool>,
+) -> anyhow::Result<JoinHandle<()>> {
+    spawn("journal", move || {
+        own_runtime()?.block_on(recorder.run(losses, stop));
+        Ok(())
+    })
+}
+
+fn spawn_forwarder(
+    forwarder: Forwarder,
+    stop: watch::Receiver<bool>,
+    drain_timeout: Duration,
+) -> anyhow::Result<JoinHandle<()>> {
+    spawn("forwarder", move || {
+        own_runtime()?.block_on(forwarder.run(stop, drain_timeout));
+        Ok(())
+    })
+}
+
+fn spawn_latches(
+    folder: LatchFolder,
+    latches: mpsc::Receiver<edge_core::interlock::LatchSnapshot>,
+) -> anyhow::Result<JoinHandle<()>> {
+    spawn("latches", move || {
+        write_all(&folder, latches);
+        Ok(())
+    })
+}
+
+/// The latches to start from; an unknown one is what the fail-safe rule says.
+fn restored(settings: &Settings, folder: &LatchFolder) -> Vec<RestoredLatch> {
+    use crate::config::UnknownLatch;
+
+    let is_tripped = match settings.protection.unknown_latch {
+        UnknownLatch::Tripped => true,
+        UnknownLatch::Armed => false,
+    };
+    settings
+        .machines
+        .iter()
+        .filter_map(|machine| folder.read(&machine.id))
+        .filter(|latch| is_tripped || matches!(latch, RestoredLatch::Known(_)))
+        .collect()
+}
+
+fn spawn_protection(
+    settings: Settings,
+    model: Option<Bundle>,
+    latch_folder: &LatchFolder,
+    sinks: Sinks,
+    stop: watch::Receiver<bool>,
+) -> anyhow::Result<JoinHandle<()>> {
+    let restored = restored(&settings, latch_folder);
+    let filters = InputTopics::new(&settings.mqtt).filters();
+    let topics =
+        Topics::new(&settings.protection, settings.machines.iter().map(|machine| &machine.id));
+    let sensors = Session::new(&settings, SessionKind::Protection, filters)?;
+    let machine_side = Session::new(&settings, SessionKind::Actuator, topics.filters())?;
+    let protection =
+        Protection::new(&settings, model.as_ref(), restored, machine_side.client(), sinks)?;
+    let heartbeat_interval = settings.protection.heartbeat_interval;
+    spawn("protection", move || {
+        let runtime = own_runtime()?;
+        runtime.block_on(async {
+            let (sensor_events, sensor_receiver) = mpsc::channel(SESSION_QUEUE_LENGTH);
+            let (machine_events, machine_receiver) = mpsc::channel(SESSION_QUEUE_LENGTH);
+            tokio::spawn(sensors.run(sensor_events));
+            tokio::spawn(machine_side.run(machine_events));
+            protection.run(sensor_receiver, machine_receiver, heartbeat_interval, stop).await;
+        });
+        Ok(())
+    })
+}

@@ -1,0 +1,533 @@
+//! Settings: `config/default.toml` compiled in, then a file, then `EDGE__…` variables; later wins.
+//!
+//! A key that nobody knows, a value of another type and a value out of its range are errors that name the key's
+//! full path and where it was set. Secrets come from files and print as `***`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use config::{Case, Config, ConfigError, Environment, File, FileFormat, Value, ValueKind};
+use serde::Deserialize;
+use shared_proto::Encoding;
+use shared_proto::model::{DeviceId, MachineId, MetricType, SensorId};
+
+mod validate;
+
+const DEFAULTS: &str = include_str!("../config/default.toml");
+/// Every key that an entry of `machines` may have: the default file has no machine.
+const MACHINE_KEYS: &str = r#"
+[[machines]]
+id = ""
+scored-sensors = []
+votes = 1
+of = 1
+score-threshold = 1.0
+trip-on-silence = "1s"
+[[machines.limits]]
+name = ""
+sensor = ""
+quantity = ""
+above = 1.0
+below = 0.0
+"#;
+/// Tables whose keys are free, such as librdkafka's properties.
+const FREE_TABLES: [&str; 3] =
+    ["kafka.properties", "kafka.property-files", "deadband.always-above"];
+
+/// Why there are no settings.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// A file that cannot be read or is no TOML, or a value of another type.
+    #[error("{0}")]
+    Read(String),
+    /// One line for each fault: the key's path, what is wrong, what would be right.
+    #[error("{}", .0.iter().map(Fault::to_string).collect::<Vec<_>>().join("\n"))]
+    Faults(Vec<Fault>),
+}
+
+/// One wrong setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Full path of the key, for example `kafka.brokers`.
+    pub path: String,
+    /// What is wrong, and the remedy.
+    pub text: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {}", self.path, self.text)
+    }
+}
+
+/// Text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text itself, for the one place that needs it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("***")
+    }
+}
+
+/// Reads a secret; white space at the end is not part of it.
+///
+/// # Errors
+/// The file cannot be read or is empty.
+pub fn read_secret(path: &Path) -> Result<Secret, String> {
+    match std::fs::read_to_string(path) {
+        Err(error) => Err(format!("{} cannot be read: {error}", path.display())),
+        Ok(text) if text.trim_end().is_empty() => Err(format!("{} is empty", path.display())),
+        Ok(text) => Ok(Secret(text.trim_end().to_owned())),
+    }
+}
+
+/// Everything that can be set. Meanings, units and limits: `config/default.toml`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Settings {
+    /// `[device]`.
+    pub device: Device,
+    /// `[mqtt]`.
+    pub mqtt: Mqtt,
+    /// `[protection]`.
+    pub protection: Protection,
+    /// `[vibration]`.
+    pub vibration: Vibration,
+    /// `[model]`.
+    pub model: Model,
+    /// `[[machines]]`.
+    pub machines: Vec<Machine>,
+    /// `[deadband]`.
+    pub deadband: Deadband,
+    /// `[journal]`.
+    pub journal: Journal,
+    /// `[kafka]`.
+    pub kafka: Kafka,
+    /// `[admin]`.
+    pub admin: Admin,
+    /// `[telemetry]`.
+    pub telemetry: Telemetry,
+    /// `[shutdown]`.
+    pub shutdown: Shutdown,
+}
+
+/// `[device]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Device {
+    /// Name of this gateway.
+    pub id: DeviceId,
+    /// Journal and latches.
+    pub data_dir: PathBuf,
+}
+
+/// `[mqtt]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Mqtt {
+    /// Broker's host.
+    pub host: String,
+    /// Broker's port.
+    pub port: u16,
+    /// Beginning of the sessions' client ids; empty: the device's id.
+    pub client_id: String,
+    /// Empty: no user.
+    pub username: String,
+    /// File with the password; empty: none.
+    pub password_file: PathBuf,
+    /// Longest silence of ours.
+    #[serde(with = "humantime_serde")]
+    pub keep_alive: Duration,
+    /// First wait before connecting again.
+    #[serde(with = "humantime_serde")]
+    pub reconnect_min: Duration,
+    /// Longest wait before connecting again.
+    #[serde(with = "humantime_serde")]
+    pub reconnect_max: Duration,
+    /// Payloads above this are refused.
+    pub payload_bytes_max: usize,
+    /// Packets above this end the connection.
+    pub packet_bytes_max: usize,
+    /// Topic filters of readings.
+    pub reading_topics: Vec<String>,
+    /// Topic filters of waveform blocks.
+    pub waveform_topics: Vec<String>,
+}
+
+/// `[protection]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Protection {
+    /// Stop out.
+    pub command_topic: String,
+    /// Read-back.
+    pub state_topic: String,
+    /// A person's reset.
+    pub reset_topic: String,
+    /// The interlock's own state, retained.
+    pub interlock_topic: String,
+    /// Sign of life.
+    pub heartbeat_topic: String,
+    /// Distance of signs of life.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat_interval: Duration,
+    /// Time to standstill.
+    #[serde(with = "humantime_serde")]
+    pub confirmation_deadline: Duration,
+    /// Orders before it only reports.
+    pub stop_attempts_max: u32,
+    /// After a latch file that cannot be read.
+    pub unknown_latch: UnknownLatch,
+    /// Machine events that may wait for the journal.
+    pub event_queue_length: usize,
+}
+
+/// What to do when the latch of the previous run is not known.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum UnknownLatch {
+    /// Stop the machine and wait for a person.
+    Tripped,
+    /// Watch as if nothing had been.
+    Armed,
+}
+
+/// `[vibration]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Vibration {
+    /// Samples of a window.
+    pub window_samples: usize,
+    /// Samples between the starts of two windows.
+    pub hop_samples: usize,
+    /// Sample periods that a block may be off.
+    pub gap_tolerance_samples: f64,
+    /// Highest rate, in Hz.
+    pub sample_rate_max: f64,
+    /// Sensors windowed at the same time.
+    pub sensors_max: usize,
+}
+
+/// `[model]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Model {
+    /// Folder of the bundle; empty: none.
+    pub bundle_dir: PathBuf,
+}
+
+/// One entry of `[[machines]]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Machine {
+    /// Its name.
+    pub id: MachineId,
+    /// Vibration sensors that the model scores.
+    #[serde(default)]
+    pub scored_sensors: Vec<SensorId>,
+    /// Votes that trip.
+    #[serde(default = "default_votes")]
+    pub votes: u32,
+    /// Windows that vote.
+    #[serde(default = "default_of")]
+    pub of: u32,
+    /// Instead of the bundle's threshold.
+    #[serde(default)]
+    pub score_threshold: Option<f64>,
+    /// Silence that trips.
+    #[serde(default, with = "humantime_serde")]
+    pub trip_on_silence: Option<Duration>,
+    /// Fixed limits.
+    #[serde(default)]
+    pub limits: Vec<Limit>,
+}
+
+const fn default_votes() -> u32 {
+    3
+}
+
+const fn default_of() -> u32 {
+    5
+}
+
+/// One entry of `[[machines.limits]]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Limit {
+    /// Its name.
+    pub name: String,
+    /// The sensor it watches.
+    pub sensor: SensorId,
+    /// `value` or a feature.
+    pub quantity: String,
+    /// Trips above.
+    #[serde(default)]
+    pub above: Option<f64>,
+    /// Trips below.
+    #[serde(default)]
+    pub below: Option<f64>,
+}
+
+/// `[deadband]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Deadband {
+    /// In the reading's unit.
+    pub absolute: f64,
+    /// Of the last value sent.
+    pub percent: f64,
+    /// Send at least this often.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat: Duration,
+    /// Always sent above, by metric type.
+    pub always_above: BTreeMap<MetricType, f64>,
+    /// Sensors remembered.
+    pub sensors_max: usize,
+}
+
+/// `[journal]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Journal {
+    /// Size of a segment.
+    pub segment_bytes: u64,
+    /// Hard cap.
+    pub bytes_max: u64,
+    /// Inputs that may wait.
+    pub queue_length: usize,
+    /// Payload bytes that may wait.
+    pub queue_bytes: usize,
+    /// Records of one fsync.
+    pub group_records_max: usize,
+    /// sled's cache.
+    pub cache_bytes: u64,
+}
+
+/// `[kafka]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Kafka {
+    /// librdkafka's `bootstrap.servers`.
+    pub brokers: String,
+    /// Form of the records.
+    pub encoding: Encoding,
+    /// Compression of the batches.
+    pub compression: Compression,
+    /// Wait for a fuller batch.
+    #[serde(with = "humantime_serde")]
+    pub linger: Duration,
+    /// Records handed over and not yet reported.
+    pub in_flight_max: usize,
+    /// Age from which a record is historical.
+    #[serde(with = "humantime_serde")]
+    pub historical_after: Duration,
+    /// librdkafka properties.
+    pub properties: BTreeMap<String, String>,
+    /// librdkafka properties whose values are in files.
+    pub property_files: BTreeMap<String, PathBuf>,
+    /// Topic names.
+    pub topics: Topics,
+}
+
+/// Compression of Kafka batches.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    /// As it is.
+    None,
+    /// gzip.
+    Gzip,
+    /// Snappy.
+    Snappy,
+    /// LZ4.
+    Lz4,
+    /// Zstandard.
+    Zstd,
+}
+
+impl Compression {
+    /// librdkafka's word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Gzip => "gzip",
+            Self::Snappy => "snappy",
+            Self::Lz4 => "lz4",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
+/// `[kafka.topics]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Topics {
+    /// Readings of metric type temperature.
+    pub temperature: String,
+    /// Readings of metric type pressure.
+    pub pressure: String,
+    /// Readings of metric type vibration.
+    pub vibration: String,
+    /// Readings of any other metric type.
+    pub other: String,
+    /// Machine events.
+    pub machine_events: String,
+    /// Refused input.
+    pub dead_letters: String,
+}
+
+/// `[admin]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Admin {
+    /// Address of the HTTP server.
+    pub listen: SocketAddr,
+}
+
+/// `[telemetry]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Telemetry {
+    /// tracing filter.
+    pub filter: String,
+    /// Form of the log lines.
+    pub format: LogFormat,
+}
+
+/// Form of the log lines.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// `[shutdown]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Shutdown {
+    /// Time to write the journal and to send what is in flight.
+    #[serde(with = "humantime_serde")]
+    pub drain_timeout: Duration,
+}
+
+impl Settings {
+    /// Reads all layers and checks every value.
+    ///
+    /// # Errors
+    /// All faults at once, each with the path of its key and where it was set.
+    pub fn load(file: Option<&Path>) -> Result<Self, SettingsError> {
+        Self::from_layers(file, None)
+    }
+
+    fn from_layers(
+        file: Option<&Path>,
+        variables: Option<config::Map<String, String>>,
+    ) -> Result<Self, SettingsError> {
+        let mut builder = Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
+        if let Some(path) = file {
+            builder = builder.add_source(File::from(path).format(FileFormat::Toml).required(true));
+        }
+        let environment = Environment::with_prefix("EDGE")
+            .prefix_separator("__")
+            .separator("__")
+            .convert_case(Case::Kebab)
+            .source(variables);
+        let config = builder.add_source(environment).build().map_err(|error| read_error(&error))?;
+        let unknown = unknown_keys(&config.cache)?;
+        if !unknown.is_empty() {
+            return Err(SettingsError::Faults(unknown));
+        }
+        let settings: Self = config.try_deserialize().map_err(|error| read_error(&error))?;
+        match settings.faults() {
+            faults if faults.is_empty() => Ok(settings),
+            faults => Err(SettingsError::Faults(faults)),
+        }
+    }
+
+    /// Client id of one of the MQTT sessions.
+    #[must_use]
+    pub fn client_id(&self, session: &str) -> String {
+        let stem = match self.mqtt.client_id.as_str() {
+            "" => self.device.id.as_str(),
+            stem => stem,
+        };
+        format!("{stem}-{session}")
+    }
+}
+
+fn read_error(error: &ConfigError) -> SettingsError {
+    SettingsError::Read(error.to_string())
+}
+
+/// Keys of the merged layers that are in no default.
+fn unknown_keys(found: &Value) -> Result<Vec<Fault>, SettingsError> {
+    let known = Config::builder()
+        .add_source(File::from_str(DEFAULTS, FileFormat::Toml))
+        .add_source(File::from_str(MACHINE_KEYS, FileFormat::Toml))
+        .build()
+        .map_err(|error| read_error(&error))?;
+    let mut faults = Vec::new();
+    compare_keys("", found, &known.cache, &mut faults);
+    faults.sort_by(|left, right| left.path.cmp(&right.path));
+    Ok(faults)
+}
+
+fn compare_keys(path: &str, found: &Value, known: &Value, faults: &mut Vec<Fault>) {
+    if FREE_TABLES.contains(&path) {
+        return;
+    }
+    match (&found.kind, &known.kind) {
+        (ValueKind::Table(found), ValueKind::Table(known)) => {
+            for (key, value) in found {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                match known.get(key) {
+                    Some(known) => compare_keys(&path, value, known, faults),
+                    None => faults.push(unknown_key(path, value, known)),
+                }
+            }
+        }
+        (ValueKind::Array(found), ValueKind::Array(known)) => {
+            for (index, value) in found.iter().enumerate() {
+                if let Some(known) = known.first() {
+                    compare_keys(&format!("{path}[{index}]"), value, known, faults);
+                }
+            }
+        }
+        // Values of another type are reported by the deserializer, with path and origin.
+        (_, _) => {}
+    }
+}
+
+fn unknown_key(path: String, value: &Value, known: &config::Map<String, Value>) -> Fault {
+    let origin = deepest_origin(value).unwrap_or("the settings").to_owned();
+    let mut names: Vec<&str> = known.keys().map(String::as_str).collect();
+    names.sort_unstable();
+    Fault { path, text: format!("unknown key in {origin}; known here: {}", names.join(", ")) }
+}
+
+fn deepest_origin(value: &Value) -> Option<&str> {
+    value.origin().or_else(|| match &value.kind {
+        ValueKind::Table(table) => table.values().find_map(deepest_origin),
+        ValueKind::Array(array) => array.iter().find_map(deepest_origin),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,111 @@
+use std::io::Write as _;
+
+use super::*;
+
+fn with(file: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
+    let mut path = tempfile::Builder::new().suffix(".toml").tempfile().expect("temporary file");
+    path.write_all(file.as_bytes()).expect("written");
+    let variables =
+        variables.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    Settings::from_layers(Some(path.path()), Some(variables))
+}
+
+fn complaint(file: &str, variables: &[(&str, &str)]) -> String {
+    match with(file, variables) {
+        Ok(_) => "accepted".to_owned(),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn defaults_are_valid() {
+    let settings = with("", &[]).expect("valid defaults");
+    assert_eq!(settings.device.id.as_str(), "edge-1");
+    assert_eq!(settings.client_id("recording"), "edge-1-recording");
+    assert!(settings.machines.is_empty());
+}
+
+#[test]
+fn variables_win_over_the_file_and_the_file_over_the_defaults() {
+    let settings = with(
+        "[kafka]\nbrokers = \"file:1\"\nencoding = \"protobuf\"\n",
+        &[("EDGE__KAFKA__BROKERS", "variable:2"), ("EDGE__MQTT__KEEP_ALIVE", "7s")],
+    )
+    .expect("valid");
+    assert_eq!(settings.kafka.brokers, "variable:2");
+    assert_eq!(settings.kafka.encoding, Encoding::Protobuf);
+    assert_eq!(settings.mqtt.keep_alive, Duration::from_secs(7));
+}
+
+#[test]
+fn a_machine_with_limits_becomes_an_interlock() {
+    let file = r#"
+[[machines]]
+id = "press-1"
+trip-on-silence = "5s"
+[[machines.limits]]
+name = "zone-d"
+sensor = "press-1/bearing"
+quantity = "rms"
+above = 0.96
+"#;
+    let settings = with(file, &[]).expect("valid");
+    let interlock = settings.interlock(&settings.machines[0], 0.5);
+    assert_eq!(interlock.limits[0].above, Some(0.96));
+    assert_eq!(interlock.score_vote, None);
+    assert!(interlock.silence.expect("watched").trips);
+}
+
+#[test]
+fn unknown_keys_are_named_with_path_and_source() {
+    let text = complaint("[kafka]\nbroker = \"a\"\n[[machines]]\nid = \"x\"\nlimit = 3\n", &[]);
+    assert!(text.contains("kafka.broker: unknown key in /"), "{text}");
+    assert!(text.contains("machines[0].limit: unknown key in /"), "{text}");
+    let text = complaint("", &[("EDGE__KAFKA__BROKER", "a")]);
+    assert!(text.contains("kafka.broker: unknown key in the environment"), "{text}");
+}
+
+#[test]
+fn all_faults_are_reported_at_once() {
+    let file = r#"
+[kafka]
+brokers = ""
+properties = { "acks" = "1" }
+[mqtt]
+reading-topics = ["plant/#/x"]
+password-file = "/nonexistent/secret"
+[protection]
+command-topic = "plant/stop"
+[[machines]]
+id = "press-1"
+scored-sensors = ["press-1/bearing"]
+votes = 6
+[[machines.limits]]
+name = "a"
+sensor = "press-1/bearing"
+quantity = "loudness"
+"#;
+    let text = complaint(file, &[]);
+    for part in [
+        "kafka.brokers: is empty",
+        "kafka.properties.acks: ",
+        "mqtt.reading-topics: ",
+        "mqtt.password-file: ",
+        "protection.command-topic: ",
+        "machines[0]: limit a has neither",
+        "machines[0]: votes 6 of 5",
+        "machines[0].limits.quantity: \"loudness\"",
+        "machines[0].scored-sensors: needs a model",
+    ] {
+        assert!(text.contains(part), "{part} is missing in:\n{text}");
+    }
+}
+
+#[test]
+fn secrets_do_not_show() {
+    let mut file = tempfile::NamedTempFile::new().expect("temporary file");
+    file.write_all(b"hunter2\n").expect("written");
+    let secret = read_secret(file.path()).expect("readable");
+    assert_eq!(secret.expose(), "hunter2");
+    assert_eq!(format!("{secret:?}"), "***");
+}

@@ -1,0 +1,301 @@
+//! What a value must be beyond its type.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use edge_core::deadband::DeadbandSettings;
+use edge_core::interlock::{
+    ConfirmationSettings, InterlockSettings, LimitRule, Quantity, ScoreVote, Silence,
+};
+use edge_core::vibration::WindowShape;
+
+use super::{Fault, Machine, Settings, read_secret};
+
+/// Silence after which a sensor is reported when its machine has no limit of its own.
+const SILENCE_REPORTED_AFTER: Duration = Duration::from_secs(60);
+/// Properties that the promises of the forwarder rest on.
+const RESERVED_PROPERTIES: [&str; 5] =
+    ["enable.idempotence", "acks", "message.timeout.ms", "compression.codec", "linger.ms"];
+
+#[derive(Default)]
+struct Faults(Vec<Fault>);
+
+impl Faults {
+    fn add(&mut self, path: impl Into<String>, text: impl Into<String>) {
+        self.0.push(Fault { path: path.into(), text: text.into() });
+    }
+
+    fn range<T: PartialOrd + std::fmt::Display>(&mut self, path: &str, value: T, low: T, high: T) {
+        if !(value >= low && value <= high) {
+            self.add(path, format!("{value} is out of range: {low} to {high}"));
+        }
+    }
+
+    fn duration(&mut self, path: &str, value: Duration, low: Duration, high: Duration) {
+        if value < low || value > high {
+            self.add(path, format!("{value:?} is out of range: {low:?} to {high:?}"));
+        }
+    }
+
+    fn not_empty(&mut self, path: &str, value: &str) {
+        if value.trim().is_empty() {
+            self.add(path, "is empty");
+        }
+    }
+}
+
+impl Settings {
+    /// Everything that is wrong with the values.
+    pub(super) fn faults(&self) -> Vec<Fault> {
+        let mut faults = Faults::default();
+        self.check_mqtt(&mut faults);
+        self.check_protection(&mut faults);
+        self.check_vibration(&mut faults);
+        self.check_machines(&mut faults);
+        self.check_storage(&mut faults);
+        self.check_kafka(&mut faults);
+        let drain = self.shutdown.drain_timeout;
+        faults.duration("shutdown.drain-timeout", drain, Duration::ZERO, Duration::from_secs(60));
+        if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.telemetry.filter) {
+            faults.add("telemetry.filter", error.to_string());
+        }
+        faults.0
+    }
+
+    fn check_mqtt(&self, faults: &mut Faults) {
+        let mqtt = &self.mqtt;
+        faults.not_empty("mqtt.host", &mqtt.host);
+        faults.range("mqtt.port", mqtt.port, 1, u16::MAX);
+        let hour = Duration::from_secs(3600);
+        faults.duration("mqtt.keep-alive", mqtt.keep_alive, Duration::from_secs(1), hour);
+        faults.duration("mqtt.reconnect-min", mqtt.reconnect_min, Duration::from_millis(1), hour);
+        faults.duration("mqtt.reconnect-max", mqtt.reconnect_max, mqtt.reconnect_min, hour);
+        faults.range("mqtt.payload-bytes-max", mqtt.payload_bytes_max, 1, 256 << 20);
+        let packet_min = mqtt.payload_bytes_max.saturating_add(1024);
+        faults.range("mqtt.packet-bytes-max", mqtt.packet_bytes_max, packet_min, 268_435_455);
+        if !mqtt.password_file.as_os_str().is_empty()
+            && let Err(text) = read_secret(&mqtt.password_file)
+        {
+            faults.add("mqtt.password-file", text);
+        }
+        if mqtt.username.is_empty() && !mqtt.password_file.as_os_str().is_empty() {
+            faults.add("mqtt.username", "is empty although there is a password-file");
+        }
+        let filters = [
+            ("mqtt.reading-topics", &mqtt.reading_topics),
+            ("mqtt.waveform-topics", &mqtt.waveform_topics),
+        ];
+        for (path, filters) in filters {
+            for filter in filters {
+                if !rumqttc::valid_filter(filter) {
+                    faults.add(path, format!("{filter:?} is no MQTT topic filter"));
+                }
+            }
+        }
+        if mqtt.reading_topics.is_empty() && mqtt.waveform_topics.is_empty() {
+            faults
+                .add("mqtt.reading-topics", "is empty, and so is waveform-topics: nothing to read");
+        }
+    }
+
+    fn check_protection(&self, faults: &mut Faults) {
+        let protection = &self.protection;
+        let topics = [
+            ("protection.command-topic", &protection.command_topic),
+            ("protection.state-topic", &protection.state_topic),
+            ("protection.reset-topic", &protection.reset_topic),
+            ("protection.interlock-topic", &protection.interlock_topic),
+            ("protection.heartbeat-topic", &protection.heartbeat_topic),
+        ];
+        let mut seen = BTreeSet::new();
+        for (path, topic) in topics {
+            if !topic.contains("{machine}") {
+                faults.add(
+                    path,
+                    format!("{topic:?} lacks {{machine}}: machines need topics of their own"),
+                );
+            } else if !rumqttc::valid_topic(&topic.replace("{machine}", "m")) {
+                faults.add(path, format!("{topic:?} is no MQTT topic"));
+            }
+            if !seen.insert(topic) {
+                faults.add(path, format!("{topic:?} is used twice"));
+            }
+        }
+        let interval = protection.heartbeat_interval;
+        let minute = Duration::from_secs(60);
+        faults.duration(
+            "protection.heartbeat-interval",
+            interval,
+            Duration::from_millis(10),
+            minute,
+        );
+        let length = protection.event_queue_length;
+        faults.range("protection.event-queue-length", length, 1, 1_000_000);
+    }
+
+    fn check_vibration(&self, faults: &mut Faults) {
+        if let Err(error) = self.window_shape().validate() {
+            faults.add("vibration", error.to_string());
+        }
+        faults.range(
+            "vibration.sample-rate-max",
+            self.vibration.sample_rate_max,
+            1.0,
+            10_000_000.0,
+        );
+        faults.range("vibration.sensors-max", self.vibration.sensors_max, 1, 1_000_000);
+    }
+
+    fn check_machines(&self, faults: &mut Faults) {
+        let mut ids = BTreeSet::new();
+        for (index, machine) in self.machines.iter().enumerate() {
+            let path = format!("machines[{index}]");
+            if !ids.insert(&machine.id) {
+                faults.add(format!("{path}.id"), format!("{} is there twice", machine.id));
+            }
+            if machine.id.as_str().contains(['+', '#', '/']) {
+                faults.add(
+                    format!("{path}.id"),
+                    format!("{} has a character that MQTT topics reserve: + # /", machine.id),
+                );
+            }
+            let threshold = machine.score_threshold.unwrap_or(1.0);
+            if let Err(found) = self.interlock(machine, threshold).validate() {
+                for fault in found {
+                    faults.add(&path, fault.to_string());
+                }
+            }
+            for limit in &machine.limits {
+                self.check_quantity(&path, &limit.quantity, faults);
+            }
+            if !machine.scored_sensors.is_empty() && self.model.bundle_dir.as_os_str().is_empty() {
+                faults.add(
+                    format!("{path}.scored-sensors"),
+                    "needs a model: set model.bundle-dir, or leave this empty",
+                );
+            }
+        }
+    }
+
+    fn check_quantity(&self, path: &str, quantity: &str, faults: &mut Faults) {
+        use edge_core::features::FeatureName;
+
+        if quantity != "value" && quantity.parse::<FeatureName>().is_err() {
+            faults.add(
+                format!("{path}.limits.quantity"),
+                format!("{quantity:?} is neither value nor a feature: rms, peak, crest-factor, kurtosis, band-00 …"),
+            );
+        }
+    }
+
+    fn check_storage(&self, faults: &mut Faults) {
+        if self.device.data_dir.as_os_str().is_empty() {
+            faults.add("device.data-dir", "is empty");
+        }
+        if let Err(found) = self.deadband_settings().validate() {
+            for fault in found {
+                faults.add("deadband", fault.to_string());
+            }
+        }
+        let journal = &self.journal;
+        faults.range("journal.segment-bytes", journal.segment_bytes, 1 << 20, 1 << 30);
+        let two_segments = journal.segment_bytes.saturating_mul(2);
+        faults.range("journal.bytes-max", journal.bytes_max, two_segments, u64::MAX);
+        faults.range("journal.queue-length", journal.queue_length, 1, 1_000_000);
+        faults.range(
+            "journal.queue-bytes",
+            journal.queue_bytes,
+            self.mqtt.payload_bytes_max,
+            1 << 31,
+        );
+        faults.range("journal.group-records-max", journal.group_records_max, 1, 100_000);
+        faults.range("journal.cache-bytes", journal.cache_bytes, 1 << 20, 1 << 30);
+    }
+
+    fn check_kafka(&self, faults: &mut Faults) {
+        let kafka = &self.kafka;
+        faults.not_empty("kafka.brokers", &kafka.brokers);
+        faults.range("kafka.in-flight-max", kafka.in_flight_max, 1, 1_000_000);
+        faults.duration("kafka.linger", kafka.linger, Duration::ZERO, Duration::from_secs(10));
+        let topics = &kafka.topics;
+        for (path, topic) in [
+            ("kafka.topics.temperature", &topics.temperature),
+            ("kafka.topics.pressure", &topics.pressure),
+            ("kafka.topics.vibration", &topics.vibration),
+            ("kafka.topics.other", &topics.other),
+            ("kafka.topics.machine-events", &topics.machine_events),
+            ("kafka.topics.dead-letters", &topics.dead_letters),
+        ] {
+            faults.not_empty(path, topic);
+        }
+        for key in kafka.properties.keys().chain(kafka.property_files.keys()) {
+            if RESERVED_PROPERTIES.contains(&key.as_str()) {
+                faults.add(format!("kafka.properties.{key}"), "is set by the module itself");
+            }
+        }
+        for (key, file) in &kafka.property_files {
+            if let Err(text) = read_secret(file) {
+                faults.add(format!("kafka.property-files.{key}"), text);
+            }
+        }
+    }
+
+    /// Shape of the windows of sensors that no model scores.
+    #[must_use]
+    pub fn window_shape(&self) -> WindowShape {
+        WindowShape {
+            window_samples: self.vibration.window_samples,
+            hop_samples: self.vibration.hop_samples,
+            gap_tolerance_samples: self.vibration.gap_tolerance_samples,
+        }
+    }
+
+    /// The dead band as the core wants it.
+    #[must_use]
+    pub fn deadband_settings(&self) -> DeadbandSettings {
+        DeadbandSettings {
+            absolute: self.deadband.absolute,
+            percent: self.deadband.percent,
+            heartbeat: self.deadband.heartbeat,
+            always_above: self.deadband.always_above.clone(),
+            sensors_max: self.deadband.sensors_max,
+        }
+    }
+
+    /// The interlock of one machine as the core wants it; `threshold` is the score's.
+    #[must_use]
+    pub fn interlock(&self, machine: &Machine, threshold: f64) -> InterlockSettings {
+        let limits = machine.limits.iter().map(|limit| LimitRule {
+            name: limit.name.clone(),
+            sensor: limit.sensor.clone(),
+            quantity: match limit.quantity.as_str() {
+                "value" => Quantity::Value,
+                feature => Quantity::Feature(feature.to_owned()),
+            },
+            above: limit.above,
+            below: limit.below,
+        });
+        let mut sensors: Vec<_> = machine.limits.iter().map(|limit| limit.sensor.clone()).collect();
+        sensors.extend(machine.scored_sensors.iter().cloned());
+        sensors.sort_unstable();
+        sensors.dedup();
+        InterlockSettings {
+            limits: limits.collect(),
+            score_vote: (!machine.scored_sensors.is_empty()).then(|| ScoreVote {
+                sensors: machine.scored_sensors.clone(),
+                threshold: machine.score_threshold.unwrap_or(threshold),
+                votes: machine.votes,
+                of: machine.of,
+            }),
+            silence: (!sensors.is_empty()).then(|| Silence {
+                sensors,
+                after: machine.trip_on_silence.unwrap_or(SILENCE_REPORTED_AFTER),
+                trips: machine.trip_on_silence.is_some(),
+            }),
+            confirmation: ConfirmationSettings {
+                deadline: self.protection.confirmation_deadline,
+                attempts_max: self.protection.stop_attempts_max,
+            },
+        }
+    }
+}

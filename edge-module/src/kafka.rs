@@ -1,0 +1,536 @@
+//! The forwarder: from the journal to Kafka, machine events first, trimmed by delivery reports.
+//!
+//! Idempotent producer, acks=all, no message timeout: the client library keeps a record and its order until the broker
+//! answers, however long the network is away. What is in flight is limited by [`Outbox`]; what is not in flight stays in
+//! the journal. Topics that do not exist yet are waited for. A failure that is final for a record (too large for the
+//! broker) writes it to the dead letters and goes on; any other rewinds its lane to the lowest record not acknowledged.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use edge_core::outbox::{Disposition, Outbox, OutboxSettings};
+use rdkafka::ClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
+use shared_proto::codec::{self, DecodeError};
+use shared_proto::model::{
+    DeadLetter, DeviceId, EventTime, Generation, Identity, MetricType, Sequence,
+};
+use shared_proto::{Encoding, wire};
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, error, info, warn};
+
+use crate::admin::{Board, Part};
+use crate::config::{Kafka, Topics, read_secret};
+use crate::journal::{Durable, JournalCommand};
+use crate::mqtt::source::random_fraction;
+use crate::store::{JournalReader, Lane, Stored};
+use crate::telemetry;
+
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// Records read from the journal at once.
+const READ_RECORDS_MAX: usize = 2_048;
+/// How often the books are shown and the journal is told how far delivery has come.
+const REPORT_INTERVAL: Duration = Duration::from_millis(500);
+/// Without a delivery for this long while records are in flight, Kafka counts as not reachable.
+const STALL_AFTER: Duration = Duration::from_secs(10);
+
+/// Why the forwarder cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwardError {
+    /// The client library refuses the settings.
+    #[error("kafka settings refused")]
+    Settings(#[source] KafkaError),
+    /// A secret cannot be read.
+    #[error("kafka.property-files: {0}")]
+    Secret(String),
+}
+
+struct Report {
+    lane: Lane,
+    sequence: Sequence,
+    failure: Option<RDKafkaErrorCode>,
+}
+
+/// Hands each delivery report to the forwarder.
+struct Reports(mpsc::Sender<Report>);
+
+impl ClientContext for Reports {
+    fn error(&self, error: KafkaError, reason: &str) {
+        warn!(%error, reason, "kafka client");
+    }
+}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = Box<(Lane, Sequence)>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, opaque: Self::DeliveryOpaque) {
+        let (lane, sequence) = *opaque;
+        let failure = match result {
+            Ok(_) => None,
+            Err((error, message)) => {
+                debug!(%error, topic = message.topic(), sequence = sequence.0, "delivery failed");
+                Some(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail))
+            }
+        };
+        // The channel holds as many reports as records can be in flight: only a forwarder that is gone refuses.
+        if self.0.try_send(Report { lane, sequence, failure }).is_err() {
+            debug!(sequence = sequence.0, "delivery report after the forwarder's end");
+        }
+    }
+}
+
+/// Forwards until told to stop.
+pub struct Forwarder {
+    settings: Kafka,
+    device_id: DeviceId,
+    generation: Generation,
+    journal: JournalReader,
+    commands: mpsc::Sender<JournalCommand>,
+    durable: watch::Receiver<Durable>,
+    board: Board,
+    producer: Option<ThreadedProducer<Reports>>,
+    reports_sender: mpsc::Sender<Report>,
+    reports: mpsc::Receiver<Report>,
+    outboxes: [(Lane, Outbox); 3],
+    last_delivery: Instant,
+    is_stalled: bool,
+}
+
+/// What the forwarder starts from.
+pub struct Start {
+    /// Who numbers the records.
+    pub device_id: DeviceId,
+    /// Which life of its journal.
+    pub generation: Generation,
+    /// How far delivery had come.
+    pub acknowledged: [(Lane, Sequence); 3],
+}
+
+impl Forwarder {
+    /// A forwarder that has not connected yet.
+    ///
+    /// # Errors
+    /// The client library refuses the settings.
+    pub fn new(
+        settings: Kafka,
+        start: Start,
+        journal: JournalReader,
+        commands: mpsc::Sender<JournalCommand>,
+        durable: watch::Receiver<Durable>,
+        board: Board,
+    ) -> Result<Self, ForwardError> {
+        let (reports_sender, reports) = mpsc::channel(settings.in_flight_max * 3 + 1);
+        let in_flight_max = settings.in_flight_max;
+        let outbox_settings =
+            OutboxSettings { in_flight_max, backoff_min: BACKOFF_MIN, backoff_max: BACKOFF_MAX };
+        let outboxes = start
+            .acknowledged
+            .map(|(lane, acknowledged)| (lane, Outbox::new(acknowledged, outbox_settings)));
+        let mut this = Self {
+            settings,
+            device_id: start.device_id,
+            generation: start.generation,
+            journal,
+            commands,
+            durable,
+            board,
+            producer: None,
+            reports_sender,
+            reports,
+            outboxes,
+            last_delivery: Instant::now(),
+            is_stalled: false,
+        };
+        this.producer = Some(this.connect()?);
+        Ok(this)
+    }
+
+    fn connect(&self) -> Result<ThreadedProducer<Reports>, ForwardError> {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", &self.settings.brokers)
+            .set("client.id", self.device_id.as_str())
+            .set("enable.idempotence", "true")
+            .set("acks", "all")
+            .set("compression.codec", self.settings.compression.as_str())
+            .set("linger.ms", self.settings.linger.as_millis().to_string())
+            .set("message.timeout.ms", "0")
+            // A topic that is not there yet is waited for: an error would let later records overtake.
+            .set("topic.metadata.propagation.max.ms", "3600000")
+            .set("queue.buffering.max.messages", (self.settings.in_flight_max * 3 + 1).to_string())
+            .set("queue.buffering.max.kbytes", "1048576")
+            .set("partitioner", "murmur2_random")
+            .set("reconnect.backoff.max.ms", "2000")
+            .set("socket.keepalive.enable", "true");
+        for (key, value) in &self.settings.properties {
+            config.set(key, value);
+        }
+        for (key, file) in &self.settings.property_files {
+            config.set(key, read_secret(file).map_err(ForwardError::Secret)?.expose());
+        }
+        config
+            .create_with_context(Reports(self.reports_sender.clone()))
+            .map_err(ForwardError::Settings)
+    }
+
+    /// Runs until `stop`, then waits up to `drain_timeout` for what is in flight.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>, drain_timeout: Duration) {
+        let mut ticks = tokio::time::interval(REPORT_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        info!(brokers = self.settings.brokers, "forwarding");
+        while !*stop.borrow() {
+            let is_busy = self.send_some();
+            let timeout = self.next_timeout();
+            tokio::select! {
+                biased;
+                _ = stop.changed() => {}
+                report = self.reports.recv() => self.handle_reports(report).await,
+                _ = ticks.tick() => self.show().await,
+                result = self.durable.changed(), if !is_busy => {
+                    if result.is_err() { break; }
+                }
+                () = std::future::ready(()), if is_busy => {}
+                () = sleep_until(timeout) => {}
+            }
+        }
+        self.drain(drain_timeout).await;
+    }
+
+    async fn drain(&mut self, drain_timeout: Duration) {
+        let deadline = tokio::time::Instant::now() + drain_timeout;
+        while self.outboxes.iter().any(|(_, outbox)| outbox.in_flight() > 0) {
+            match tokio::time::timeout_at(deadline, self.reports.recv()).await {
+                Ok(report) => self.handle_reports(report).await,
+                Err(_) => break,
+            }
+        }
+        let left: usize = self.outboxes.iter().map(|(_, outbox)| outbox.in_flight()).sum();
+        self.show().await;
+        if let Some(producer) = self.producer.take() {
+            // What is left is in the journal and leaves after the next start.
+            producer.purge(rdkafka::producer::PurgeConfig::default().queue().inflight());
+        }
+        info!(left_in_flight = left, "forwarder stopped");
+    }
+
+    fn next_timeout(&self) -> Option<Instant> {
+        self.outboxes.iter().filter_map(|(_, outbox)| outbox.poll_timeout()).min()
+    }
+
+    /// Sends one batch of the first lane that has something. Says whether there may be more at once.
+    fn send_some(&mut self) -> bool {
+        let durable = *self.durable.borrow_and_update();
+        for index in 0..self.outboxes.len() {
+            let (lane, outbox) = &mut self.outboxes[index];
+            let lane = *lane;
+            let through = *durable.get(lane);
+            let Some(after) = outbox.next_to_send(Instant::now()) else { continue };
+            if after >= through {
+                continue;
+            }
+            let room = self.settings.in_flight_max.saturating_sub(outbox.in_flight());
+            let batch = self.journal.read(lane, after, through, READ_RECORDS_MAX.min(room.max(1)));
+            for loss in batch.losses {
+                error!(
+                    lane = lane.as_str(),
+                    first = loss.first.0,
+                    last = loss.last.0,
+                    "journal records cannot be read"
+                );
+                if self.commands.try_send(JournalCommand::ReportLoss(loss)).is_err() {
+                    error!("loss report not journalled: the journal's queue is full");
+                }
+            }
+            let is_over = batch.records.is_empty();
+            for record in batch.records {
+                if !self.send(index, lane, &record) {
+                    return false;
+                }
+            }
+            if is_over {
+                self.outboxes[index].1.handle_scanned(through);
+                continue;
+            }
+            return true;
+        }
+        false
+    }
+
+    /// Hands one record to the producer. Says whether it took it.
+    fn send(&mut self, index: usize, lane: Lane, record: &Stored) -> bool {
+        let Some(producer) = &self.producer else { return false };
+        if self.outboxes[index].1.next_to_send(Instant::now()).is_none() {
+            return false;
+        }
+        let outgoing = match self.outgoing(lane, record) {
+            Ok(outgoing) => outgoing,
+            Err(error) => {
+                error!(sequence = record.sequence.0, lane = lane.as_str(), %error, "journalled record cannot be decoded");
+                self.outboxes[index].1.handle_sent(record.sequence);
+                self.give_up(index, record, "journal-decode", &error.detail());
+                return true;
+            }
+        };
+        let content_type = Header {
+            key: wire::CONTENT_TYPE_HEADER,
+            value: Some(self.settings.encoding.content_type()),
+        };
+        let message = BaseRecord::with_opaque_to(outgoing.topic, Box::new((lane, record.sequence)))
+            .key(&outgoing.key)
+            .payload(&outgoing.payload)
+            .timestamp(outgoing.timestamp.micros() / 1000)
+            .headers(OwnedHeaders::new().insert(content_type));
+        match producer.send(message) {
+            Ok(()) => {
+                self.outboxes[index].1.handle_sent(record.sequence);
+                true
+            }
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => false,
+            Err((error, _)) => {
+                self.outboxes[index].1.handle_sent(record.sequence);
+                let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+                self.handle_failure(index, record.sequence, code);
+                true
+            }
+        }
+    }
+
+    fn outgoing(&self, lane: Lane, record: &Stored) -> Result<Outgoing<'_>, DecodeError> {
+        let encoding = self.settings.encoding;
+        let identity = Some(Identity {
+            device_id: self.device_id.clone(),
+            generation: self.generation,
+            sequence: record.sequence,
+        });
+        let oldest_live = now().saturating_sub_micros(
+            i64::try_from(self.settings.historical_after.as_micros()).unwrap_or(i64::MAX),
+        );
+        let topics = &self.settings.topics;
+        Ok(match lane {
+            Lane::Readings => {
+                let mut reading =
+                    codec::decode_reading(&record.payload, Encoding::Protobuf)?.reading;
+                reading.identity = identity;
+                reading.historical |= reading.timestamp < oldest_live;
+                Outgoing {
+                    topic: reading_topic(topics, &reading.metric_type),
+                    key: reading.sensor_id.as_str().to_owned(),
+                    timestamp: reading.timestamp,
+                    payload: codec::encode_reading(&reading, encoding),
+                }
+            }
+            Lane::Events => {
+                let mut event = codec::decode_machine_event(&record.payload, Encoding::Protobuf)?;
+                event.identity = identity;
+                event.historical |= event.timestamp < oldest_live;
+                Outgoing {
+                    topic: &topics.machine_events,
+                    key: event.machine_id.as_str().to_owned(),
+                    timestamp: event.timestamp,
+                    payload: codec::encode_machine_event(&event, encoding),
+                }
+            }
+            Lane::DeadLetters => {
+                let mut letter = codec::decode_dead_letter(&record.payload, Encoding::Protobuf)?;
+                letter.identity = identity;
+                Outgoing {
+                    topic: &topics.dead_letters,
+                    key: self.device_id.as_str().to_owned(),
+                    timestamp: letter.timestamp,
+                    payload: codec::encode_dead_letter(&letter, encoding),
+                }
+            }
+        })
+    }
+
+    async fn handle_reports(&mut self, report: Option<Report>) {
+        let mut report = report;
+        while let Some(found) = report {
+            let index = lane_index(found.lane);
+            match found.failure {
+                None => {
+                    metrics::counter!(telemetry::KAFKA_DELIVERED, "lane" => found.lane.as_str())
+                        .increment(1);
+                    self.outboxes[index].1.handle_acknowledged(found.sequence);
+                    self.last_delivery = Instant::now();
+                }
+                Some(code) => self.handle_failure(index, found.sequence, code),
+            }
+            report = self.reports.try_recv().ok();
+        }
+        self.renew_producer_after_fatal();
+    }
+
+    fn handle_failure(&mut self, index: usize, sequence: Sequence, code: RDKafkaErrorCode) {
+        let lane = self.outboxes[index].0;
+        match disposition(code) {
+            Disposition::DeadLetter => {
+                let batch = self.journal.read(lane, Sequence(sequence.0 - 1), sequence, 1);
+                match batch.records.first() {
+                    Some(record) => {
+                        self.give_up(index, record, "broker-refused", &code.to_string())
+                    }
+                    None => {
+                        self.outboxes[index].1.handle_failed(
+                            sequence,
+                            Disposition::DeadLetter,
+                            Instant::now(),
+                            0.0,
+                        );
+                    }
+                }
+            }
+            retry @ (Disposition::Retry | Disposition::Fatal) => {
+                metrics::counter!(telemetry::KAFKA_FAILURES, "disposition" => "retry").increment(1);
+                if self.outboxes[index].1.failures_in_a_row() == 0 {
+                    warn!(lane = lane.as_str(), sequence = sequence.0, %code, "delivery failed, going back to the lowest record not acknowledged");
+                }
+                self.outboxes[index].1.handle_failed(
+                    sequence,
+                    retry,
+                    Instant::now(),
+                    random_fraction(),
+                );
+            }
+        }
+    }
+
+    /// Writes a record that will never pass to the dead letters; it is done.
+    fn give_up(&mut self, index: usize, record: &Stored, reason: &str, detail: &str) {
+        let lane = self.outboxes[index].0;
+        metrics::counter!(telemetry::KAFKA_FAILURES, "disposition" => "dead-letter").increment(1);
+        error!(
+            lane = lane.as_str(),
+            sequence = record.sequence.0,
+            reason,
+            detail,
+            "record goes to the dead letters"
+        );
+        let source = format!("journal/{}", lane.as_str());
+        let detail = format!("sequence {}: {detail}", record.sequence.0);
+        let letter = DeadLetter::new(reason, detail, &source, now(), &record.payload);
+        // A dead letter that is refused itself is counted above and logged: it would be refused again.
+        if lane != Lane::DeadLetters
+            && self.commands.try_send(JournalCommand::DeadLetter(letter)).is_err()
+        {
+            error!(
+                sequence = record.sequence.0,
+                "dead letter not journalled: the journal's queue is full"
+            );
+        }
+        self.outboxes[index].1.handle_failed(
+            record.sequence,
+            Disposition::DeadLetter,
+            Instant::now(),
+            0.0,
+        );
+    }
+
+    /// After a fatal error of the idempotent producer a new one takes over from the lowest record not acknowledged.
+    fn renew_producer_after_fatal(&mut self) {
+        let Some(producer) = &self.producer else { return };
+        let Some((code, text)) = producer.client().fatal_error() else { return };
+        if self.outboxes.iter().any(|(_, outbox)| outbox.in_flight() > 0) {
+            return;
+        }
+        error!(%code, text, "kafka producer failed for good, starting another");
+        match self.connect() {
+            Ok(producer) => self.producer = Some(producer),
+            Err(error) => error!(%error, "no new kafka producer"),
+        }
+    }
+
+    async fn show(&mut self) {
+        let durable = *self.durable.borrow();
+        let mut in_flight = 0;
+        for (lane, outbox) in &self.outboxes {
+            let acknowledged = outbox.acknowledged();
+            in_flight += outbox.in_flight();
+            let owed = durable.get(*lane).0.saturating_sub(acknowledged.0);
+            metrics::gauge!(telemetry::OUTBOX_RECORDS, "lane" => lane.as_str()).set(owed as f64);
+            let command = JournalCommand::Trim { lane: *lane, through: acknowledged };
+            if self.commands.send(command).await.is_err() {
+                return;
+            }
+        }
+        self.show_age(durable);
+        let is_stalled = in_flight > 0 && self.last_delivery.elapsed() > STALL_AFTER;
+        if in_flight == 0 {
+            self.last_delivery = Instant::now();
+        }
+        if is_stalled && !self.is_stalled {
+            warn!(in_flight, "kafka does not acknowledge; records wait in the journal");
+        }
+        self.is_stalled = is_stalled;
+        let state = if is_stalled {
+            Err(format!("no delivery for {} s", self.last_delivery.elapsed().as_secs()))
+        } else {
+            Ok(())
+        };
+        self.board.set(Part::Kafka, state);
+    }
+
+    fn show_age(&self, durable: Durable) {
+        let (_, outbox) = &self.outboxes[lane_index(Lane::Readings)];
+        let through = *durable.get(Lane::Readings);
+        let oldest = (outbox.acknowledged() < through)
+            .then(|| self.journal.read(Lane::Readings, outbox.acknowledged(), through, 1))
+            .and_then(|batch| batch.records.into_iter().next())
+            .and_then(|record| codec::decode_reading(&record.payload, Encoding::Protobuf).ok());
+        let age = oldest
+            .map_or(0.0, |decoded| now().micros_since(decoded.reading.timestamp) as f64 / 1e6);
+        metrics::gauge!(telemetry::OUTBOX_OLDEST_AGE).set(age);
+    }
+}
+
+struct Outgoing<'a> {
+    topic: &'a str,
+    key: String,
+    timestamp: EventTime,
+    payload: Vec<u8>,
+}
+
+fn reading_topic<'a>(topics: &'a Topics, metric_type: &MetricType) -> &'a str {
+    match metric_type.as_str() {
+        "temperature" => &topics.temperature,
+        "pressure" => &topics.pressure,
+        "vibration" => &topics.vibration,
+        _ => &topics.other,
+    }
+}
+
+const fn lane_index(lane: Lane) -> usize {
+    match lane {
+        Lane::Events => 0,
+        Lane::Readings => 1,
+        Lane::DeadLetters => 2,
+    }
+}
+
+/// What a delivery error means for the record: only what is about the record itself is final.
+fn disposition(code: RDKafkaErrorCode) -> Disposition {
+    match code {
+        RDKafkaErrorCode::MessageSizeTooLarge
+        | RDKafkaErrorCode::InvalidMessageSize
+        | RDKafkaErrorCode::InvalidMessage
+        | RDKafkaErrorCode::InvalidRecord => Disposition::DeadLetter,
+        _ => Disposition::Retry,
+    }
+}
+
+async fn sleep_until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The calendar's time.
+#[must_use]
+pub fn now() -> EventTime {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    EventTime::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}

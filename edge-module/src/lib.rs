@@ -1,0 +1,26 @@
+//! The edge module: reads machine sensors, stops the machine at once, journals, forwards to Kafka.
+//!
+//! Two paths that share nothing but the local broker:
+//!
+//! ```text
+//! mqtt::source (protection) -> intake -> analysis -> [interlock] -> mqtt::actuator          protection, own thread
+//! mqtt::source (recording)  -> intake -> analysis -> [deadband]  -> journal (store) -> kafka
+//! ```
+//!
+//! Decisions are in `edge-core`; here is what touches the world.
+
+pub mod admin;
+pub mod analysis;
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod intake;
+pub mod journal;
+pub mod kafka;
+pub mod latch;
+pub mod mqtt;
+pub mod protection;
+pub mod recording;
+pub mod scoring;
+pub mod store;
+pub mod telemetry;

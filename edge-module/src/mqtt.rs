@@ -1,0 +1,4 @@
+//! The local broker: sensors and machine reports in, stop commands out.
+
+pub mod actuator;
+pub mod source;

@@ -1,0 +1,261 @@
+//! One MQTT session: connect, subscribe, hand on what comes, connect again.
+//!
+//! QoS 1 everywhere. The event loop runs in a task of its own and is never cancelled half-way: the client library may have
+//! taken a packet into its books that is not yet on the socket. After each CONNACK all filters are subscribed again,
+//! whether the broker kept the session or not. The wait between attempts doubles from `reconnect-min` to `reconnect-max`,
+//! with jitter, and starts over when the broker accepts.
+
+use std::time::{Duration, Instant};
+
+use rumqttc::{
+    AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, Outgoing,
+    Packet, Publish, QoS, SubscribeFilter,
+};
+use tokio::sync::mpsc;
+use tracing::{debug, error, info, warn};
+
+use crate::config::{Settings, read_secret};
+use crate::telemetry;
+
+/// Requests that may wait inside the client library.
+const REQUESTS_MAX: usize = 65_536;
+/// Unacknowledged publications of ours.
+const INFLIGHT_MAX: u16 = 1_000;
+
+/// What a session is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionKind {
+    /// Sensors to the stop path: starts clean, acknowledges at once, since old data is no ground to stop a machine.
+    Protection,
+    /// Commands out, reports in.
+    Actuator,
+    /// Sensors to the journal: the broker keeps it while we are away, acknowledged by hand when durable.
+    Recording,
+}
+
+impl SessionKind {
+    /// End of the client id, and the label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Protection => "protection",
+            Self::Actuator => "actuator",
+            Self::Recording => "recording",
+        }
+    }
+
+    const fn is_persistent(self) -> bool {
+        match self {
+            Self::Recording => true,
+            Self::Protection | Self::Actuator => false,
+        }
+    }
+}
+
+/// What happened on a session.
+#[derive(Debug)]
+pub enum SessionEvent {
+    /// The broker accepted; the filters are being subscribed.
+    Connected,
+    /// The connection is gone; it is tried again.
+    Disconnected,
+    /// A message for us.
+    Message {
+        /// The message.
+        publish: Publish,
+        /// When it was read from the socket.
+        received: Instant,
+    },
+    /// The oldest publication of ours that was not yet reported is on the socket.
+    Written,
+}
+
+/// Why a session cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The password cannot be read.
+    #[error("mqtt.password-file: {0}")]
+    Password(String),
+}
+
+/// A session that is not running yet.
+pub struct Session {
+    kind: SessionKind,
+    client: AsyncClient,
+    event_loop: EventLoop,
+    filters: Vec<String>,
+    reconnect_min: Duration,
+    reconnect_max: Duration,
+}
+
+impl Session {
+    /// Prepares a session that will subscribe to `filters`.
+    ///
+    /// # Errors
+    /// The password cannot be read.
+    pub fn new(
+        settings: &Settings,
+        kind: SessionKind,
+        filters: Vec<String>,
+    ) -> Result<Self, SessionError> {
+        let mqtt = &settings.mqtt;
+        let mut options =
+            MqttOptions::new(settings.client_id(kind.as_str()), &mqtt.host, mqtt.port);
+        options
+            .set_keep_alive(mqtt.keep_alive)
+            .set_clean_session(!kind.is_persistent())
+            .set_manual_acks(kind.is_persistent())
+            .set_max_packet_size(mqtt.packet_bytes_max, mqtt.packet_bytes_max)
+            .set_inflight(INFLIGHT_MAX);
+        if !mqtt.username.is_empty() {
+            let password = if mqtt.password_file.as_os_str().is_empty() {
+                String::new()
+            } else {
+                read_secret(&mqtt.password_file)
+                    .map_err(SessionError::Password)?
+                    .expose()
+                    .to_owned()
+            };
+            options.set_credentials(&mqtt.username, password);
+        }
+        let (client, mut event_loop) = AsyncClient::new(options, REQUESTS_MAX);
+        event_loop.network_options.set_tcp_nodelay(true);
+        Ok(Self {
+            kind,
+            client,
+            event_loop,
+            filters,
+            reconnect_min: mqtt.reconnect_min,
+            reconnect_max: mqtt.reconnect_max,
+        })
+    }
+
+    /// For publishing and acknowledging.
+    #[must_use]
+    pub fn client(&self) -> AsyncClient {
+        self.client.clone()
+    }
+
+    /// Runs until the receiver is dropped.
+    pub async fn run(mut self, events: mpsc::Sender<SessionEvent>) {
+        let mut wait = self.reconnect_min;
+        let session = self.kind.as_str();
+        loop {
+            let event = match self.event_loop.poll().await {
+                Ok(event) => event,
+                Err(error) => {
+                    warn!(session, error = %describe(&error), wait_ms = wait.as_millis() as u64, "broker connection lost");
+                    metrics::counter!(telemetry::MQTT_DISCONNECTS, "session" => session)
+                        .increment(1);
+                    self.discard_oversized_backlog(&error);
+                    if events.send(SessionEvent::Disconnected).await.is_err() {
+                        return;
+                    }
+                    tokio::time::sleep(jittered(wait)).await;
+                    wait = (wait * 2).min(self.reconnect_max);
+                    continue;
+                }
+            };
+            let Some(event) = self.translate(event) else { continue };
+            if matches!(event, SessionEvent::Connected) {
+                wait = self.reconnect_min;
+            }
+            if events.send(event).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn translate(&mut self, event: Event) -> Option<SessionEvent> {
+        match event {
+            Event::Incoming(Packet::Publish(publish)) => {
+                Some(SessionEvent::Message { publish, received: Instant::now() })
+            }
+            Event::Incoming(Packet::ConnAck(acknowledgement)) => {
+                if acknowledgement.code != ConnectReturnCode::Success {
+                    return None;
+                }
+                info!(
+                    session = self.kind.as_str(),
+                    is_session_kept = acknowledgement.session_present,
+                    "broker connected"
+                );
+                if self.kind.is_persistent() {
+                    self.event_loop.mqtt_options.set_clean_session(false);
+                }
+                self.subscribe();
+                Some(SessionEvent::Connected)
+            }
+            Event::Incoming(Packet::SubAck(acknowledgement)) => {
+                for (filter, code) in self.filters.iter().zip(&acknowledgement.return_codes) {
+                    if *code == rumqttc::SubscribeReasonCode::Failure {
+                        error!(
+                            session = self.kind.as_str(),
+                            filter, "broker refused the subscription: check its access list"
+                        );
+                    }
+                }
+                None
+            }
+            Event::Outgoing(Outgoing::Publish(_)) => Some(SessionEvent::Written),
+            Event::Incoming(_) | Event::Outgoing(_) => None,
+        }
+    }
+
+    fn subscribe(&self) {
+        if self.filters.is_empty() {
+            return;
+        }
+        let filters = self
+            .filters
+            .iter()
+            .map(|filter| SubscribeFilter::new(filter.clone(), QoS::AtLeastOnce));
+        match self.client.try_subscribe_many(filters) {
+            Ok(()) => {
+                debug!(session = self.kind.as_str(), filters = self.filters.len(), "subscribed")
+            }
+            Err(error) => error!(session = self.kind.as_str(), %error, "cannot subscribe"),
+        }
+    }
+
+    /// A message over the packet limit in a kept session would come back for ever: the session is begun anew, once.
+    fn discard_oversized_backlog(&mut self, error: &ConnectionError) {
+        let is_oversized = describe(error).contains("ayload size limit");
+        if is_oversized && self.kind.is_persistent() {
+            error!(
+                session = self.kind.as_str(),
+                "a message is over mqtt.packet-bytes-max: the broker's backlog is discarded; lower the broker's own limit"
+            );
+            metrics::counter!(telemetry::MQTT_SESSIONS_DISCARDED).increment(1);
+            self.event_loop.mqtt_options.set_clean_session(true);
+        }
+    }
+}
+
+fn describe(error: &ConnectionError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        source = error.source();
+    }
+    text
+}
+
+/// Half to the whole of `wait`: devices that lost the same broker do not come back in step.
+fn jittered(wait: Duration) -> Duration {
+    wait.mul_f64(0.5 + 0.5 * random_fraction())
+}
+
+/// A fraction from 0 to 1, good enough to spread retries.
+#[must_use]
+pub fn random_fraction() -> f64 {
+    use std::hash::{BuildHasher as _, Hasher as _};
+
+    let bits = std::hash::RandomState::new().build_hasher().finish();
+    (bits >> 11) as f64 / (1_u64 << 53) as f64
+}

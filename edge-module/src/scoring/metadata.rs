@@ -1,0 +1,401 @@
+//! `bundle.json`: what a bundle says of itself. Kebab-case keys; an unknown key is an error, so that nothing that a
+//! later version means is silently left out.
+
+use std::collections::BTreeMap;
+
+use edge_core::features::{FEATURE_DEFINITION, FeatureName, Features, UnknownFeature};
+use serde::{Deserialize, Serialize};
+
+/// Version of the metadata's form.
+pub const FORMAT: u32 = 1;
+/// Fewest feature vectors of a self-test.
+pub const SELF_TEST_SCORES_MIN: usize = 6;
+/// Fewest raw windows of a self-test.
+pub const SELF_TEST_WINDOWS_MIN: usize = 2;
+/// Widest tolerance of a self-test's score.
+pub const SCORE_TOLERANCE_MAX: f64 = 0.01;
+/// Widest tolerance of a self-test's feature, relative to it or, below 1, absolute.
+pub const FEATURE_TOLERANCE_MAX: f64 = 1e-3;
+
+/// What is wrong with a bundle's metadata.
+#[derive(Debug, thiserror::Error)]
+pub enum MetadataError {
+    /// No JSON, a key missing, a key unknown, a wrong type.
+    #[error("{0}")]
+    Json(#[from] serde_json::Error),
+    /// A later or earlier form.
+    #[error("format is {0}, this program reads {FORMAT}")]
+    Format(u32),
+    /// Trained with other features.
+    #[error(
+        "features.definition is {0}, this program computes definition {FEATURE_DEFINITION}: train again"
+    )]
+    Definition(u32),
+    /// A feature that does not exist.
+    #[error("features.order: {0}")]
+    UnknownFeature(#[from] UnknownFeature),
+    /// A band that does not exist.
+    #[error("features.order names {0}, features.band-edges-hz has no such band")]
+    NoSuchBand(FeatureName),
+    /// A value out of its range.
+    #[error("{key} is {found}, it must be {range}")]
+    Range {
+        /// Which key.
+        key: &'static str,
+        /// Its value.
+        found: String,
+        /// What is allowed.
+        range: String,
+    },
+    /// Too few self-test vectors.
+    #[error("{key} has {found} entries, at least {min} are needed")]
+    TooFew {
+        /// Which key.
+        key: &'static str,
+        /// Entries found.
+        found: usize,
+        /// Entries needed.
+        min: usize,
+    },
+    /// A self-test vector of another length.
+    #[error("self-test.scores {label:?} has {found} features, features.order has {expected}")]
+    VectorLength {
+        /// Which vector.
+        label: String,
+        /// Values found.
+        found: usize,
+        /// Values needed.
+        expected: usize,
+    },
+    /// A self-test that asks for one answer only.
+    #[error(
+        "self-test.scores are all {side} the threshold: healthy and abnormal vectors are needed"
+    )]
+    OneSided {
+        /// `below`, or `at or above`.
+        side: &'static str,
+    },
+}
+
+/// What a window must be.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Input {
+    /// Samples per second.
+    pub sample_rate_hz: f64,
+    /// Samples in a window.
+    pub window_samples: usize,
+    /// Samples from the start of a window to the start of the next.
+    pub hop_samples: usize,
+    /// Unit of the samples, for example `V`.
+    pub unit: String,
+}
+
+/// What the model takes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FeatureMetadata {
+    /// Edges of the bands, one more than bands.
+    pub band_edges_hz: Vec<f64>,
+    /// Features in the order of the model's input.
+    pub order: Vec<FeatureName>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct RawFeatures {
+    definition: u32,
+    band_edges_hz: Vec<f64>,
+    order: Vec<String>,
+    #[expect(dead_code, reason = "only its being one of the known words counts")]
+    normalisation: Normalisation,
+}
+
+/// Where features are normalised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Normalisation {
+    /// By the model's first layers.
+    InGraph,
+}
+
+/// What the model's output is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Output {
+    /// The logistic function makes it a score.
+    Logit,
+}
+
+/// Where the training data came from.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct TrainingData {
+    /// Maker, name, version.
+    pub origin: String,
+    /// Licence, or what is known of it.
+    pub licence: String,
+}
+
+/// A feature vector with the score it had at the export.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct SelfTestScore {
+    /// What it is, for people.
+    pub label: String,
+    /// Values in the order of the model's input.
+    pub features: Vec<f64>,
+    /// 0 to 1.
+    pub score: f64,
+}
+
+impl SelfTestScore {
+    /// The vector as features; those that are not in `order` are 0.
+    #[must_use]
+    pub fn as_features(&self, order: &[FeatureName]) -> Features {
+        let mut features = Features {
+            mean: 0.0,
+            rms: 0.0,
+            peak: 0.0,
+            crest_factor: 0.0,
+            kurtosis: 0.0,
+            band_energies_ln: Vec::new(),
+        };
+        for (name, value) in order.iter().zip(&self.features) {
+            match name {
+                FeatureName::Rms => features.rms = *value,
+                FeatureName::Peak => features.peak = *value,
+                FeatureName::CrestFactor => features.crest_factor = *value,
+                FeatureName::Kurtosis => features.kurtosis = *value,
+                FeatureName::Band(index) => {
+                    let index = usize::from(*index);
+                    let bands = features.band_energies_ln.len().max(index + 1);
+                    features.band_energies_ln.resize(bands, 0.0);
+                    features.band_energies_ln[index] = *value;
+                }
+            }
+        }
+        features
+    }
+}
+
+/// Raw samples with the features they had at the export.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct SelfTestWindow {
+    /// What it is, for people.
+    pub label: String,
+    /// Samples at the input's rate.
+    pub samples: Vec<f32>,
+    /// Edges of the bands of this test.
+    pub band_edges_hz: Vec<f64>,
+    /// Expected values by feature name.
+    pub features: BTreeMap<String, f64>,
+}
+
+/// What the bundle must reproduce before it is used.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct SelfTest {
+    /// Largest difference of a score.
+    pub score_tolerance: f64,
+    /// Largest difference of a feature, relative to it or, below 1, absolute.
+    pub feature_tolerance: f64,
+    /// Feature vectors, healthy and abnormal.
+    pub scores: Vec<SelfTestScore>,
+    /// Raw windows.
+    pub windows: Vec<SelfTestWindow>,
+}
+
+/// Healthy windows of one operating condition, for whoever simulates them.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct HealthyReference {
+    /// Mean by feature name.
+    pub mean: BTreeMap<String, f64>,
+    /// Standard deviation by feature name.
+    pub deviation: BTreeMap<String, f64>,
+    /// Middle score of these windows, which the model was trained on.
+    pub score_median: f64,
+    /// Highest score of these windows.
+    pub score_max: f64,
+}
+
+/// A bundle's metadata after all checks that need no model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BundleMetadata {
+    /// For example `motor`.
+    pub name: String,
+    /// For example `1.0.0`.
+    pub version: String,
+    /// A sentence for people.
+    pub description: String,
+    /// Of the model's file, lower-case hexadecimal.
+    pub model_sha256: String,
+    /// What a window must be.
+    pub input: Input,
+    /// What the model takes.
+    pub features: FeatureMetadata,
+    /// Score at or above which a window counts as abnormal, 0 to 1.
+    pub threshold: f64,
+    /// Share of healthy windows, unseen in training, that were above the threshold when it was chosen.
+    pub false_alarm_rate: f64,
+    /// Figures for people; how they came about stands in the model's README.
+    pub evaluation: serde_json::Value,
+    /// Where the training data came from.
+    pub training_data: TrainingData,
+    /// What the bundle must reproduce.
+    pub self_test: SelfTest,
+    /// Healthy windows by operating condition.
+    pub healthy_reference: BTreeMap<String, HealthyReference>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct RawMetadata {
+    format: u32,
+    name: String,
+    version: String,
+    description: String,
+    model_sha256: String,
+    input: Input,
+    features: RawFeatures,
+    #[expect(dead_code, reason = "only its being one of the known words counts")]
+    output: Output,
+    threshold: f64,
+    false_alarm_rate: f64,
+    evaluation: serde_json::Value,
+    training_data: TrainingData,
+    self_test: SelfTest,
+    healthy_reference: BTreeMap<String, HealthyReference>,
+}
+
+impl BundleMetadata {
+    /// Reads and checks `bundle.json`.
+    ///
+    /// # Errors
+    /// The first fault; see [`MetadataError`].
+    pub fn parse(text: &[u8]) -> Result<Self, MetadataError> {
+        let raw: RawMetadata = serde_json::from_slice(text)?;
+        if raw.format != FORMAT {
+            return Err(MetadataError::Format(raw.format));
+        }
+        if raw.features.definition != FEATURE_DEFINITION {
+            return Err(MetadataError::Definition(raw.features.definition));
+        }
+        let order = parse_order(&raw.features)?;
+        let metadata = Self {
+            name: raw.name,
+            version: raw.version,
+            description: raw.description,
+            model_sha256: raw.model_sha256,
+            input: raw.input,
+            features: FeatureMetadata { band_edges_hz: raw.features.band_edges_hz, order },
+            threshold: raw.threshold,
+            false_alarm_rate: raw.false_alarm_rate,
+            evaluation: raw.evaluation,
+            training_data: raw.training_data,
+            self_test: raw.self_test,
+            healthy_reference: raw.healthy_reference,
+        };
+        metadata.check_ranges()?;
+        metadata.check_self_test()?;
+        Ok(metadata)
+    }
+
+    fn check_ranges(&self) -> Result<(), MetadataError> {
+        let input = &self.input;
+        let hex = self.model_sha256.len() == 64
+            && self.model_sha256.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        range("name", &self.name, is_word(&self.name), WORD)?;
+        range("version", &self.version, is_word(&self.version), WORD)?;
+        range("model-sha256", &self.model_sha256, hex, "64 digits of lower-case hexadecimal")?;
+        range("input.unit", &input.unit, !input.unit.is_empty(), "not empty")?;
+        let rate = input.sample_rate_hz;
+        range("input.sample-rate-hz", &rate, rate.is_finite() && rate > 0.0, "above 0")?;
+        let hop = input.hop_samples;
+        range("input.hop-samples", &hop, hop > 0, "above 0")?;
+        let threshold = self.threshold;
+        range("threshold", &threshold, threshold > 0.0 && threshold <= 1.0, "above 0, at most 1")?;
+        let alarms = self.false_alarm_rate;
+        range("false-alarm-rate", &alarms, (0.0..=1.0).contains(&alarms), "0 to 1")?;
+        let tolerance = self.self_test.score_tolerance;
+        range(
+            "self-test.score-tolerance",
+            &tolerance,
+            (0.0..=SCORE_TOLERANCE_MAX).contains(&tolerance),
+            &format!("0 to {SCORE_TOLERANCE_MAX}"),
+        )?;
+        let tolerance = self.self_test.feature_tolerance;
+        range(
+            "self-test.feature-tolerance",
+            &tolerance,
+            (0.0..=FEATURE_TOLERANCE_MAX).contains(&tolerance),
+            &format!("0 to {FEATURE_TOLERANCE_MAX}"),
+        )
+    }
+
+    fn check_self_test(&self) -> Result<(), MetadataError> {
+        let self_test = &self.self_test;
+        let few = |key, found, min| MetadataError::TooFew { key, found, min };
+        if self_test.scores.len() < SELF_TEST_SCORES_MIN {
+            let found = self_test.scores.len();
+            return Err(few("self-test.scores", found, SELF_TEST_SCORES_MIN));
+        }
+        if self_test.windows.len() < SELF_TEST_WINDOWS_MIN {
+            let found = self_test.windows.len();
+            return Err(few("self-test.windows", found, SELF_TEST_WINDOWS_MIN));
+        }
+        for vector in &self_test.scores {
+            let (found, expected) = (vector.features.len(), self.features.order.len());
+            if found != expected {
+                let label = vector.label.clone();
+                return Err(MetadataError::VectorLength { label, found, expected });
+            }
+            let score = vector.score;
+            range("self-test.scores.score", &score, (0.0..=1.0).contains(&score), "0 to 1")?;
+        }
+        let abnormal = self_test.scores.iter().filter(|test| test.score >= self.threshold).count();
+        if abnormal == 0 {
+            return Err(MetadataError::OneSided { side: "below" });
+        }
+        if abnormal == self_test.scores.len() {
+            return Err(MetadataError::OneSided { side: "at or above" });
+        }
+        Ok(())
+    }
+}
+
+const WORD: &str = "1 to 64 letters, digits, '-', '_' or '.'";
+
+fn is_word(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+}
+
+fn range(
+    key: &'static str,
+    found: &dyn std::fmt::Display,
+    holds: bool,
+    range: &str,
+) -> Result<(), MetadataError> {
+    if holds {
+        return Ok(());
+    }
+    Err(MetadataError::Range { key, found: found.to_string(), range: range.to_owned() })
+}
+
+fn parse_order(features: &RawFeatures) -> Result<Vec<FeatureName>, MetadataError> {
+    let bands = features.band_edges_hz.len().saturating_sub(1);
+    let mut order = Vec::with_capacity(features.order.len());
+    for text in &features.order {
+        let name: FeatureName = text.parse()?;
+        if let FeatureName::Band(index) = name
+            && usize::from(index) >= bands
+        {
+            return Err(MetadataError::NoSuchBand(name));
+        }
+        order.push(name);
+    }
+    range("features.order", &"empty", !order.is_empty(), "a list of features")?;
+    Ok(order)
+}

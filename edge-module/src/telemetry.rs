@@ -1,0 +1,115 @@
+//! Logging and metrics: names once, here.
+
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{LogFormat, Telemetry};
+
+/// MQTT messages received, by `session`.
+pub const MQTT_MESSAGES: &str = "mqtt_messages_total";
+/// Connections lost or refused, by `session`.
+pub const MQTT_DISCONNECTS: &str = "mqtt_disconnects_total";
+/// Kept sessions begun anew because of a message over the packet limit.
+pub const MQTT_SESSIONS_DISCARDED: &str = "mqtt_sessions_discarded_total";
+/// Input refused, by `reason`.
+pub const INPUT_REFUSED: &str = "input_refused_total";
+/// JSON fields that this version does not know.
+pub const INPUT_UNKNOWN_FIELDS: &str = "input_unknown_fields_total";
+/// Messages that the broker delivered again after they had been journalled.
+pub const INPUT_REDELIVERED: &str = "input_redelivered_total";
+/// Readings taken in, scalars and windows.
+pub const READINGS: &str = "readings_total";
+/// Readings held back by the dead band.
+pub const READINGS_FILTERED: &str = "readings_filtered_total";
+/// Vibration windows judged by the stop path.
+pub const PROTECTION_WINDOWS: &str = "protection_windows_total";
+/// Samples that fell out of a window because of a gap, an overlap or a rate change.
+pub const VIBRATION_SAMPLES_DISCARDED: &str = "vibration_samples_discarded_total";
+/// Windows that the model could not score, by `reason`.
+pub const SCORE_FAILURES: &str = "score_failures_total";
+/// Trips, by `cause`.
+pub const INTERLOCK_TRIPS: &str = "interlock_trips_total";
+/// Stops that were not confirmed in time.
+pub const INTERLOCK_STOPS_NOT_CONFIRMED: &str = "interlock_stops_not_confirmed_total";
+/// Machines whose latch is set.
+pub const INTERLOCK_TRIPPED: &str = "interlock_tripped_machines";
+/// Last sample received to stop command written, in seconds.
+pub const STOP_COMMAND_LATENCY: &str = "stop_command_latency_seconds";
+/// Last sample received to standstill confirmed, in seconds.
+pub const STOP_CONFIRMATION_LATENCY: &str = "stop_confirmation_latency_seconds";
+/// Message received to judged, in seconds.
+pub const PROTECTION_LATENCY: &str = "protection_latency_seconds";
+/// Machine events dropped because the journal did not take them.
+pub const EVENTS_DROPPED: &str = "machine_events_dropped_total";
+/// Records durable in the journal, by `lane`.
+pub const JOURNAL_RECORDS: &str = "journal_records_total";
+/// Bytes of the journal on disk.
+pub const JOURNAL_BYTES: &str = "journal_disk_bytes";
+/// Records lost, by `lane` and `cause`.
+pub const JOURNAL_LOST: &str = "journal_lost_records_total";
+/// Appends that failed and were tried again.
+pub const JOURNAL_FAILURES: &str = "journal_append_failures_total";
+/// From taking a group to its fsync, in seconds.
+pub const JOURNAL_APPEND_LATENCY: &str = "journal_append_latency_seconds";
+/// Records acknowledged by Kafka, by `lane`.
+pub const KAFKA_DELIVERED: &str = "kafka_delivered_records_total";
+/// Deliveries that failed, by `disposition`.
+pub const KAFKA_FAILURES: &str = "kafka_delivery_failures_total";
+/// Records journalled and not yet delivered, upper bound, by `lane`.
+pub const OUTBOX_RECORDS: &str = "outbox_records";
+/// Age of the oldest record not yet delivered.
+pub const OUTBOX_OLDEST_AGE: &str = "outbox_oldest_record_age_seconds";
+
+/// Every metric name; a scenario checks that each is exported.
+pub const COUNTERS: [&str; 18] = [
+    MQTT_MESSAGES,
+    MQTT_DISCONNECTS,
+    MQTT_SESSIONS_DISCARDED,
+    INPUT_REFUSED,
+    INPUT_UNKNOWN_FIELDS,
+    INPUT_REDELIVERED,
+    READINGS,
+    READINGS_FILTERED,
+    PROTECTION_WINDOWS,
+    VIBRATION_SAMPLES_DISCARDED,
+    SCORE_FAILURES,
+    INTERLOCK_TRIPS,
+    INTERLOCK_STOPS_NOT_CONFIRMED,
+    EVENTS_DROPPED,
+    JOURNAL_RECORDS,
+    JOURNAL_LOST,
+    JOURNAL_FAILURES,
+    KAFKA_DELIVERED,
+];
+
+const LATENCY_BUCKETS_SECONDS: [f64; 14] = [
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0,
+    5.0,
+];
+
+/// Starts logging to the standard error.
+///
+/// # Errors
+/// Logging was started before, or the filter is none.
+pub fn start_logging(settings: &Telemetry) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let filter = EnvFilter::try_new(&settings.filter)?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match settings.format {
+        LogFormat::Text => builder.with_ansi(false).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    }
+}
+
+/// Starts collecting metrics. Counters show as 0 from the beginning.
+///
+/// # Errors
+/// Metrics were started before.
+pub fn start_metrics() -> Result<PrometheusHandle, BuildError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &LATENCY_BUCKETS_SECONDS)?
+        .install_recorder()?;
+    for name in COUNTERS {
+        metrics::counter!(name).absolute(0);
+    }
+    Ok(handle)
+}

@@ -1,0 +1,1 @@
+/* Empty: everything is in tensorflow/lite/c/c_api.h. */

@@ -1,0 +1,695 @@
+//! Bytes to domain types and back. The only way in: whatever leaves here has passed every check.
+//!
+//! Two encodings, told apart by the header [`crate::wire::CONTENT_TYPE_HEADER`]: JSON (the default; RFC 3339
+//! timestamps, unknown fields ignored and counted) and protobuf (`proto/predictive_maintenance/v1`). Both carry the
+//! same record; a repeated JSON key is refused, because no two readers agree on which one counts.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use prost::Message as _;
+
+use crate::json::{RawDeadLetter, RawMachineEvent, RawReading, RawWaveformBlock};
+use crate::model::{
+    DEAD_LETTER_RAW_BYTES_MAX, DeadLetter, DeviceId, EventTime, FEATURE_NAME_BYTES_MAX,
+    FEATURES_MAX, Generation, Identity, MachineEvent, MachineEventDetails, MachineEventType,
+    MachineId, MetricType, NameError, Quality, Reading, SensorId, Sequence, UNIT_BYTES_MAX,
+    WaveformBlock,
+};
+use crate::wire::{CONTENT_TYPE_JSON, CONTENT_TYPE_PROTOBUF, v1};
+
+/// How the bytes of a record are to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encoding {
+    /// UTF-8 JSON, one object.
+    Json,
+    /// Protocol Buffers, one message.
+    Protobuf,
+}
+
+impl Encoding {
+    /// The encoding that a content-type header names; absent means JSON.
+    ///
+    /// # Errors
+    /// A content type that is neither JSON nor protobuf.
+    pub fn from_content_type(value: Option<&[u8]>) -> Result<Self, DecodeError> {
+        match value {
+            None => Ok(Self::Json),
+            Some(value) if value == CONTENT_TYPE_JSON.as_bytes() => Ok(Self::Json),
+            Some(value) if value == CONTENT_TYPE_PROTOBUF.as_bytes() => Ok(Self::Protobuf),
+            Some(other) => Err(DecodeError::ContentType(String::from_utf8_lossy(other).into())),
+        }
+    }
+
+    /// Value of the content-type header.
+    #[must_use]
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Self::Json => CONTENT_TYPE_JSON,
+            Self::Protobuf => CONTENT_TYPE_PROTOBUF,
+        }
+    }
+}
+
+/// Why bytes are not a record. Never passes: repeating it changes nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// No bytes at all (a Kafka tombstone among them).
+    #[error("the record is empty")]
+    Empty,
+    /// The header names an encoding that nobody here reads.
+    #[error("content type {0:?} is neither application/json nor application/x-protobuf")]
+    ContentType(String),
+    /// Not JSON, or JSON of another shape.
+    #[error("not a record in JSON")]
+    Json(#[source] serde_json::Error),
+    /// Not protobuf of this message.
+    #[error("not a record in protobuf")]
+    Protobuf(#[source] prost::DecodeError),
+    /// A required field is absent.
+    #[error("field `{0}` is missing")]
+    Missing(&'static str),
+    /// An identifier breaks its limits.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// Not RFC 3339, or out of the calendar's range.
+    #[error("timestamp {0:?} is not RFC 3339 such as 2026-03-01T08:15:30.123456Z")]
+    Timestamp(String),
+    /// NaN or infinite.
+    #[error("field `{field}` is {value}, which is not a finite number")]
+    NotFinite {
+        /// Which number.
+        field: String,
+        /// What it was.
+        value: f64,
+    },
+    /// Only a part of device, generation and sequence.
+    #[error("device_id, generation and sequence belong together: give all three or none")]
+    PartialIdentity,
+    /// A size or count over its limit.
+    #[error("field `{field}` has {found} entries or bytes, at most {limit} are allowed")]
+    TooMany {
+        /// Which field.
+        field: &'static str,
+        /// Size found.
+        found: usize,
+        /// Size allowed.
+        limit: usize,
+    },
+    /// A number that is not one of the enum's.
+    #[error("field `{field}` has the unknown value {value}")]
+    UnknownValue {
+        /// Which field.
+        field: &'static str,
+        /// The number.
+        value: i32,
+    },
+    /// Samples that are none: an odd number of bytes, none at all, a scale or rate that is no positive number.
+    #[error("waveform block: {0}")]
+    Waveform(&'static str),
+    /// The raw bytes of a dead letter are not base64.
+    #[error("field `raw_base64` is not base64")]
+    Base64(#[source] base64::DecodeError),
+}
+
+impl DecodeError {
+    /// A short word for counters and for the dead letter's `reason`.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::ContentType(_) => "content-type",
+            Self::Json(_) => "json",
+            Self::Protobuf(_) => "protobuf",
+            Self::Missing(_) => "missing-field",
+            Self::Name(_) => "name",
+            Self::Timestamp(_) => "timestamp",
+            Self::NotFinite { .. } => "not-finite",
+            Self::PartialIdentity => "identity",
+            Self::TooMany { .. } => "too-many",
+            Self::UnknownValue { .. } => "unknown-value",
+            Self::Waveform(_) => "waveform",
+            Self::Base64(_) => "base64",
+        }
+    }
+
+    /// The error with its sources, as one sentence for a dead letter.
+    #[must_use]
+    pub fn detail(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            source = error.source();
+        }
+        text
+    }
+}
+
+/// A reading and what was ignored on the way.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decoded {
+    /// The reading.
+    pub reading: Reading,
+    /// Fields of the JSON object that this version does not know.
+    pub unknown_fields: u32,
+}
+
+/// Reads one reading.
+///
+/// # Errors
+/// Anything that is not one valid reading.
+pub fn decode_reading(bytes: &[u8], encoding: Encoding) -> Result<Decoded, DecodeError> {
+    if bytes.is_empty() {
+        return Err(DecodeError::Empty);
+    }
+    match encoding {
+        Encoding::Json => {
+            reading_from_json(serde_json::from_slice(bytes).map_err(DecodeError::Json)?)
+        }
+        Encoding::Protobuf => {
+            let message = v1::Reading::decode(bytes).map_err(DecodeError::Protobuf)?;
+            Ok(Decoded { reading: reading_from_protobuf(message)?, unknown_fields: 0 })
+        }
+    }
+}
+
+/// Reads a JSON reading or a JSON array of readings, each with its own result.
+///
+/// # Errors
+/// The payload as a whole is not JSON of that shape.
+pub fn decode_readings(bytes: &[u8]) -> Result<Vec<Result<Decoded, DecodeError>>, DecodeError> {
+    let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
+    if first != Some(&b'[') {
+        return decode_reading(bytes, Encoding::Json).map(|decoded| vec![Ok(decoded)]);
+    }
+    let elements: Vec<&serde_json::value::RawValue> =
+        serde_json::from_slice(bytes).map_err(DecodeError::Json)?;
+    Ok(elements
+        .into_iter()
+        .map(|element| decode_reading(element.get().as_bytes(), Encoding::Json))
+        .collect())
+}
+
+fn reading_from_json(raw: RawReading<'_>) -> Result<Decoded, DecodeError> {
+    let sensor_id = raw.sensor_id.ok_or(DecodeError::Missing("sensor_id"))?.0;
+    let timestamp = raw.timestamp.ok_or(DecodeError::Missing("timestamp"))?.0;
+    let metric_type = raw.metric_type.ok_or(DecodeError::Missing("metric_type"))?.0;
+    let value = raw.value.ok_or(DecodeError::Missing("value"))?;
+    let machine_id = raw.machine_id.map(|text| MachineId::new(&text.0)).transpose()?;
+    let unit = raw.unit.map(|text| checked_unit(&text.0)).transpose()?;
+    let device_id = raw.device_id.map(|text| DeviceId::new(&text.0)).transpose()?;
+    let reading = Reading {
+        sensor_id: SensorId::new(&sensor_id)?,
+        timestamp: parse_timestamp(&timestamp)?,
+        metric_type: MetricType::new(&metric_type)?,
+        value: finite("value", value)?,
+        machine_id,
+        unit,
+        quality: raw.quality,
+        identity: identity(device_id, raw.generation, raw.sequence)?,
+        historical: raw.historical,
+        features: checked_features(raw.features)?,
+    };
+    Ok(Decoded { reading, unknown_fields: raw.unknown_fields })
+}
+
+fn reading_from_protobuf(message: v1::Reading) -> Result<Reading, DecodeError> {
+    let quality = match v1::Quality::try_from(message.quality) {
+        Ok(v1::Quality::Unspecified) => None,
+        Ok(v1::Quality::Good) => Some(Quality::Good),
+        Ok(v1::Quality::Uncertain) => Some(Quality::Uncertain),
+        Ok(v1::Quality::Bad) => Some(Quality::Bad),
+        Err(_) => {
+            return Err(DecodeError::UnknownValue { field: "quality", value: message.quality });
+        }
+    };
+    Ok(Reading {
+        sensor_id: SensorId::new(&message.sensor_id)?,
+        timestamp: timestamp_from_micros(message.timestamp_micros)?,
+        metric_type: MetricType::new(&message.metric_type)?,
+        value: finite("value", message.value.ok_or(DecodeError::Missing("value"))?)?,
+        machine_id: present(message.machine_id).map(|text| MachineId::new(&text)).transpose()?,
+        unit: present(message.unit).map(|text| checked_unit(&text)).transpose()?,
+        quality,
+        identity: identity(
+            present(message.device_id).map(|text| DeviceId::new(&text)).transpose()?,
+            message.generation,
+            message.sequence,
+        )?,
+        historical: message.historical,
+        features: checked_features(message.features)?,
+    })
+}
+
+/// Writes one reading.
+#[must_use]
+pub fn encode_reading(reading: &Reading, encoding: Encoding) -> Vec<u8> {
+    match encoding {
+        Encoding::Json => to_json(reading),
+        Encoding::Protobuf => {
+            let (device_id, generation, sequence) = identity_fields(reading.identity.as_ref());
+            let quality = match reading.quality {
+                None => v1::Quality::Unspecified,
+                Some(Quality::Good) => v1::Quality::Good,
+                Some(Quality::Uncertain) => v1::Quality::Uncertain,
+                Some(Quality::Bad) => v1::Quality::Bad,
+            };
+            v1::Reading {
+                sensor_id: reading.sensor_id.as_str().to_owned(),
+                timestamp_micros: Some(reading.timestamp.micros()),
+                metric_type: reading.metric_type.as_str().to_owned(),
+                value: Some(reading.value),
+                machine_id: reading.machine_id.as_ref().map_or_else(String::new, name_text),
+                unit: reading.unit.as_ref().map_or_else(String::new, |unit| unit.to_string()),
+                quality: quality.into(),
+                device_id,
+                generation,
+                sequence,
+                historical: reading.historical,
+                features: reading.features.clone(),
+            }
+            .encode_to_vec()
+        }
+    }
+}
+
+/// Reads one machine event.
+///
+/// # Errors
+/// Anything that is not one valid machine event.
+pub fn decode_machine_event(bytes: &[u8], encoding: Encoding) -> Result<MachineEvent, DecodeError> {
+    if bytes.is_empty() {
+        return Err(DecodeError::Empty);
+    }
+    match encoding {
+        Encoding::Json => {
+            let raw: RawMachineEvent = serde_json::from_slice(bytes).map_err(DecodeError::Json)?;
+            let device_id = raw.device_id.map(|text| DeviceId::new(&text)).transpose()?;
+            Ok(MachineEvent {
+                event_type: raw.event_type,
+                machine_id: MachineId::new(&raw.machine_id)?,
+                timestamp: parse_timestamp(&raw.timestamp)?,
+                identity: identity(device_id, raw.generation, raw.sequence)?,
+                historical: raw.historical,
+                details: raw.details,
+            })
+        }
+        Encoding::Protobuf => {
+            let message = v1::MachineEvent::decode(bytes).map_err(DecodeError::Protobuf)?;
+            machine_event_from_protobuf(message)
+        }
+    }
+}
+
+fn machine_event_from_protobuf(message: v1::MachineEvent) -> Result<MachineEvent, DecodeError> {
+    let event_type = event_type_from_protobuf(message.event_type)?;
+    let device_id = present(message.device_id).map(|text| DeviceId::new(&text)).transpose()?;
+    for (field, value) in
+        [("value", message.value), ("limit", message.limit), ("score", message.score)]
+    {
+        value.map(|value| finite(field, value)).transpose()?;
+    }
+    Ok(MachineEvent {
+        event_type,
+        machine_id: MachineId::new(&message.machine_id)?,
+        timestamp: timestamp_from_micros(message.timestamp_micros)?,
+        identity: identity(device_id, message.generation, message.sequence)?,
+        historical: message.historical,
+        details: MachineEventDetails {
+            cause: present(message.cause),
+            rule: present(message.rule),
+            sensor_id: present(message.sensor_id).map(|text| SensorId::new(&text)).transpose()?,
+            metric_type: present(message.metric_type)
+                .map(|text| MetricType::new(&text))
+                .transpose()?,
+            value: message.value,
+            limit: message.limit,
+            score: message.score,
+            model: present(message.model),
+            command_latency_micros: message.command_latency_micros,
+            confirmation_latency_micros: message.confirmation_latency_micros,
+            first_sequence: message.first_sequence,
+            last_sequence: message.last_sequence,
+            record_count: message.record_count,
+            detail: present(message.detail),
+        },
+    })
+}
+
+/// Writes one machine event.
+#[must_use]
+pub fn encode_machine_event(event: &MachineEvent, encoding: Encoding) -> Vec<u8> {
+    match encoding {
+        Encoding::Json => to_json(event),
+        Encoding::Protobuf => {
+            let (device_id, generation, sequence) = identity_fields(event.identity.as_ref());
+            let details = event.details.clone();
+            v1::MachineEvent {
+                event_type: event_type_to_protobuf(event.event_type).into(),
+                machine_id: name_text(&event.machine_id),
+                timestamp_micros: Some(event.timestamp.micros()),
+                device_id,
+                generation,
+                sequence,
+                historical: event.historical,
+                cause: details.cause.unwrap_or_default(),
+                rule: details.rule.unwrap_or_default(),
+                sensor_id: details.sensor_id.as_ref().map_or_else(String::new, name_text),
+                metric_type: details.metric_type.as_ref().map_or_else(String::new, name_text),
+                value: details.value,
+                limit: details.limit,
+                score: details.score,
+                model: details.model.unwrap_or_default(),
+                command_latency_micros: details.command_latency_micros,
+                confirmation_latency_micros: details.confirmation_latency_micros,
+                first_sequence: details.first_sequence,
+                last_sequence: details.last_sequence,
+                record_count: details.record_count,
+                detail: details.detail.unwrap_or_default(),
+            }
+            .encode_to_vec()
+        }
+    }
+}
+
+/// Reads one dead letter of an edge module.
+///
+/// # Errors
+/// Anything that is not one valid dead letter.
+pub fn decode_dead_letter(bytes: &[u8], encoding: Encoding) -> Result<DeadLetter, DecodeError> {
+    if bytes.is_empty() {
+        return Err(DecodeError::Empty);
+    }
+    let (mut letter, device_id, generation, sequence) = match encoding {
+        Encoding::Json => {
+            let raw: RawDeadLetter = serde_json::from_slice(bytes).map_err(DecodeError::Json)?;
+            let letter = DeadLetter {
+                reason: raw.reason,
+                detail: raw.detail,
+                source: raw.source,
+                timestamp: parse_timestamp(&raw.timestamp)?,
+                identity: None,
+                raw: base64::engine::general_purpose::STANDARD
+                    .decode(&raw.raw_base64)
+                    .map_err(DecodeError::Base64)?,
+                raw_length: raw.raw_length,
+            };
+            (letter, raw.device_id, raw.generation, raw.sequence)
+        }
+        Encoding::Protobuf => {
+            let message = v1::DeadLetter::decode(bytes).map_err(DecodeError::Protobuf)?;
+            let letter = DeadLetter {
+                reason: message.reason,
+                detail: message.detail,
+                source: message.source,
+                timestamp: timestamp_from_micros(message.timestamp_micros)?,
+                identity: None,
+                raw: message.raw,
+                raw_length: message.raw_length,
+            };
+            (letter, present(message.device_id), message.generation, message.sequence)
+        }
+    };
+    if letter.raw.len() > DEAD_LETTER_RAW_BYTES_MAX {
+        let found = letter.raw.len();
+        return Err(DecodeError::TooMany { field: "raw", found, limit: DEAD_LETTER_RAW_BYTES_MAX });
+    }
+    let device_id = device_id.map(|text| DeviceId::new(&text)).transpose()?;
+    letter.identity = identity(device_id, generation, sequence)?;
+    Ok(letter)
+}
+
+/// Writes one dead letter.
+#[must_use]
+pub fn encode_dead_letter(letter: &DeadLetter, encoding: Encoding) -> Vec<u8> {
+    match encoding {
+        Encoding::Json => to_json(letter),
+        Encoding::Protobuf => {
+            let (device_id, generation, sequence) = identity_fields(letter.identity.as_ref());
+            v1::DeadLetter {
+                reason: letter.reason.clone(),
+                detail: letter.detail.clone(),
+                source: letter.source.clone(),
+                timestamp_micros: Some(letter.timestamp.micros()),
+                device_id,
+                generation,
+                sequence,
+                raw: letter.raw.clone(),
+                raw_length: letter.raw_length,
+            }
+            .encode_to_vec()
+        }
+    }
+}
+
+/// Reads one block of raw samples and scales it to physical units.
+///
+/// # Errors
+/// Anything that is not one valid block.
+pub fn decode_waveform_block(
+    bytes: &[u8],
+    encoding: Encoding,
+) -> Result<WaveformBlock, DecodeError> {
+    if bytes.is_empty() {
+        return Err(DecodeError::Empty);
+    }
+    match encoding {
+        Encoding::Json => {
+            let raw: RawWaveformBlock = serde_json::from_slice(bytes).map_err(DecodeError::Json)?;
+            let scale = checked_scale(raw.scale)?;
+            let samples = raw.samples.into_iter().map(|sample| sample * scale).collect();
+            checked_block(WaveformBlock {
+                machine_id: MachineId::new(&raw.machine_id)?,
+                sensor_id: SensorId::new(&raw.sensor_id)?,
+                first_sample: parse_timestamp(&raw.first_sample)?,
+                sample_rate_hz: raw.sample_rate_hz,
+                unit: raw.unit.map(|unit| checked_unit(&unit)).transpose()?,
+                samples,
+            })
+        }
+        Encoding::Protobuf => {
+            let message = v1::WaveformBlock::decode(bytes).map_err(DecodeError::Protobuf)?;
+            let scale = checked_scale(message.scale)?;
+            checked_block(WaveformBlock {
+                machine_id: MachineId::new(&message.machine_id)?,
+                sensor_id: SensorId::new(&message.sensor_id)?,
+                first_sample: timestamp_from_micros(message.first_sample_micros)?,
+                sample_rate_hz: message.sample_rate_hz,
+                unit: present(message.unit).map(|unit| checked_unit(&unit)).transpose()?,
+                samples: samples_from_protobuf(message.samples, scale)?,
+            })
+        }
+    }
+}
+
+/// Writes one block of samples as 32-bit floats in physical units.
+#[must_use]
+pub fn encode_waveform_block(block: &WaveformBlock) -> Vec<u8> {
+    v1::WaveformBlock {
+        machine_id: name_text(&block.machine_id),
+        sensor_id: name_text(&block.sensor_id),
+        first_sample_micros: Some(block.first_sample.micros()),
+        sample_rate_hz: block.sample_rate_hz,
+        scale: None,
+        unit: block.unit.as_ref().map_or_else(String::new, |unit| unit.to_string()),
+        samples: Some(v1::waveform_block::Samples::SamplesF32(v1::FloatSamples {
+            values: block.samples.clone(),
+        })),
+    }
+    .encode_to_vec()
+}
+
+fn samples_from_protobuf(
+    samples: Option<v1::waveform_block::Samples>,
+    scale: f32,
+) -> Result<Vec<f32>, DecodeError> {
+    match samples {
+        None => Err(DecodeError::Missing("samples")),
+        Some(v1::waveform_block::Samples::SamplesF32(floats)) => {
+            let mut values = floats.values;
+            for value in &mut values {
+                *value *= scale;
+            }
+            Ok(values)
+        }
+        Some(v1::waveform_block::Samples::SamplesI16(bytes)) => {
+            let (pairs, rest) = bytes.as_chunks::<2>();
+            if !rest.is_empty() {
+                return Err(DecodeError::Waveform("samples_i16 has an odd number of bytes"));
+            }
+            Ok(pairs.iter().map(|pair| f32::from(i16::from_le_bytes(*pair)) * scale).collect())
+        }
+    }
+}
+
+fn checked_scale(scale: Option<f64>) -> Result<f32, DecodeError> {
+    let scale = scale.unwrap_or(1.0) as f32;
+    if scale.is_finite() && scale > 0.0 {
+        Ok(scale)
+    } else {
+        Err(DecodeError::Waveform("scale is not a positive number"))
+    }
+}
+
+fn checked_block(block: WaveformBlock) -> Result<WaveformBlock, DecodeError> {
+    if !(block.sample_rate_hz.is_finite() && block.sample_rate_hz > 0.0) {
+        return Err(DecodeError::Waveform("sample_rate_hz is not a positive number"));
+    }
+    if block.samples.is_empty() {
+        return Err(DecodeError::Waveform("no samples"));
+    }
+    match block.samples.iter().find(|sample| !sample.is_finite()) {
+        Some(&value) => {
+            Err(DecodeError::NotFinite { field: "samples".to_owned(), value: f64::from(value) })
+        }
+        None => Ok(block),
+    }
+}
+
+fn to_json<T: serde::Serialize>(record: &T) -> Vec<u8> {
+    serde_json::to_vec(record).expect("maps with text keys and finite numbers always serialise")
+}
+
+fn name_text(name: &impl AsRef<str>) -> String {
+    name.as_ref().to_owned()
+}
+
+fn present(text: String) -> Option<String> {
+    (!text.is_empty()).then_some(text)
+}
+
+fn parse_timestamp(text: &str) -> Result<EventTime, DecodeError> {
+    EventTime::parse(text).ok_or_else(|| DecodeError::Timestamp(text.chars().take(64).collect()))
+}
+
+fn timestamp_from_micros(micros: Option<i64>) -> Result<EventTime, DecodeError> {
+    let micros = micros.ok_or(DecodeError::Missing("timestamp_micros"))?;
+    match chrono::DateTime::from_timestamp_micros(micros) {
+        Some(_) => Ok(EventTime::from_micros(micros)),
+        None => Err(DecodeError::Timestamp(micros.to_string())),
+    }
+}
+
+fn finite(field: &str, value: f64) -> Result<f64, DecodeError> {
+    if value.is_finite() {
+        Ok(value)
+    } else {
+        Err(DecodeError::NotFinite { field: field.to_owned(), value })
+    }
+}
+
+fn checked_unit(text: &str) -> Result<Arc<str>, DecodeError> {
+    if text.len() > UNIT_BYTES_MAX {
+        return Err(DecodeError::TooMany {
+            field: "unit",
+            found: text.len(),
+            limit: UNIT_BYTES_MAX,
+        });
+    }
+    Ok(text.into())
+}
+
+fn checked_features(features: BTreeMap<String, f64>) -> Result<BTreeMap<String, f64>, DecodeError> {
+    if features.len() > FEATURES_MAX {
+        return Err(DecodeError::TooMany {
+            field: "features",
+            found: features.len(),
+            limit: FEATURES_MAX,
+        });
+    }
+    for (name, value) in &features {
+        if name.len() > FEATURE_NAME_BYTES_MAX {
+            return Err(DecodeError::TooMany {
+                field: "features",
+                found: name.len(),
+                limit: FEATURE_NAME_BYTES_MAX,
+            });
+        }
+        if !value.is_finite() {
+            return Err(DecodeError::NotFinite {
+                field: format!("features.{name}"),
+                value: *value,
+            });
+        }
+    }
+    Ok(features)
+}
+
+fn identity(
+    device_id: Option<DeviceId>,
+    generation: Option<u64>,
+    sequence: Option<u64>,
+) -> Result<Option<Identity>, DecodeError> {
+    match (device_id, generation, sequence) {
+        (None, None, None) => Ok(None),
+        (Some(device_id), None, None) => {
+            // A producer may name its device without numbering its records.
+            drop(device_id);
+            Ok(None)
+        }
+        (Some(device_id), Some(generation), Some(sequence)) => Ok(Some(Identity {
+            device_id,
+            generation: Generation(generation),
+            sequence: Sequence(sequence),
+        })),
+        (None, _, _) | (Some(_), None, Some(_)) | (Some(_), Some(_), None) => {
+            Err(DecodeError::PartialIdentity)
+        }
+    }
+}
+
+fn identity_fields(identity: Option<&Identity>) -> (String, Option<u64>, Option<u64>) {
+    match identity {
+        None => (String::new(), None, None),
+        Some(identity) => (
+            name_text(&identity.device_id),
+            Some(identity.generation.0),
+            Some(identity.sequence.0),
+        ),
+    }
+}
+
+const fn event_type_to_protobuf(event_type: MachineEventType) -> v1::MachineEventType {
+    match event_type {
+        MachineEventType::Trip => v1::MachineEventType::Trip,
+        MachineEventType::StopConfirmed => v1::MachineEventType::StopConfirmed,
+        MachineEventType::StopNotConfirmed => v1::MachineEventType::StopNotConfirmed,
+        MachineEventType::Reset => v1::MachineEventType::Reset,
+        MachineEventType::ResetRefused => v1::MachineEventType::ResetRefused,
+        MachineEventType::SensorFault => v1::MachineEventType::SensorFault,
+        MachineEventType::SensorRecovered => v1::MachineEventType::SensorRecovered,
+        MachineEventType::ModelChanged => v1::MachineEventType::ModelChanged,
+        MachineEventType::ModelRefused => v1::MachineEventType::ModelRefused,
+        MachineEventType::Ledger => v1::MachineEventType::Ledger,
+        MachineEventType::Gap => v1::MachineEventType::Gap,
+        MachineEventType::Started => v1::MachineEventType::Started,
+        MachineEventType::Stopped => v1::MachineEventType::Stopped,
+    }
+}
+
+fn event_type_from_protobuf(value: i32) -> Result<MachineEventType, DecodeError> {
+    let unknown = DecodeError::UnknownValue { field: "event_type", value };
+    match v1::MachineEventType::try_from(value) {
+        Err(_) | Ok(v1::MachineEventType::Unspecified) => Err(unknown),
+        Ok(v1::MachineEventType::Trip) => Ok(MachineEventType::Trip),
+        Ok(v1::MachineEventType::StopConfirmed) => Ok(MachineEventType::StopConfirmed),
+        Ok(v1::MachineEventType::StopNotConfirmed) => Ok(MachineEventType::StopNotConfirmed),
+        Ok(v1::MachineEventType::Reset) => Ok(MachineEventType::Reset),
+        Ok(v1::MachineEventType::ResetRefused) => Ok(MachineEventType::ResetRefused),
+        Ok(v1::MachineEventType::SensorFault) => Ok(MachineEventType::SensorFault),
+        Ok(v1::MachineEventType::SensorRecovered) => Ok(MachineEventType::SensorRecovered),
+        Ok(v1::MachineEventType::ModelChanged) => Ok(MachineEventType::ModelChanged),
+        Ok(v1::MachineEventType::ModelRefused) => Ok(MachineEventType::ModelRefused),
+        Ok(v1::MachineEventType::Ledger) => Ok(MachineEventType::Ledger),
+        Ok(v1::MachineEventType::Gap) => Ok(MachineEventType::Gap),
+        Ok(v1::MachineEventType::Started) => Ok(MachineEventType::Started),
+        Ok(v1::MachineEventType::Stopped) => Ok(MachineEventType::Stopped),
+    }
+}
+
+#[cfg(test)]
+mod tests;

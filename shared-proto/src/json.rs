@@ -1,0 +1,269 @@
+//! JSON as it is on the wire, borrowed from the input where it can be. Not validated yet: see [`crate::codec`].
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::{self, IgnoredAny, MapAccess, Visitor};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::model::{
+    DeadLetter, Identity, MachineEvent, MachineEventDetails, MachineEventType, Quality, Reading,
+};
+
+/// A text that borrows from the input unless it holds an escape sequence.
+#[derive(Debug)]
+pub(crate) struct Text<'a>(pub(crate) Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Text<'de>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a string")
+            }
+
+            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+
+        deserializer.deserialize_str(TextVisitor)
+    }
+}
+
+/// A reading as it came, before any check.
+#[derive(Debug, Default)]
+pub(crate) struct RawReading<'a> {
+    pub(crate) sensor_id: Option<Text<'a>>,
+    pub(crate) timestamp: Option<Text<'a>>,
+    pub(crate) metric_type: Option<Text<'a>>,
+    pub(crate) value: Option<f64>,
+    pub(crate) machine_id: Option<Text<'a>>,
+    pub(crate) unit: Option<Text<'a>>,
+    pub(crate) quality: Option<Quality>,
+    pub(crate) device_id: Option<Text<'a>>,
+    pub(crate) generation: Option<u64>,
+    pub(crate) sequence: Option<u64>,
+    pub(crate) historical: bool,
+    pub(crate) features: BTreeMap<String, f64>,
+    pub(crate) unknown_fields: u32,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for RawReading<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ReadingVisitor)
+    }
+}
+
+struct ReadingVisitor;
+
+/// Reads the value of `field` and puts the field's name before any error.
+fn field<'de, A: MapAccess<'de>, T: Deserialize<'de>>(
+    map: &mut A,
+    name: &'static str,
+    slot_is_taken: bool,
+) -> Result<T, A::Error> {
+    if slot_is_taken {
+        return Err(de::Error::duplicate_field(name));
+    }
+    map.next_value().map_err(|source| de::Error::custom(format_args!("field `{name}`: {source}")))
+}
+
+impl<'de> Visitor<'de> for ReadingVisitor {
+    type Value = RawReading<'de>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a reading as a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawReading<'de>, A::Error> {
+        let mut raw = RawReading::default();
+        let mut features = None::<BTreeMap<String, f64>>;
+        let mut historical = None::<bool>;
+        while let Some(key) = map.next_key::<Text<'de>>()? {
+            match key.0.as_ref() {
+                "sensor_id" => {
+                    raw.sensor_id =
+                        Some(field(&mut map, "sensor_id", raw.sensor_id.is_some())?);
+                }
+                "timestamp" => {
+                    raw.timestamp =
+                        Some(field(&mut map, "timestamp", raw.timestamp.is_some())?);
+                }
+                "metric_type" => {
+                    raw.metric_type =
+                        Some(field(&mut map, "metric_type", raw.metric_type.is_some())?);
+                }
+                "value" => raw.value = Some(field(&mut map, "value", raw.value.is_some())?),
+                "machine_id" => {
+                    raw.machine_id = field(&mut map, "machine_id", raw.machine_id.is_some())?;
+                }
+                "unit" => raw.unit = field(&mut map, "unit", raw.unit.is_some())?,
+                "quality" => raw.quality = field(&mut map, "quality", raw.quality.is_some())?,
+                "device_id" => {
+                    raw.device_id = field(&mut map, "device_id", raw.device_id.is_some())?;
+                }
+                "generation" => {
+                    raw.generation = field(&mut map, "generation", raw.generation.is_some())?;
+                }
+                "sequence" => raw.sequence = field(&mut map, "sequence", raw.sequence.is_some())?,
+                "historical" => {
+                    historical = field(&mut map, "historical", historical.is_some())?;
+                }
+                "features" => features = field(&mut map, "features", features.is_some())?,
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                    raw.unknown_fields += 1;
+                }
+            }
+        }
+        raw.features = features.unwrap_or_default();
+        raw.historical = historical.unwrap_or_default();
+        Ok(raw)
+    }
+}
+
+/// A machine event as it came, before any check.
+#[derive(Debug, Deserialize)]
+pub(crate) struct RawMachineEvent {
+    pub(crate) event_type: MachineEventType,
+    pub(crate) machine_id: String,
+    pub(crate) timestamp: String,
+    #[serde(default)]
+    pub(crate) device_id: Option<String>,
+    #[serde(default)]
+    pub(crate) generation: Option<u64>,
+    #[serde(default)]
+    pub(crate) sequence: Option<u64>,
+    #[serde(default)]
+    pub(crate) historical: bool,
+    #[serde(flatten)]
+    pub(crate) details: MachineEventDetails,
+}
+
+/// A dead letter as it came, before any check.
+#[derive(Debug, Deserialize)]
+pub(crate) struct RawDeadLetter {
+    pub(crate) reason: String,
+    pub(crate) detail: String,
+    pub(crate) source: String,
+    pub(crate) timestamp: String,
+    #[serde(default)]
+    pub(crate) device_id: Option<String>,
+    #[serde(default)]
+    pub(crate) generation: Option<u64>,
+    #[serde(default)]
+    pub(crate) sequence: Option<u64>,
+    pub(crate) raw_base64: String,
+    pub(crate) raw_length: u64,
+}
+
+/// A waveform block as it came, before any check: arrays are for small rates.
+#[derive(Debug, Deserialize)]
+pub(crate) struct RawWaveformBlock {
+    pub(crate) machine_id: String,
+    pub(crate) sensor_id: String,
+    pub(crate) first_sample: String,
+    pub(crate) sample_rate_hz: f64,
+    #[serde(default)]
+    pub(crate) scale: Option<f64>,
+    #[serde(default)]
+    pub(crate) unit: Option<String>,
+    pub(crate) samples: Vec<f32>,
+}
+
+fn serialize_identity<M: SerializeMap>(
+    map: &mut M,
+    identity: Option<&Identity>,
+) -> Result<(), M::Error> {
+    let Some(identity) = identity else { return Ok(()) };
+    map.serialize_entry("device_id", identity.device_id.as_str())?;
+    map.serialize_entry("generation", &identity.generation.0)?;
+    map.serialize_entry("sequence", &identity.sequence.0)
+}
+
+impl Serialize for Reading {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("sensor_id", self.sensor_id.as_str())?;
+        map.serialize_entry("timestamp", &format_args!("{}", self.timestamp))?;
+        map.serialize_entry("metric_type", self.metric_type.as_str())?;
+        map.serialize_entry("value", &self.value)?;
+        if let Some(machine_id) = &self.machine_id {
+            map.serialize_entry("machine_id", machine_id.as_str())?;
+        }
+        if let Some(unit) = &self.unit {
+            map.serialize_entry("unit", unit.as_ref())?;
+        }
+        if let Some(quality) = self.quality {
+            map.serialize_entry("quality", quality.as_str())?;
+        }
+        serialize_identity(&mut map, self.identity.as_ref())?;
+        if self.historical {
+            map.serialize_entry("historical", &true)?;
+        }
+        if !self.features.is_empty() {
+            map.serialize_entry("features", &self.features)?;
+        }
+        map.end()
+    }
+}
+
+impl Serialize for MachineEvent {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Out<'a> {
+            event_type: &'a str,
+            machine_id: &'a str,
+            timestamp: String,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            device_id: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            generation: Option<u64>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            sequence: Option<u64>,
+            #[serde(skip_serializing_if = "std::ops::Not::not")]
+            historical: bool,
+            #[serde(flatten)]
+            details: &'a MachineEventDetails,
+        }
+        let identity = self.identity.as_ref();
+        Out {
+            event_type: self.event_type.as_str(),
+            machine_id: self.machine_id.as_str(),
+            timestamp: self.timestamp.to_string(),
+            device_id: identity.map(|identity| identity.device_id.as_str()),
+            generation: identity.map(|identity| identity.generation.0),
+            sequence: identity.map(|identity| identity.sequence.0),
+            historical: self.historical,
+            details: &self.details,
+        }
+        .serialize(serializer)
+    }
+}
+
+impl Serialize for DeadLetter {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use base64::Engine as _;
+
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("reason", &self.reason)?;
+        map.serialize_entry("detail", &self.detail)?;
+        map.serialize_entry("source", &self.source)?;
+        map.serialize_entry("timestamp", &format_args!("{}", self.timestamp))?;
+        serialize_identity(&mut map, self.identity.as_ref())?;
+        let raw = base64::engine::general_purpose::STANDARD.encode(&self.raw);
+        map.serialize_entry("raw_base64", &raw)?;
+        map.serialize_entry("raw_length", &self.raw_length)?;
+        map.end()
+    }
+}

@@ -1,0 +1,515 @@
+//! Domain types: validated once, at the edge of the program, and trusted from there on.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Deserialize, Serialize};
+
+/// Longest identifier of a sensor, machine or device, in bytes.
+pub const IDENTIFIER_BYTES_MAX: usize = 256;
+/// Longest metric type, in bytes.
+pub const METRIC_TYPE_BYTES_MAX: usize = 64;
+/// Longest unit, in bytes.
+pub const UNIT_BYTES_MAX: usize = 32;
+/// Most features of one reading.
+pub const FEATURES_MAX: usize = 256;
+/// Longest feature name, in bytes.
+pub const FEATURE_NAME_BYTES_MAX: usize = 64;
+/// Most raw bytes that a dead letter keeps.
+pub const DEAD_LETTER_RAW_BYTES_MAX: usize = 65_536;
+
+/// Why a text is not a name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Nothing but white space.
+    #[error("{what} is empty")]
+    Empty {
+        /// What was to be named.
+        what: &'static str,
+    },
+    /// Longer than the limit.
+    #[error("{what} has {length} bytes, at most {limit} are allowed")]
+    TooLong {
+        /// What was to be named.
+        what: &'static str,
+        /// Bytes found.
+        length: usize,
+        /// Bytes allowed.
+        limit: usize,
+    },
+    /// A control character.
+    #[error("{what} contains the control character {character:?}")]
+    ControlCharacter {
+        /// What was to be named.
+        what: &'static str,
+        /// The character found.
+        character: char,
+    },
+}
+
+fn check_name(what: &'static str, limit: usize, text: &str) -> Result<(), NameError> {
+    if text.trim().is_empty() {
+        return Err(NameError::Empty { what });
+    }
+    if text.len() > limit {
+        return Err(NameError::TooLong { what, length: text.len(), limit });
+    }
+    match text.chars().find(|character| character.is_control()) {
+        Some(character) => Err(NameError::ControlCharacter { what, character }),
+        None => Ok(()),
+    }
+}
+
+macro_rules! name_type {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $limit:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// Checks and takes over a name.
+            ///
+            /// # Errors
+            /// Empty, too long, or with a control character.
+            pub fn new(text: &str) -> Result<Self, NameError> {
+                check_name($what, $limit, text)?;
+                Ok(Self(text.into()))
+            }
+
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str(&self.0)
+            }
+        }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl std::borrow::Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = NameError;
+
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                Self::new(text)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = NameError;
+
+            fn try_from(text: String) -> Result<Self, NameError> {
+                Self::new(&text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0.as_ref().to_owned()
+            }
+        }
+    };
+}
+
+name_type!(
+    /// A sensor, for example `press-1/spindle`. 1 to 256 bytes without control characters.
+    SensorId, "sensor_id", IDENTIFIER_BYTES_MAX
+);
+name_type!(
+    /// A machine, for example `press-1`. 1 to 256 bytes without control characters.
+    MachineId, "machine_id", IDENTIFIER_BYTES_MAX
+);
+name_type!(
+    /// A gateway that runs an edge module, for example `gw-07`. 1 to 256 bytes without control characters.
+    DeviceId, "device_id", IDENTIFIER_BYTES_MAX
+);
+name_type!(
+    /// What a reading measures: `temperature`, `pressure`, `vibration` or another. 1 to 64 bytes.
+    MetricType, "metric_type", METRIC_TYPE_BYTES_MAX
+);
+
+/// When the sensor measured: microseconds since 1970-01-01T00:00:00Z. Never mixed with processing time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct EventTime(i64);
+
+impl EventTime {
+    /// Event time of so many microseconds since 1970-01-01T00:00:00Z.
+    #[must_use]
+    pub const fn from_micros(micros: i64) -> Self {
+        Self(micros)
+    }
+
+    /// Microseconds since 1970-01-01T00:00:00Z.
+    #[must_use]
+    pub const fn micros(self) -> i64 {
+        self.0
+    }
+
+    /// Parses RFC 3339; more than six fractional digits are cut off.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let parsed = DateTime::parse_from_rfc3339(text).ok()?;
+        Some(Self(parsed.timestamp_micros()))
+    }
+
+    /// Later by so many microseconds; stops at the end of the range.
+    #[must_use]
+    pub const fn saturating_add_micros(self, micros: i64) -> Self {
+        Self(self.0.saturating_add(micros))
+    }
+
+    /// Earlier by so many microseconds; stops at the end of the range.
+    #[must_use]
+    pub const fn saturating_sub_micros(self, micros: i64) -> Self {
+        Self(self.0.saturating_sub(micros))
+    }
+
+    /// Microseconds from `earlier` to here, negative if it is later.
+    #[must_use]
+    pub const fn micros_since(self, earlier: Self) -> i64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// RFC 3339 in UTC with microseconds, for example `2026-03-01T08:15:30.123456Z`.
+impl fmt::Display for EventTime {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match DateTime::<Utc>::from_timestamp_micros(self.0) {
+            Some(time) => {
+                formatter.write_str(&time.to_rfc3339_opts(SecondsFormat::Micros, true))
+            }
+            None => write!(formatter, "{} us since 1970", self.0),
+        }
+    }
+}
+
+/// Which life of a device's journal a sequence belongs to. A lost disk starts a new one.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default,
+)]
+#[serde(transparent)]
+pub struct Generation(pub u64);
+
+/// Number of a record in its device's journal, without gaps within a generation, from 1.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default,
+)]
+#[serde(transparent)]
+pub struct Sequence(pub u64);
+
+impl Sequence {
+    /// The sequence of the following record.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+/// Which record this is, for ever: a repeat carries the same.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Identity {
+    /// The device whose journal numbered the record.
+    pub device_id: DeviceId,
+    /// The life of that journal.
+    pub generation: Generation,
+    /// The number within that life.
+    pub sequence: Sequence,
+}
+
+/// What the producer thinks of a value (OPC UA's three classes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quality {
+    /// Usable.
+    Good,
+    /// Usable with doubt.
+    Uncertain,
+    /// Not usable.
+    Bad,
+}
+
+impl Quality {
+    /// The word used in JSON and in the tables.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Uncertain => "uncertain",
+            Self::Bad => "bad",
+        }
+    }
+}
+
+/// One measured value. The value and the features are finite.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reading {
+    /// Who measured.
+    pub sensor_id: SensorId,
+    /// When.
+    pub timestamp: EventTime,
+    /// What.
+    pub metric_type: MetricType,
+    /// How much, in `unit`.
+    pub value: f64,
+    /// Which machine the sensor sits on.
+    pub machine_id: Option<MachineId>,
+    /// Unit of `value`, for example `Cel`, `bar`, `mm/s`.
+    pub unit: Option<Arc<str>>,
+    /// What the producer thinks of it.
+    pub quality: Option<Quality>,
+    /// Which record of which device; absent from producers that number nothing.
+    pub identity: Option<Identity>,
+    /// Sent after its time, from a journal that had been waiting for the network.
+    pub historical: bool,
+    /// Derived numbers by name, such as `rms` or `score` of a vibration window.
+    pub features: BTreeMap<String, f64>,
+}
+
+impl Reading {
+    /// A reading with the four required fields only.
+    #[must_use]
+    pub fn new(sensor_id: SensorId, timestamp: EventTime, metric_type: MetricType, value: f64) -> Self {
+        Self {
+            sensor_id,
+            timestamp,
+            metric_type,
+            value,
+            machine_id: None,
+            unit: None,
+            quality: None,
+            identity: None,
+            historical: false,
+            features: BTreeMap::new(),
+        }
+    }
+}
+
+/// Consecutive raw samples of one vibration sensor, in physical units.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WaveformBlock {
+    /// Which machine the sensor sits on.
+    pub machine_id: MachineId,
+    /// Who measured.
+    pub sensor_id: SensorId,
+    /// When the first sample was taken.
+    pub first_sample: EventTime,
+    /// Samples per second, finite and above 0.
+    pub sample_rate_hz: f64,
+    /// Unit of the samples.
+    pub unit: Option<Arc<str>>,
+    /// At least one sample; all finite.
+    pub samples: Vec<f32>,
+}
+
+/// What happened to a machine or to the device that watches it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MachineEventType {
+    /// A rule asked for a stop; latched from here on.
+    Trip,
+    /// The machine side reported standstill.
+    StopConfirmed,
+    /// The deadline passed without a report of standstill: highest severity.
+    StopNotConfirmed,
+    /// A person cleared the latch.
+    Reset,
+    /// A person asked for a reset while the cause was present.
+    ResetRefused,
+    /// A sensor is silent, frozen or out of range.
+    SensorFault,
+    /// A sensor that was at fault delivers again.
+    SensorRecovered,
+    /// Another model bundle is in force.
+    ModelChanged,
+    /// A model bundle did not pass its checks; the one before stays in force.
+    ModelRefused,
+    /// Count of the sequences journalled so far.
+    Ledger,
+    /// Sequences that will never come: evicted or lost.
+    Gap,
+    /// The edge module started.
+    Started,
+    /// The edge module stopped in an orderly way.
+    Stopped,
+}
+
+impl MachineEventType {
+    /// The word used in JSON and in the tables.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Trip => "trip",
+            Self::StopConfirmed => "stop-confirmed",
+            Self::StopNotConfirmed => "stop-not-confirmed",
+            Self::Reset => "reset",
+            Self::ResetRefused => "reset-refused",
+            Self::SensorFault => "sensor-fault",
+            Self::SensorRecovered => "sensor-recovered",
+            Self::ModelChanged => "model-changed",
+            Self::ModelRefused => "model-refused",
+            Self::Ledger => "ledger",
+            Self::Gap => "gap",
+            Self::Started => "started",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// One machine event with what is known about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MachineEvent {
+    /// What happened.
+    pub event_type: MachineEventType,
+    /// To which machine; a device that speaks of itself uses its own name.
+    pub machine_id: MachineId,
+    /// When.
+    pub timestamp: EventTime,
+    /// Which record of which device; absent until journalled.
+    pub identity: Option<Identity>,
+    /// Sent after its time.
+    pub historical: bool,
+    /// What else is known.
+    pub details: MachineEventDetails,
+}
+
+/// The optional fields of a machine event.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MachineEventDetails {
+    /// Why: `limit`, `score`, `silence`, or the class of what was evicted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// Rule that decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// Sensor that decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sensor_id: Option<SensorId>,
+    /// Metric that decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metric_type: Option<MetricType>,
+    /// Value that decided, in the sensor's unit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<f64>,
+    /// Limit that it passed, in the same unit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<f64>,
+    /// The model's answer, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score: Option<f64>,
+    /// Model bundle in force, as `name@version`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Last sample received to stop command written, in microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command_latency_micros: Option<u64>,
+    /// Last sample received to standstill confirmed, in microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub confirmation_latency_micros: Option<u64>,
+    /// First sequence that an outbox event speaks of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_sequence: Option<u64>,
+    /// Last sequence that an outbox event speaks of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_sequence: Option<u64>,
+    /// How many records an outbox event speaks of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub record_count: Option<u64>,
+    /// For people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+/// Input that can never be processed, with its reason and its bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeadLetter {
+    /// A short word, for counting.
+    pub reason: String,
+    /// A sentence for people.
+    pub detail: String,
+    /// Where it came from: an MQTT or Kafka topic.
+    pub source: String,
+    /// When it was refused.
+    pub timestamp: EventTime,
+    /// Which record of which device; absent until journalled.
+    pub identity: Option<Identity>,
+    /// At most the first [`DEAD_LETTER_RAW_BYTES_MAX`] bytes.
+    pub raw: Vec<u8>,
+    /// Length before the cut.
+    pub raw_length: u64,
+}
+
+impl DeadLetter {
+    /// A dead letter without identity that keeps the beginning of `raw`.
+    #[must_use]
+    pub fn new(reason: &str, detail: String, source: &str, timestamp: EventTime, raw: &[u8]) -> Self {
+        Self {
+            reason: reason.to_owned(),
+            detail,
+            source: source.to_owned(),
+            timestamp,
+            identity: None,
+            raw: raw[..raw.len().min(DEAD_LETTER_RAW_BYTES_MAX)].to_vec(),
+            raw_length: raw.len() as u64,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn event_time_keeps_microseconds_and_normalises_the_zone() {
+        let check = |input: &str, expected: &str| {
+            let time = EventTime::parse(input).expect(input);
+            assert_eq!(time.to_string(), expected, "{input}");
+        };
+        check("2026-03-01T08:15:30.123456Z", "2026-03-01T08:15:30.123456Z");
+        check("2026-03-01T10:15:30.5+02:00", "2026-03-01T08:15:30.500000Z");
+        check("2026-03-01t08:15:30z", "2026-03-01T08:15:30.000000Z");
+        check("2026-03-01T08:15:30.123456789Z", "2026-03-01T08:15:30.123456Z");
+        check("1969-12-31T23:59:59.999999Z", "1969-12-31T23:59:59.999999Z");
+    }
+
+    #[test]
+    fn event_time_refuses_what_is_not_rfc_3339() {
+        for input in ["", "yesterday", "2026-03-01", "2026-02-30T00:00:00Z", "1767225900"] {
+            assert_eq!(EventTime::parse(input), None, "{input}");
+        }
+    }
+
+    #[test]
+    fn names_are_limited_at_below_and_above() {
+        let at = "s".repeat(IDENTIFIER_BYTES_MAX);
+        assert!(SensorId::new(&at).is_ok());
+        assert_eq!(
+            SensorId::new(&format!("{at}s")),
+            Err(NameError::TooLong { what: "sensor_id", length: 257, limit: 256 })
+        );
+        assert_eq!(SensorId::new("  "), Err(NameError::Empty { what: "sensor_id" }));
+        assert_eq!(
+            MachineId::new("a\nb"),
+            Err(NameError::ControlCharacter { what: "machine_id", character: '\n' })
+        );
+    }
+}

@@ -1,0 +1,11 @@
+//! Scenarios: both programs as processes, a real mosquitto, a real Apache Kafka; results are read with a reader that is not
+//! ours. One Kafka serves all of them, each with topics, a group, a broker and folders of its own.
+//!
+//! What a scenario leaves behind lies in `target/tmp/scenarios-<process id>/<name>` and is deleted by the next run.
+
+mod bad_input;
+mod operation;
+mod outages;
+mod pair;
+mod plant;
+mod servers;

@@ -1,0 +1,141 @@
+//! The network away, a program killed: nothing is lost and nothing doubled.
+
+use std::time::Duration;
+
+use e2e_tests::eventually::eventually;
+use e2e_tests::http::metric;
+use e2e_tests::publisher::{Publisher, reading_json};
+use shared_proto::model::EventTime;
+
+use crate::plant::{DEADLINE, Plant, kafka, now};
+
+const MINUTE_MICROS: i64 = 60_000_000;
+
+/// Publishes `count` readings of `sensor`, `first` to `first + count`, a second of event time apart; every fifth is hot.
+fn publish_readings(
+    publisher: &mut Publisher,
+    sensor: &str,
+    start: EventTime,
+    numbers: std::ops::Range<i64>,
+) -> anyhow::Result<()> {
+    for number in numbers {
+        let timestamp = start.saturating_add_micros(number * 1_000_000);
+        let value = if number % 5 == 0 { 105.0 } else { 70.0 } + number as f64 / 1e6;
+        let reading = reading_json("press-1", sensor, "temperature", timestamp, value);
+        publisher.publish("plant/press-1/readings", reading)?;
+    }
+    Ok(())
+}
+
+/// So many minutes ago, on a full minute.
+fn minutes_ago(minutes: i64) -> EventTime {
+    let minute = now().micros().div_euclid(MINUTE_MICROS);
+    EventTime::from_micros((minute - minutes) * MINUTE_MICROS)
+}
+
+/// Rows, sequences and windows: what must hold after any outage.
+fn check_books(plant: &Plant, sensor: &str, readings: u64) -> anyhow::Result<()> {
+    plant.check_each_reading_once(sensor, readings)?;
+    plant.check_sequences()?;
+    let batch = plant.lake().batch_windows("temperature", 100.0, 5)?;
+    assert!(!batch.is_empty());
+    eventually("the windows equal the batch count", DEADLINE, || {
+        let streamed = plant.streamed_windows()?;
+        anyhow::ensure!(streamed == batch, "{streamed:?} instead of {batch:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_cut_network_delays_the_backlog_and_loses_nothing() -> anyhow::Result<()> {
+    let mut plant = Plant::new("cut")?;
+    let link = kafka()?.take_link()?;
+    plant.edge_settings.kafka_bootstrap = format!("127.0.0.1:{}", link.port());
+    let edge = plant.start_edge_module()?;
+    let _aggregator = plant.start_aggregator()?;
+    let mut publisher = Publisher::connect(plant.mosquitto.port(), "sensors");
+    let start = minutes_ago(60);
+
+    publish_readings(&mut publisher, "press-1/oil", start, 0..300)?;
+    publisher.wait_acknowledged(DEADLINE)?;
+    plant.wait_for_count("SELECT count(*) FROM telemetry", 100)?;
+    link.cut();
+    publish_readings(&mut publisher, "press-1/oil", start, 300..2000)?;
+    publisher.wait_acknowledged(DEADLINE)?;
+    eventually("the journal holds the backlog", DEADLINE, || {
+        let waiting = metric(&edge.metrics()?, "outbox_records", "").unwrap_or_default();
+        anyhow::ensure!(waiting >= 1700.0, "{waiting} records wait");
+        Ok(())
+    })?;
+    let before = plant.lake().count("SELECT count(*) FROM telemetry")?;
+    assert!(before <= 300, "{before} rows during the cut");
+    link.mend();
+    check_books(&plant, "press-1/oil", 2000)
+}
+
+#[test]
+fn a_killed_edge_module_loses_nothing_that_it_acknowledged() -> anyhow::Result<()> {
+    let plant = Plant::new("edge-killed")?;
+    let mut edge = plant.start_edge_module()?;
+    let _aggregator = plant.start_aggregator()?;
+    let mut publisher = Publisher::connect(plant.mosquitto.port(), "sensors");
+    let start = minutes_ago(60);
+    for round in 0..4 {
+        let numbers = round * 500..(round + 1) * 500;
+        publish_readings(&mut publisher, "press-1/oil", start, numbers)?;
+        // In the middle of the work: some is journalled, some on its way, some still with the broker.
+        let sql = "SELECT count(*) FROM telemetry";
+        plant.wait_for_count(sql, round as u64 * 500 + 1)?;
+        edge.process().kill()?;
+        edge.restart()?;
+    }
+    publisher.wait_acknowledged(DEADLINE)?;
+    edge.wait_ready()?;
+    check_books(&plant, "press-1/oil", 2000)
+}
+
+#[test]
+fn a_killed_aggregator_writes_each_row_once() -> anyhow::Result<()> {
+    let plant = Plant::new("aggregator-killed")?;
+    let _edge = plant.start_edge_module()?;
+    let mut aggregator = plant.start_aggregator()?;
+    let mut publisher = Publisher::connect(plant.mosquitto.port(), "sensors");
+    let start = minutes_ago(60);
+    for round in 0..4 {
+        let numbers = round * 500..(round + 1) * 500;
+        publish_readings(&mut publisher, "press-1/oil", start, numbers)?;
+        publisher.wait_acknowledged(DEADLINE)?;
+        plant.wait_for_count("SELECT count(*) FROM telemetry", round as u64 * 500 + 1)?;
+        aggregator.process().kill()?;
+        aggregator.restart()?;
+    }
+    aggregator.wait_ready()?;
+    check_books(&plant, "press-1/oil", 2000)
+}
+
+#[test]
+fn a_killed_kafka_delays_and_loses_nothing() -> anyhow::Result<()> {
+    let name = "kafka-killed";
+    let mut plant = Plant::new(name)?;
+    // A broker of its own: the others go on.
+    let own = e2e_tests::kafka::Kafka::start(&plant.dir.join("kafka"))?;
+    let topics =
+        ["temperature", "pressure", "vibration", "machine-events", "dead-letters", "alerts"]
+            .map(|topic| plant.topic(topic));
+    let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+    own.create_topics(&names, 2)?;
+    plant.edge_settings.kafka_bootstrap = own.bootstrap();
+    plant.aggregator_settings.kafka_bootstrap = own.bootstrap();
+    let _edge = plant.start_edge_module()?;
+    let _aggregator = plant.start_aggregator()?;
+    let mut publisher = Publisher::connect(plant.mosquitto.port(), "sensors");
+    let start = minutes_ago(60);
+    publish_readings(&mut publisher, "press-1/oil", start, 0..500)?;
+    publisher.wait_acknowledged(DEADLINE)?;
+    plant.wait_for_count("SELECT count(*) FROM telemetry", 1)?;
+    own.kill()?;
+    publish_readings(&mut publisher, "press-1/oil", start, 500..1000)?;
+    publisher.wait_acknowledged(Duration::from_secs(30))?;
+    own.restart()?;
+    check_books(&plant, "press-1/oil", 1000)
+}

@@ -1,0 +1,272 @@
+//! A real Apache Kafka of one node (KRaft, broker and controller in one process) from the jars of the set-up step.
+//!
+//! Besides its plain listener it has [`LINKS`] more, each advertised through a proxy of its own: a client of a link sees
+//! nothing of the broker when the link is cut, while everybody else goes on.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Message, OwnedMessage};
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::eventually::eventually;
+use crate::ports::free_port;
+use crate::process::ChildProcess;
+use crate::proxy::TcpProxy;
+
+/// Listeners that can be cut, each to be taken once.
+pub const LINKS: usize = 8;
+
+const FORMAT_DEADLINE: Duration = Duration::from_secs(60);
+const START_DEADLINE: Duration = Duration::from_secs(90);
+const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+const CLUSTER_ID: &str = "4L6g3nShT-eMCtK--X86sw";
+const LOGGING: &str = r#"<Configuration status="WARN"><Appenders><Console name="console"><PatternLayout
+pattern="%d{ISO8601} %p %c{1}: %m%n"/></Console></Appenders><Loggers><Root level="INFO"><AppenderRef
+ref="console"/></Root></Loggers></Configuration>
+"#;
+
+/// A running broker.
+#[derive(Debug)]
+pub struct Kafka {
+    dir: PathBuf,
+    port: u16,
+    process: Mutex<ChildProcess>,
+    links: Mutex<Vec<TcpProxy>>,
+}
+
+impl Kafka {
+    /// Formats a storage folder in `dir`, starts the broker and waits until it takes requests.
+    ///
+    /// # Errors
+    /// The jars or Java are missing, or it is not up within 90 s.
+    pub fn start(dir: &Path) -> anyhow::Result<Self> {
+        let port = free_port()?;
+        let links = write_config(dir, port)?;
+        let config = path_text(&dir.join("server.properties"))?;
+        let mut format = java(
+            "kafka-format",
+            dir,
+            &["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", &config],
+        )?;
+        if !format.wait(FORMAT_DEADLINE)?.success() {
+            bail!("formatting Kafka's storage failed:\n{}", format.tail());
+        }
+        let process = Mutex::new(launch(dir)?);
+        let kafka = Self { dir: dir.to_owned(), port, process, links: Mutex::new(links) };
+        kafka.wait_until_it_answers()?;
+        Ok(kafka)
+    }
+
+    /// `bootstrap.servers` of the plain listener.
+    #[must_use]
+    pub fn bootstrap(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// A line to the broker that can be cut; its port is the only one that a client of it learns of.
+    ///
+    /// # Errors
+    /// All [`LINKS`] are taken.
+    pub fn take_link(&self) -> anyhow::Result<TcpProxy> {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.pop().with_context(|| format!("all {LINKS} links are taken"))
+    }
+
+    /// Ends the broker as a power cut would.
+    ///
+    /// # Errors
+    /// The operating system refuses.
+    pub fn kill(&self) -> anyhow::Result<()> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner).kill()
+    }
+
+    /// Starts the broker again on the same ports and storage, after [`Self::kill`].
+    ///
+    /// # Errors
+    /// It is not up within 90 s.
+    pub fn restart(&self) -> anyhow::Result<()> {
+        *self.process.lock().unwrap_or_else(PoisonError::into_inner) = launch(&self.dir)?;
+        self.wait_until_it_answers()
+    }
+
+    /// Creates topics with so many partitions each.
+    ///
+    /// # Errors
+    /// The broker refuses, for example because one is there already.
+    pub fn create_topics(&self, names: &[&str], partitions: i32) -> anyhow::Result<()> {
+        let admin: AdminClient<DefaultClientContext> = self.client_config().create()?;
+        let topics: Vec<_> = names
+            .iter()
+            .map(|name| NewTopic::new(name, partitions, TopicReplication::Fixed(1)))
+            .collect();
+        let options = AdminOptions::new().operation_timeout(Some(REQUEST_DEADLINE));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let results = runtime.block_on(admin.create_topics(&topics, &options))?;
+        for result in results {
+            if let Err((name, code)) = result {
+                bail!("creating the topic {name}: {code}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends `(key, value)` pairs to a topic in order and waits until all are acknowledged.
+    ///
+    /// # Errors
+    /// One is refused or not acknowledged within 30 s.
+    pub fn produce(&self, topic: &str, records: &[(String, Vec<u8>)]) -> anyhow::Result<()> {
+        let producer: ThreadedProducer<DefaultProducerContext> = self
+            .client_config()
+            .set("enable.idempotence", "true")
+            .set("queue.buffering.max.messages", "2000000")
+            .set("message.max.bytes", "20000000")
+            .create()?;
+        for (key, value) in records {
+            producer
+                .send(BaseRecord::to(topic).key(key).payload(value))
+                .map_err(|(error, _)| error)
+                .with_context(|| format!("sending to {topic}"))?;
+        }
+        producer.flush(REQUEST_DEADLINE).context("waiting for acknowledgements")
+    }
+
+    /// Everything that a topic holds now, partition by partition.
+    ///
+    /// # Errors
+    /// The topic is not there, or it cannot be read within 30 s.
+    pub fn read_all(&self, topic: &str) -> anyhow::Result<Vec<OwnedMessage>> {
+        let consumer: BaseConsumer = self
+            .client_config()
+            .set("group.id", "reader-without-commits")
+            .set("enable.auto.commit", "false")
+            .set("enable.partition.eof", "false")
+            .create()?;
+        let metadata = consumer.fetch_metadata(Some(topic), REQUEST_DEADLINE)?;
+        let partitions = metadata.topics().first().context("no such topic")?.partitions();
+        let mut assignment = TopicPartitionList::new();
+        let mut expected = 0;
+        for partition in partitions {
+            let (low, high) = consumer.fetch_watermarks(topic, partition.id(), REQUEST_DEADLINE)?;
+            assignment.add_partition_offset(topic, partition.id(), Offset::Offset(low))?;
+            expected += usize::try_from(high - low)?;
+        }
+        consumer.assign(&assignment)?;
+        let mut messages = Vec::with_capacity(expected);
+        while messages.len() < expected {
+            match consumer.poll(REQUEST_DEADLINE) {
+                Some(message) => messages.push(message?.detach()),
+                None => bail!("{topic}: {} of {expected} records within 30 s", messages.len()),
+            }
+        }
+        Ok(messages)
+    }
+
+    /// Like [`Self::read_all`], the values as JSON.
+    ///
+    /// # Errors
+    /// As [`Self::read_all`], or a value is not JSON.
+    pub fn read_json(&self, topic: &str) -> anyhow::Result<Vec<serde_json::Value>> {
+        let messages = self.read_all(topic)?;
+        messages
+            .iter()
+            .map(|message| Ok(serde_json::from_slice(message.payload().unwrap_or_default())?))
+            .collect()
+    }
+
+    fn client_config(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", self.bootstrap());
+        config
+    }
+
+    fn wait_until_it_answers(&self) -> anyhow::Result<()> {
+        let consumer: BaseConsumer = self.client_config().create()?;
+        eventually("Kafka answers", START_DEADLINE, || {
+            let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+            if !process.is_running()? {
+                return Ok(Err(anyhow::anyhow!("Kafka ended:\n{}", process.tail())));
+            }
+            drop(process);
+            let metadata = consumer.fetch_metadata(None, Duration::from_secs(2))?;
+            anyhow::ensure!(!metadata.brokers().is_empty(), "no broker yet");
+            anyhow::Ok(Ok(()))
+        })?
+    }
+}
+
+fn write_config(dir: &Path, port: u16) -> anyhow::Result<Vec<TcpProxy>> {
+    std::fs::create_dir_all(dir)?;
+    std::fs::write(dir.join("log4j2.xml"), LOGGING)?;
+    let controller = free_port()?;
+    let mut listeners = format!("PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}");
+    let mut advertised = format!("PLAINTEXT://127.0.0.1:{port}");
+    let mut protocols = "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT".to_owned();
+    let mut links = Vec::with_capacity(LINKS);
+    for number in 1..=LINKS {
+        let behind = free_port()?;
+        let proxy = TcpProxy::start(behind)?;
+        listeners += &format!(",LINK{number}://127.0.0.1:{behind}");
+        advertised += &format!(",LINK{number}://127.0.0.1:{}", proxy.port());
+        protocols += &format!(",LINK{number}:PLAINTEXT");
+        links.push(proxy);
+    }
+    let data = dir.join("data");
+    let properties = format!(
+        "process.roles=broker,controller\nnode.id=1\ncontroller.quorum.voters=1@127.0.0.1:{controller}\n\
+         controller.listener.names=CONTROLLER\nlisteners={listeners}\nadvertised.listeners={advertised}\n\
+         inter.broker.listener.name=PLAINTEXT\nlistener.security.protocol.map={protocols}\n\
+         log.dirs={}\nnum.partitions=3\ndefault.replication.factor=1\nmin.insync.replicas=1\n\
+         offsets.topic.replication.factor=1\noffsets.topic.num.partitions=3\n\
+         transaction.state.log.replication.factor=1\ntransaction.state.log.min.isr=1\n\
+         share.coordinator.state.topic.replication.factor=1\ngroup.initial.rebalance.delay.ms=0\n\
+         auto.create.topics.enable=false\nmessage.max.bytes=20000000\n",
+        data.display()
+    );
+    std::fs::write(dir.join("server.properties"), properties)?;
+    Ok(links)
+}
+
+fn launch(dir: &Path) -> anyhow::Result<ChildProcess> {
+    let config = path_text(&dir.join("server.properties"))?;
+    java("kafka", dir, &["kafka.Kafka", &config])
+}
+
+fn java(name: &str, dir: &Path, arguments: &[&str]) -> anyhow::Result<ChildProcess> {
+    let jars = crate::setup_dir().join("kafka/lib");
+    if !jars.exists() {
+        bail!("{} is missing: run deployment-manifests/local/setup test", jars.display());
+    }
+    let logging = format!("-Dlog4j2.configurationFile={}", dir.join("log4j2.xml").display());
+    let class_path = format!("{}/*", jars.display());
+    // Small heap and the first compiler only: tests start it often and ask little of it.
+    let mut all = vec![
+        "-Xmx512m",
+        "-XX:+UseSerialGC",
+        "-XX:TieredStopAtLevel=1",
+        &logging,
+        "-cp",
+        &class_path,
+    ];
+    all.extend(arguments);
+    ChildProcess::start(name, dir, &find_java()?, &all, &[])
+}
+
+fn find_java() -> anyhow::Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .map(|dir| dir.join("java"))
+        .find(|program| program.exists())
+        .context("java is missing: run deployment-manifests/local/setup test")
+}
+
+fn path_text(path: &Path) -> anyhow::Result<String> {
+    Ok(path.to_str().context("the folder's path is not UTF-8")?.to_owned())
+}
