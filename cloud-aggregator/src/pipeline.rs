@@ -47,7 +47,7 @@ pub enum PipelineError {
 
 enum Stage {
     Idle,
-    Recovering { round: Round, partitions: Vec<TopicPartition>, retry_at: Instant },
+    Recovering { round: Round, retry_at: Instant },
     Starting { round: Round, assignment: AssignmentId, counting: Box<Counting> },
     Running { round: Round, assignment: AssignmentId, counting: Box<Counting> },
 }
@@ -79,6 +79,8 @@ pub struct Pipeline {
     kinds: BTreeMap<String, TopicKind>,
     group: MachineId,
     stage: Stage,
+    /// What the group gave, also what cannot be resumed.
+    assigned: Vec<TopicPartition>,
     backoff: Backoff,
     last_assignment: AssignmentId,
     last_epoch: Option<EpochId>,
@@ -105,6 +107,7 @@ impl Pipeline {
             kinds: topic_kinds(settings),
             group,
             stage: Stage::Idle,
+            assigned: Vec::new(),
             backoff: Backoff::new(settings.lake.retry_min, settings.lake.retry_max),
             last_assignment: AssignmentId::default(),
             last_epoch: None,
@@ -178,7 +181,8 @@ impl Pipeline {
                 self.drop_work();
                 self.is_drained =
                     partitions.is_empty() && self.parts.settings.trigger.available_now;
-                self.stage = Stage::Recovering { round, partitions, retry_at: Instant::now() };
+                self.assigned = partitions;
+                self.stage = Stage::Recovering { round, retry_at: Instant::now() };
             }
             SourceEvent::Revoked => {
                 info!("the group took all partitions");
@@ -303,27 +307,26 @@ impl Pipeline {
 
     /// Reads offsets and state from the lake and begins reading from Kafka.
     async fn recover(&mut self) {
-        let Stage::Recovering { round, partitions, .. } = &self.stage else { return };
-        let (round, partitions) = (*round, partitions.clone());
+        let Stage::Recovering { round, .. } = self.stage else { return };
         self.parts.health.update(|status| status.stage = HealthStage::Recovering);
         let recovered = match self.parts.lake.refresh().await {
-            Ok(()) => self.parts.lake.recover(&partitions).await,
+            Ok(()) => self.parts.lake.recover(&self.assigned).await,
             Err(error) => Err(error),
         };
         match recovered.and_then(|recovered| self.parts.lake.discard().map(|()| recovered)) {
             Ok(recovered) => {
                 self.backoff.reset();
                 self.parts.health.update(|status| status.lake_problem = None);
-                self.begin(round, partitions, recovered);
+                self.begin(round, recovered);
             }
             Err(error) => self.fail(&error),
         }
     }
 
-    fn begin(&mut self, round: Round, partitions: Vec<TopicPartition>, recovered: Vec<Recovered>) {
-        let mut in_service = Vec::with_capacity(partitions.len());
-        let mut plan = Vec::with_capacity(partitions.len());
-        for (id, recovered) in partitions.into_iter().zip(recovered) {
+    fn begin(&mut self, round: Round, recovered: Vec<Recovered>) {
+        let mut in_service = Vec::with_capacity(recovered.len());
+        let mut plan = Vec::with_capacity(recovered.len());
+        for (id, recovered) in self.assigned.iter().cloned().zip(recovered) {
             let Some(kind) = self.kinds.get(&id.topic).copied() else { continue };
             match recovered {
                 Recovered::Fresh => {
@@ -370,19 +373,18 @@ impl Pipeline {
         error!(error = text, ?wait, "the lake does not take rows, consumption pauses");
         counter!(names::LAKE_FAILURES_TOTAL).increment(1);
         self.parts.source.send(Command::Halt);
-        let (round, partitions) = match std::mem::replace(&mut self.stage, Stage::Idle) {
+        let round = match std::mem::replace(&mut self.stage, Stage::Idle) {
             Stage::Idle => return,
-            Stage::Recovering { round, partitions, .. } => (round, partitions),
-            Stage::Starting { round, counting, .. } | Stage::Running { round, counting, .. } => {
-                (round, counting.partitions.into_iter().map(|partition| partition.id).collect())
-            }
+            Stage::Recovering { round, .. }
+            | Stage::Starting { round, .. }
+            | Stage::Running { round, .. } => round,
         };
         self.drop_work();
         self.parts.health.update(|status| {
             status.lake_problem = Some(text);
             status.stage = HealthStage::Recovering;
         });
-        self.stage = Stage::Recovering { round, partitions, retry_at: Instant::now() + wait };
+        self.stage = Stage::Recovering { round, retry_at: Instant::now() + wait };
     }
 
     /// Hands collected rows to the encoder.

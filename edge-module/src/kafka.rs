@@ -97,6 +97,8 @@ pub struct Forwarder {
     outboxes: [(Lane, Outbox); 3],
     last_delivery: Instant,
     is_stalled: bool,
+    /// Why the last delivery failed; shown while a lane has not recovered.
+    last_failure: String,
 }
 
 /// What the forwarder starts from.
@@ -143,6 +145,7 @@ impl Forwarder {
             outboxes,
             last_delivery: Instant::now(),
             is_stalled: false,
+            last_failure: String::new(),
         };
         this.producer = Some(this.connect()?);
         Ok(this)
@@ -388,6 +391,7 @@ impl Forwarder {
                 if self.outboxes[index].1.failures_in_a_row() == 0 {
                     warn!(lane = lane.as_str(), sequence = sequence.0, %code, "delivery failed, going back to the lowest record not acknowledged");
                 }
+                self.last_failure = format!("lane {}: {code}", lane.as_str());
                 self.outboxes[index].1.handle_failed(
                     sequence,
                     retry,
@@ -465,7 +469,10 @@ impl Forwarder {
             warn!(in_flight, "kafka does not acknowledge; records wait in the journal");
         }
         self.is_stalled = is_stalled;
-        let state = if is_stalled {
+        let is_failing = self.outboxes.iter().any(|(_, outbox)| outbox.failures_in_a_row() > 0);
+        let state = if is_failing {
+            Err(format!("{}; records wait in the journal", self.last_failure))
+        } else if is_stalled {
             Err(format!("no delivery for {} s", self.last_delivery.elapsed().as_secs()))
         } else {
             Ok(())

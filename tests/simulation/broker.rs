@@ -139,7 +139,7 @@ impl Producer {
         if is_any && random.chance(breaks) {
             let deliver = is_network_up || random.chance(200);
             self.give_up(broker, deliver, random);
-            self.is_broken = !crate::cloud::mutant("producer-goes-on");
+            self.is_broken = true;
         } else if is_network_up {
             for (partition, queue) in &mut self.in_flight {
                 for sent in queue.drain(..random.below(queue.len() + 1)) {

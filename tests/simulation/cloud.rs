@@ -51,7 +51,7 @@ impl Lake {
         rows: &PendingRows,
     ) -> bool {
         let transactions = self.followed.entry(table).or_default();
-        if !owes_rows(transactions.get(partition).copied(), epoch) && !mutant("follow-twice") {
+        if !owes_rows(transactions.get(partition).copied(), epoch) {
             return false;
         }
         transactions.insert(partition.clone(), epoch);
@@ -215,12 +215,11 @@ impl Instance {
                 let file = file.expect("resumed from it");
                 let last = &file.partitions[partition];
                 for table in roll_forward {
-                    if mutant("no-roll-forward") { continue; }
                     let is_first = lake.follow(table, partition, epoch, &last.rows);
                     totals.rolled_forward += usize::from(is_first);
                 }
                 lake.alerts.extend(last.alerts.iter().cloned());
-                if !mutant("state-lost") { owned.state = last.state.clone(); }
+                owned.state = last.state.clone();
                 let now = ProcessingTime::from_micros(clock.micros);
                 owned.state.resume(&settings(), now);
                 owned.next_offset = usize::try_from(next_offset.0).expect("not negative");
@@ -290,7 +289,7 @@ impl Instance {
                 let known = |partition: &TopicPartition| self.owned[partition].known;
                 let expected =
                     commit.file.partitions.keys().map(|p| (p.clone(), known(p))).collect();
-                if check_ownership(&expected, &lake.decided).is_err() && !mutant("no-owner") {
+                if check_ownership(&expected, &lake.decided).is_err() {
                     totals.ownership_lost += 1;
                     return false;
                 }
@@ -339,9 +338,7 @@ impl Owned {
         match payload {
             Payload::Reading(reading) => {
                 let mut out = Outputs::default();
-                let mut anonymous = reading.clone();
-                if mutant("no-dedup") { anonymous.identity = None; }
-                let disposition = self.state.handle_reading(&anonymous, now, settings, &mut out);
+                let disposition = self.state.handle_reading(reading, now, settings, &mut out);
                 self.keep(out);
                 self.keep_reading(reading, offset, now, disposition);
             }
@@ -397,5 +394,3 @@ impl Owned {
         self.alerts.extend(out.alerts);
     }
 }
-
-pub(crate) fn mutant(name: &str) -> bool { std::env::var("MUTANT").is_ok_and(|v| v == name) }

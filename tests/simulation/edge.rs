@@ -216,8 +216,7 @@ impl Edge {
 
     /// Deletes whole segments that every lane is done with, never the newest.
     fn trim(&mut self) {
-        let mut done = self.outboxes.values().map(Outbox::acknowledged).min().unwrap_or_default();
-        if crate::cloud::mutant("trim-one-lane") { done = self.outboxes[&Lane::Readings].acknowledged(); }
+        let done = self.outboxes.values().map(Outbox::acknowledged).min().unwrap_or_default();
         let newest = segment_start(self.journal.last_durable);
         let keep_from = segment_start(done.next()).min(newest);
         if keep_from > self.journal.first_kept {
@@ -339,7 +338,7 @@ impl Edge {
             self.generation = Generation(self.generation.0 + 1);
             self.journal = Journal::new();
         }
-        if !crate::cloud::mutant("sequence-holes") { self.journal.next = self.journal.last_durable.next(); }
+        self.journal.next = self.journal.last_durable.next();
         self.outboxes = self.journal.outboxes();
         self.deadband = new_deadband();
         self.down_until = clock.micros + random.between(0, 20 * SECOND);

@@ -177,6 +177,7 @@ impl PartitionState {
     /// Call it when the time of [`Self::poll_timeout`] has come and the partition has been read to its end: while
     /// records wait in Kafka, nobody is known to be silent. Called early or late it does no harm: a window closed too
     /// soon is corrected by the readings that follow.
+    /// A clock set back delays the close of who has fallen silent before by as much.
     pub fn handle_timeout(&mut self, now: ProcessingTime, settings: &Settings, out: &mut Outputs) {
         let mut silent = Vec::new();
         let mut heard_since = Vec::new();

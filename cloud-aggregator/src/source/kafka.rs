@@ -34,6 +34,9 @@ use crate::telemetry::names;
 const POLL_WAIT: Duration = Duration::from_millis(50);
 /// How long a full queue is waited for before the partitions are paused.
 const PAUSE_AFTER: Duration = Duration::from_secs(5);
+/// How often brokers that are down are asked whether they are back, and for how long.
+const PROBE_INTERVAL: Duration = Duration::from_secs(2);
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// Commands that may wait for the thread.
 const COMMANDS_MAX: usize = 64;
 /// A complaint of the client is repeated in the log at most this often.
@@ -270,6 +273,7 @@ struct Reader {
     batch: Batch,
     last_slot: usize,
     last_complaint: Option<(String, Instant)>,
+    probed_at: Instant,
     is_stopping: bool,
 }
 
@@ -295,6 +299,7 @@ impl Reader {
             batch: Batch::new(AssignmentId::default()),
             last_slot: 0,
             last_complaint: None,
+            probed_at: Instant::now(),
             is_stopping: false,
         }
     }
@@ -303,6 +308,7 @@ impl Reader {
         while !self.is_stopping && !self.events.is_closed() {
             self.take_commands();
             self.begin_plan();
+            self.probe_brokers();
             self.fill();
             self.report_rebalances();
             self.hand_over();
@@ -405,6 +411,19 @@ impl Reader {
         self.assign();
     }
 
+    /// While no broker answers and no record comes: finds out when one answers again.
+    fn probe_brokers(&mut self) {
+        let brokers_down = Arc::clone(&self.consumer.context().brokers_down);
+        if !brokers_down.load(Ordering::Relaxed) || self.probed_at.elapsed() < PROBE_INTERVAL {
+            return;
+        }
+        self.probed_at = Instant::now();
+        if self.consumer.client().fetch_metadata(None, PROBE_TIMEOUT).is_ok() {
+            info!("a broker answers again");
+            brokers_down.store(false, Ordering::Relaxed);
+        }
+    }
+
     fn position(&self, partition: &TopicPartition, next: Option<i64>) -> KafkaResult<Position> {
         let (low, high) = self.consumer.fetch_watermarks(
             &partition.topic,
@@ -471,6 +490,9 @@ impl Reader {
             Some(RDKafkaErrorCode::Fatal) => {
                 self.send(SourceEvent::Failed(error.to_string()));
                 self.is_stopping = true;
+            }
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
+                self.complain("topics", "a topic of kafka.topics does not exist (yet)");
             }
             Some(_) | None => {
                 counter!(names::KAFKA_ERRORS_TOTAL).increment(1);

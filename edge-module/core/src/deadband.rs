@@ -199,7 +199,7 @@ impl Deadband {
             return Verdict::Send(Reason::Unfiltered);
         }
         let threshold = self.settings.always_above.get(&reading.metric_type);
-        let is_above = threshold.is_some_and(|threshold| reading.value > *threshold) && !mutant("above-filtered");
+        let is_above = threshold.is_some_and(|threshold| reading.value > *threshold);
         let found = self.last_sent.get_mut(&reading.sensor_id).and_then(|metrics| {
             metrics.iter_mut().find(|last| last.metric_type == reading.metric_type)
         });
@@ -243,5 +243,3 @@ impl Deadband {
         Verdict::Send(Reason::First)
     }
 }
-
-fn mutant(name: &str) -> bool { cfg!(debug_assertions) && std::env::var("MUTANT").is_ok_and(|v| v == name) }

@@ -174,7 +174,7 @@ impl Interlock {
             actions.push(fault_action(sensor, SensorFaultKind::ValueNotFinite, is_bad));
         }
         let mut causes = Vec::new();
-        if !is_bad || mutant("nan-masks") {
+        if !is_bad {
             for limit in &mut watched.limits {
                 if limit.rule.quantity == Quantity::Value {
                     causes.extend(limit.judge(value));
@@ -225,7 +225,7 @@ impl Interlock {
         if set(&mut watched.faults.is_score_bad, is_bad) {
             actions.push(fault_action(sensor, SensorFaultKind::ScoreNotFinite, is_bad));
         }
-        if is_bad && !mutant("nan-score-counts") {
+        if is_bad {
             return actions;
         }
         votes.push(score >= rule.threshold);
@@ -254,7 +254,6 @@ impl Interlock {
                 vec![Action::StopConfirmed { trip_id, attempts, after }]
             }
             (MachineState::Running | MachineState::Stopping, Stop::Confirmed) => {
-                if mutant("restart-unseen") { return Vec::new(); }
                 let send = trip.order_stop(now.instant, deadline);
                 let trip_id = trip.trip_id.clone();
                 vec![send, Action::MovedWhileTripped { trip_id, machine_state: state }]
@@ -358,7 +357,7 @@ impl Interlock {
     fn hear(&mut self, sensor: &SensorId, now: Instant, actions: &mut Vec<Action>) {
         let Some(silence) = &self.settings.silence else { return };
         let Some(watched) = self.sensors.get_mut(sensor) else { return };
-        if (watched.faults.is_value_bad || watched.faults.is_feature_bad) && !mutant("nan-is-life") {
+        if watched.faults.is_value_bad || watched.faults.is_feature_bad {
             return;
         }
         let Some(heard) = &mut watched.heard else { return };
@@ -366,8 +365,8 @@ impl Interlock {
         if set(&mut watched.faults.is_silent, false) {
             actions.push(fault_action(sensor, SensorFaultKind::Silent, false));
             let check_at = now + silence.after;
-            if !mutant("silence-once") { self.silence_check_at =
-                Some(self.silence_check_at.map_or(check_at, |at| at.min(check_at))); }
+            self.silence_check_at =
+                Some(self.silence_check_at.map_or(check_at, |at| at.min(check_at)));
         }
     }
 
@@ -404,7 +403,7 @@ impl Interlock {
         if deadline > now {
             return;
         }
-        let is_escalated = attempt + u32::from(mutant("one-attempt-less")) >= self.settings.confirmation.attempts_max;
+        let is_escalated = attempt >= self.settings.confirmation.attempts_max;
         if is_escalated {
             trip.stop = Stop::Exhausted { attempts: attempt };
         } else {
@@ -482,9 +481,6 @@ impl Interlock {
                     .then(|| ResetRefused::SensorSilent { sensor: sensor.clone() })
             })
         });
-        if mutant("reset-ignores-votes") { return limit.or(silent); }
-        if mutant("reset-ignores-silence") { return limit.or(score); }
-        if mutant("reset-ignores-limits") { return score.or(silent); }
         limit.or(score).or(silent)
     }
 }
@@ -560,5 +556,3 @@ fn fault_action(sensor: &SensorId, kind: SensorFaultKind, is_fault: bool) -> Act
 fn whole_millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
-
-fn mutant(name: &str) -> bool { cfg!(test) && std::env::var("MUTANT").is_ok_and(|v| v == name) }

@@ -181,7 +181,7 @@ impl Outbox {
     /// the new trim point, if it moved.
     pub fn handle_evicted(&mut self, range: RangeInclusive<Sequence>) -> Option<Sequence> {
         for slot in &mut self.in_flight {
-            slot.is_done |= range.contains(&slot.sequence) && !mutant("evict-ignored");
+            slot.is_done |= range.contains(&slot.sequence);
         }
         self.finish_draining();
         self.advance()
@@ -254,12 +254,11 @@ impl Outbox {
     /// When everything in flight is reported: goes back to before the lowest record that is not done.
     fn finish_draining(&mut self) {
         let Phase::Draining { resume_at } = self.phase else { return };
-        if self.unreported > 0 && !mutant("rewind-early") {
+        if self.unreported > 0 {
             return;
         }
         if let Some(lowest) = self.in_flight.iter().position(|slot| !slot.is_done) {
             let before = self.in_flight[lowest].sequence.0 - 1;
-            if mutant("no-rewind") { self.phase = Phase::BackingOff { resume_at }; return; }
             self.in_flight.truncate(lowest);
             self.cursor = Sequence(before);
         }
@@ -271,7 +270,7 @@ impl Outbox {
         while self.in_flight.front().is_some_and(|slot| slot.is_done && slot.is_reported) {
             self.in_flight.pop_front();
         }
-        let first_open = self.in_flight.iter().find(|slot| !slot.is_done).filter(|_| !mutant("trim-early"));
+        let first_open = self.in_flight.iter().find(|slot| !slot.is_done);
         let done = first_open.map_or(self.cursor, |slot| Sequence(slot.sequence.0 - 1));
         (done > self.acknowledged).then(|| {
             self.acknowledged = done;
@@ -289,5 +288,3 @@ impl OutboxSettings {
         whole.mul_f64(0.5 + 0.5 * jitter)
     }
 }
-
-fn mutant(name: &str) -> bool { cfg!(debug_assertions) && std::env::var("MUTANT").is_ok_and(|v| v == name) }

@@ -310,26 +310,31 @@ impl Bundle {
         unit: Option<&str>,
     ) -> Result<(), ModelMismatch> {
         let input = &self.metadata.input;
-        let (model, sensor) = (self.identity(), sensor.to_owned());
         // A tenth of a percent moves no frequency by a whole bin of the bands.
-        if !((sample_rate_hz / input.sample_rate_hz - 1.0).abs() <= 1e-3) {
-            let (model_hz, sensor_hz) = (input.sample_rate_hz, sample_rate_hz);
-            return Err(ModelMismatch::SampleRate { model, sensor, model_hz, sensor_hz });
+        let is_rate_equal = (sample_rate_hz / input.sample_rate_hz - 1.0).abs() <= 1e-3;
+        if !is_rate_equal {
+            return Err(ModelMismatch::SampleRate {
+                model: self.identity(),
+                sensor: sensor.to_owned(),
+                model_hz: input.sample_rate_hz,
+                sensor_hz: sample_rate_hz,
+            });
         }
         if window_samples != input.window_samples {
-            let (model_samples, sensor_samples) = (input.window_samples, window_samples);
             return Err(ModelMismatch::WindowSamples {
-                model,
-                sensor,
-                model_samples,
-                sensor_samples,
+                model: self.identity(),
+                sensor: sensor.to_owned(),
+                model_samples: input.window_samples,
+                sensor_samples: window_samples,
             });
         }
         match unit {
-            Some(unit) if unit != input.unit => {
-                let (model_unit, sensor_unit) = (input.unit.clone(), unit.to_owned());
-                Err(ModelMismatch::Unit { model, sensor, model_unit, sensor_unit })
-            }
+            Some(unit) if unit != input.unit => Err(ModelMismatch::Unit {
+                model: self.identity(),
+                sensor: sensor.to_owned(),
+                model_unit: input.unit.clone(),
+                sensor_unit: unit.to_owned(),
+            }),
             Some(_) | None => Ok(()),
         }
     }
@@ -356,7 +361,8 @@ impl Bundle {
                     .get_by_text(name)
                     .ok_or_else(|| fail(format!("no feature is called {name:?}")))?;
                 let tolerance = self_test.feature_tolerance * expected.abs().max(1.0);
-                if !((found - expected).abs() <= tolerance) {
+                let is_equal = (found - expected).abs() <= tolerance;
+                if !is_equal {
                     return Err(fail(format!("{name} is {found}, recorded {expected}")));
                 }
             }
@@ -395,7 +401,8 @@ impl Bundle {
                 label: vector.label.clone(),
                 source,
             })?;
-            if !((found.value() - vector.score).abs() <= self_test.score_tolerance) {
+            let is_equal = (found.value() - vector.score).abs() <= self_test.score_tolerance;
+            if !is_equal {
                 return Err(BundleError::SelfTestDiffers {
                     label: vector.label.clone(),
                     found,

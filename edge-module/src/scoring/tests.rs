@@ -38,14 +38,14 @@ fn refused_with(change: impl FnOnce(&mut Value, &mut Vec<u8>), expected: &str) {
     assert!(error.contains(expected), "{error:?} does not say {expected:?}");
 }
 
-/// Where the weights lie in the model: the longest run of finite, small, not zero f32 would need a parser of the
-/// format; the bytes of one known kernel are found by their length instead.
-fn overwrite_floats(model: &mut [u8], value: f32) -> usize {
+/// Overwrites the weights without a parser of the format: whatever reads as a float of a weight's size. Offsets and
+/// enums are tiny integers, subnormal as floats, and stay; so does 1.0, the constant of the graph's logarithm. Returns how
+/// many were overwritten.
+fn overwrite_weights(model: &mut [u8], value: f32) -> usize {
     let mut changed = 0;
     for chunk in model.as_chunks_mut::<4>().0 {
         let float = f32::from_le_bytes(*chunk);
-        // Offsets and enums of the format are tiny integers, subnormal as floats, so they stay.
-        if float.is_finite() && (1e-4..=8.0).contains(&float.abs()) {
+        if (1e-4..=8.0).contains(&float.abs()) && float != 1.0 {
             *chunk = value.to_le_bytes();
             changed += 1;
         }
@@ -110,7 +110,7 @@ fn missing_files_are_named() {
 
 #[test]
 fn model_whose_weights_are_nan_is_refused() {
-    let dir = altered(|_, model| assert!(overwrite_floats(model, f32::NAN) > 500));
+    let dir = altered(|_, model| assert!(overwrite_weights(model, f32::NAN) > 500));
     let error = refused(dir.path());
     assert!(
         matches!(error, BundleError::SelfTestScore { source: ScoreError::NotFinite, .. }),
@@ -120,7 +120,7 @@ fn model_whose_weights_are_nan_is_refused() {
 
 #[test]
 fn model_whose_weights_are_lost_is_refused_as_constant() {
-    let dir = altered(|_, model| assert!(overwrite_floats(model, 0.0) > 500));
+    let dir = altered(|_, model| assert!(overwrite_weights(model, 0.0) > 500));
     let error = refused(dir.path());
     assert!(matches!(error, BundleError::ConstantOutput(_)), "{error}");
 }

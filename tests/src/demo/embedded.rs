@@ -271,4 +271,37 @@ mod tests {
         let expected: Vec<String> = (0..20).map(|number: u32| number.to_string()).collect();
         assert_eq!(found, expected);
     }
+
+    #[test]
+    fn consumer_goes_on_after_a_cut() {
+        let kafka = EmbeddedKafka::start(&["readings"]).unwrap();
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", kafka.bootstrap_servers())
+            .set("reconnect.backoff.max.ms", "200");
+        let producer: BaseProducer = config.create().unwrap();
+        let send = |payload: &str| {
+            let record = BaseRecord::<str, str>::to("readings").partition(0).payload(payload);
+            producer.send(record).map_err(|(error, _)| error).unwrap();
+        };
+        config.set("group.id", "reader").set("auto.offset.reset", "earliest");
+        let consumer: BaseConsumer = config.create().unwrap();
+        consumer.subscribe(&["readings"]).unwrap();
+        let receive = || {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while Instant::now() < deadline {
+                if let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) {
+                    return Some(message.payload().unwrap().to_vec());
+                }
+            }
+            None
+        };
+        send("before");
+        assert_eq!(receive().as_deref(), Some(b"before".as_slice()));
+        kafka.cut().unwrap();
+        assert!(consumer.poll(Duration::from_secs(2)).is_none_or(|answer| answer.is_err()));
+        kafka.restore().unwrap();
+        send("after");
+        assert_eq!(receive().as_deref(), Some(b"after".as_slice()));
+    }
 }

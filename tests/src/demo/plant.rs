@@ -87,7 +87,8 @@ impl Plant {
     pub fn start(mqtt_port: u16, machines: Vec<Machine>, hot_above: f64) -> anyhow::Result<Self> {
         let mut options = MqttOptions::new("demo-plant", "127.0.0.1", mqtt_port);
         options.set_max_packet_size(MQTT_PACKET_BYTES_MAX, MQTT_PACKET_BYTES_MAX);
-        let (client, connection) = Client::new(options, MQTT_QUEUE_LENGTH);
+        let (client, mut connection) = Client::new(options, MQTT_QUEUE_LENGTH);
+        connection.eventloop.network_options.set_tcp_nodelay(true);
         let block_rate = machines.first().context("a plant needs a machine")?.sample_rate_hz();
         let state = State { machines, tally: Tally::default(), hot_above, drills: BTreeMap::new() };
         let shared = Arc::new(Shared {

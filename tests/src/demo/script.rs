@@ -369,10 +369,9 @@ impl Demo {
         let owed = edge_figures(self.edge_port)?.owed;
         self.narrator.chapter(4, "The network is back");
         self.narrator.say(&format!(
-            "{owed} records wait in the journal. Machine events leave first, then the readings in order, marked \
-             as historical. The aggregator keeps a watermark for each sensor, so that the backlog is not late \
-             because others are live: the window of half a minute ago is counted as if the network had never \
-             been away.",
+            "{owed} records wait in the journal. Machine events leave first, then the readings in order. The \
+             aggregator keeps a watermark for each sensor, so that the backlog is not late because others are \
+             live: the offline window is counted as if the network had never been away.",
         ));
         self.cut.1 = now().micros();
         self.upstream.mend()?;

@@ -15,8 +15,17 @@ use crate::proxy::TcpProxy;
 
 const READY_DEADLINE: Duration = Duration::from_secs(30);
 const EXIT_DEADLINE: Duration = Duration::from_secs(15);
-/// Of util-linux, like `setpriv`.
-const SETSID: &str = "/usr/bin/setsid";
+const BASH: &str = "/bin/bash";
+/// Closes what a program inherits, then becomes the program in a session of its own.
+///
+/// The mock cluster accepts connections without close-on-exec: a program that is started later would hold those of one
+/// that was started before, and a cut would not reach it. The session: a Ctrl-C in the terminal is meant for the demo,
+/// which then ends both programs in order.
+const LAUNCH: &str = r#"for entry in /proc/$$/fd/*; do
+    fd=${entry##*/}
+    if [ "$fd" -gt 2 ]; then eval "exec $fd>&-"; fi
+done
+exec setsid "$@""#;
 const TOPICS: [&str; 6] =
     ["temperature", "pressure", "vibration", "machine-events", "dead-letters", "alerts"];
 /// Partitions of each topic of the real Kafka.
@@ -162,10 +171,9 @@ impl Program {
         let binary = binary(name, variable)?;
         anyhow::ensure!(binary.exists(), "{} of {variable} is missing", binary.display());
         let binary = binary.to_str().context("the program's path is not UTF-8")?;
-        // In a session of its own: a Ctrl-C in the terminal is meant for the demo, which then ends both in order.
-        let arguments = [binary, "run", "--config", path];
+        let arguments = ["-c", LAUNCH, name, binary, "run", "--config", path];
         let process =
-            ChildProcess::start(name, &dir.join("logs"), Path::new(SETSID), &arguments, &[])?;
+            ChildProcess::start(name, &dir.join("logs"), Path::new(BASH), &arguments, &[])?;
         let mut program = Self { process, admin_port };
         program.wait_until_ready(name)?;
         Ok(program)

@@ -170,9 +170,9 @@ impl Run {
         self.dispositions.push(disposition);
     }
 
-    /// Everybody falls silent.
+    /// Everybody falls silent, for longer than the clock can have been set back before.
     fn finish(&mut self, settings: &Settings) {
-        let end = ProcessingTime::from_micros(self.now.micros() + 2 * settings.idle_timeout.get());
+        let end = self.now.saturating_add(Micros::from_seconds(86_400));
         self.state.handle_timeout(end, settings, &mut self.out);
     }
 }

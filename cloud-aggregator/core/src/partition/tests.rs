@@ -258,6 +258,7 @@ fn longer_retention_after_a_restart_does_not_reopen_what_was_forgotten() {
     assert_eq!(bench.state.figures().windows, 0);
     bench.settings.closed_window_retention = Micros::from_seconds(3600);
     bench.state.resume(&bench.settings, bench.now);
+    assert_eq!(bench.cold(8 * MINUTE), Disposition::Counted);
     assert_eq!(bench.hot(9 * SECOND), Disposition::Late);
 }
 

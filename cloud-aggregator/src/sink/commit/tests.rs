@@ -229,7 +229,7 @@ async fn state_files_are_kept_while_a_partition_names_them() {
     let mut lake = Lake::open(&settings).await.expect("opened");
     let none = PendingRows::default();
     let mut last = None;
-    for (count, numbers) in [(1, &[0, 1][..]), (2, &[0]), (3, &[0])] {
+    for (count, numbers) in [(1, &[0, 1][..]), (2, &[0][..]), (3, &[0][..])] {
         let epoch = EpochId::after(last, Nonce(count)).expect("room");
         lake.commit(&file(epoch, numbers, 1, &none)).await.expect("committed");
         last = Some(epoch);

@@ -426,10 +426,12 @@ impl Model {
     }
 
     fn is_limit_passed(&self) -> bool {
-        let finite = self.values.iter().filter(|(on, value)| *on == "t1" && value.is_finite());
-        let rms = self.rms.iter().filter(|(on, rms)| *on == "v1" && is_finite(*rms));
-        finite.last().is_some_and(|(_, value)| *value > 100.0 || *value < -50.0)
-            || rms.last().is_some_and(|(_, rms)| rms.is_some_and(|rms| rms > 1.0))
+        let mut values = self.values.iter().rev();
+        let mut rms = self.rms.iter().rev();
+        let value = values.find(|(on, value)| *on == "t1" && value.is_finite());
+        let rms = rms.find(|(on, rms)| *on == "v1" && is_finite(*rms));
+        value.is_some_and(|(_, value)| is_temperature_limit_passed(*value))
+            || rms.is_some_and(|(_, rms)| *rms > Some(1.0))
     }
 
     fn has_votes(&self, on: &str) -> bool {
@@ -457,7 +459,7 @@ impl Model {
             Input::Reading(on, value) => {
                 self.values.push((on, value));
                 self.hear(on, now);
-                on == "t1" && value.is_finite() && self.is_limit_passed_by(value)
+                on == "t1" && value.is_finite() && is_temperature_limit_passed(value)
             }
             Input::Rms(on, rms) => {
                 self.rms.push((on, rms));
@@ -476,15 +478,15 @@ impl Model {
         }
     }
 
-    fn is_limit_passed_by(&self, value: f64) -> bool {
-        !(-50.0..=100.0).contains(&value)
-    }
-
     fn hear(&mut self, on: &'static str, now: Instant) {
         if self.is_usable(on) {
             self.heard.push((on, now));
         }
     }
+}
+
+fn is_temperature_limit_passed(value: f64) -> bool {
+    !(-50.0..=100.0).contains(&value)
 }
 
 fn is_finite(number: Option<f64>) -> bool {
