@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use edge_core::features::{FeatureExtractor, Features};
-use edge_core::vibration::{Window, WindowAssembler, WindowShape};
+use edge_core::vibration::{Window, WindowAssembler, WindowShape, WindowShapeError};
 use shared_proto::model::{SensorId, WaveformBlock};
 use tracing::{error, warn};
 
@@ -34,6 +34,9 @@ pub enum AnalysisError {
         /// The limit.
         limit: f64,
     },
+    /// A shape that was checked at the start after all.
+    #[error(transparent)]
+    Shape(#[from] WindowShapeError),
 }
 
 impl AnalysisError {
@@ -43,6 +46,7 @@ impl AnalysisError {
         match self {
             Self::TooManySensors { .. } => "too-many-sensors",
             Self::SampleRate { .. } => "sample-rate",
+            Self::Shape(_) => "window-shape",
         }
     }
 }
@@ -163,7 +167,7 @@ impl Analysis {
             },
             Some(_) | None => self.default_shape,
         };
-        let assembler = WindowAssembler::new(shape).expect("shapes were validated at the start");
+        let assembler = WindowAssembler::new(shape)?;
         let analysis = SensorAnalysis {
             assembler,
             extractor: None,

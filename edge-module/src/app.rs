@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use shared_proto::model::{MachineEvent, MachineEventDetails, MachineEventType, MachineId};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::admin::{self, Board, Part};
@@ -42,6 +42,8 @@ const SESSION_QUEUE_LENGTH: usize = 256;
 const LATCH_QUEUE_LENGTH: usize = 1_024;
 /// How often the threads are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// How long the end waits for the journal's last fsync.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(1_500);
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Checks what `run` would need, without running.
@@ -188,31 +190,68 @@ struct Threads {
     latches: JoinHandle<()>,
 }
 
+/// What runs on the main thread, made before anything is spawned.
+struct MainTasks {
+    session: Session,
+    recording: Recording,
+    events: mpsc::Sender<MachineEvent>,
+    commands: mpsc::Sender<JournalCommand>,
+    stops: Stops,
+    threads: Threads,
+}
+
 fn run_tasks(settings: &Settings) -> anyhow::Result<()> {
     let metrics = telemetry::start_metrics().context("metrics do not start")?;
     let board = Board::new(&[Part::Protection, Part::Actuator, Part::Recording, Part::Journal]);
-    let (model, refusal) = model_or_event(settings);
+    let runtime = own_runtime()?;
+    let (listener, address) = runtime
+        .block_on(admin::bind(settings.admin.listen))
+        .with_context(|| format!("admin.listen {} cannot be bound", settings.admin.listen))?;
+    info!(%address, "admin pages");
+    let tasks = start_threads(settings, &board)?;
+    let device_id = settings.device.id.to_string();
+    let result = runtime.block_on(async {
+        let MainTasks { session, recording, events, commands, stops, threads } = tasks;
+        let (session_events, session_receiver) = mpsc::channel(SESSION_QUEUE_LENGTH);
+        let session = tokio::spawn(session.run(session_events));
+        let path = tokio::spawn(recording.run(session_receiver, stops.intake.subscribe()));
+        let mut stop = stops.intake.subscribe();
+        let shown = board.clone();
+        let pages = tokio::spawn(admin::serve(listener, shown, metrics, device_id, async move {
+            // The sender outlives this task.
+            drop(stop.wait_for(|is_stopping| *is_stopping).await);
+        }));
+        let result = wait_for_end(&threads, &board).await;
+        stops.intake.send_replace(true);
+        drop(path.await);
+        let finished = finish(settings, events, commands, stops, threads).await;
+        session.abort();
+        pages.abort();
+        result.and(finished)
+    });
+    info!("edge module stopped");
+    result
+}
+
+fn open_journal(settings: &Settings) -> anyhow::Result<(Journal, Vec<Loss>)> {
     let limits = JournalSettings {
         segment_bytes: settings.journal.segment_bytes,
         bytes_max: settings.journal.bytes_max,
         cache_bytes: settings.journal.cache_bytes,
     };
-    let (journal, losses) =
-        Journal::open(&settings.device.data_dir, limits, now()).context("journal does not open")?;
-    board.show_run(model.as_ref().map(Bundle::identity), journal.generation().0);
-    info!(
-        device_id = %settings.device.id,
-        generation = journal.generation().0,
-        next_sequence = journal.next_sequence().0,
-        model = model.as_ref().map(Bundle::identity),
-        machines = settings.machines.len(),
-        "edge module starts"
-    );
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (listener, address) = runtime
-        .block_on(admin::bind(settings.admin.listen))
-        .with_context(|| format!("admin.listen {} cannot be bound", settings.admin.listen))?;
-    info!(%address, "admin pages");
+    Journal::open(&settings.device.data_dir, limits, now()).context("journal does not open")
+}
+
+/// Opens the journal, loads the model, and starts every thread but this one.
+fn start_threads(settings: &Settings, board: &Board) -> anyhow::Result<MainTasks> {
+    let (model, refusal) = model_or_event(settings);
+    let (journal, losses) = open_journal(settings)?;
+    let model_name = model.as_ref().map(Bundle::identity);
+    let generation = journal.generation().0;
+    board.show_run(model_name.clone(), generation);
+    let next_sequence = journal.next_sequence().0;
+    let (device_id, machines) = (&settings.device.id, settings.machines.len());
+    info!(%device_id, generation, next_sequence, model = model_name, machines, "edge module starts");
 
     let (events, event_receiver) = mpsc::channel(settings.protection.event_queue_length);
     let (commands, command_receiver) = mpsc::channel(settings.journal.queue_length);
@@ -221,97 +260,71 @@ fn run_tasks(settings: &Settings) -> anyhow::Result<()> {
         forwarder: watch::Sender::new(false),
         journal: watch::Sender::new(false),
     };
-    let recording_session =
-        Session::new(settings, SessionKind::Recording, InputTopics::new(&settings.mqtt).filters())?;
-    let recording = Recording::new(
-        settings,
-        model.as_ref(),
-        &journal.reader(),
-        commands.clone(),
-        board.clone(),
-    )?;
+    let filters = InputTopics::new(&settings.mqtt).filters();
+    let session = Session::new(settings, SessionKind::Recording, filters)?;
+    let reader = journal.reader();
+    let recording =
+        Recording::new(settings, model.as_ref(), &reader, commands.clone(), board.clone())?;
     let durable = watch::Sender::new(durable_at_start(&journal));
-    let forwarder = forwarder(settings, &journal, commands.clone(), &durable, &board)?;
+    let forwarder = forwarder(settings, &journal, commands.clone(), &durable, board)?;
     let connections = Connections {
         events: event_receiver,
         commands: command_receiver,
         durable,
-        broker: recording_session.client(),
+        broker: session.client(),
         board: board.clone(),
     };
-    let recorder =
-        Recorder::new(journal, own_name(settings), settings.journal.group_records_max, connections);
-    let started = own_event(
-        settings,
-        MachineEventType::Started,
-        MachineEventDetails {
-            model: model.as_ref().map(Bundle::identity),
-            ..MachineEventDetails::default()
-        },
-    );
+    let group_records_max = settings.journal.group_records_max;
+    let recorder = Recorder::new(journal, own_name(settings), group_records_max, connections);
+    let details = MachineEventDetails { model: model_name, ..MachineEventDetails::default() };
+    let started = own_event(settings, MachineEventType::Started, details);
     for event in [Some(started), refusal].into_iter().flatten() {
         events.try_send(event).context("the queue of machine events is too short")?;
     }
     let (latches, latch_receiver) = mpsc::channel(LATCH_QUEUE_LENGTH);
     let latch_folder = LatchFolder::open(&settings.device.data_dir)?;
     let sinks = Sinks { events: events.clone(), latches, board: board.clone() };
+    let drain_timeout = settings.shutdown.drain_timeout;
+    let intake = stops.intake.subscribe();
     let threads = Threads {
         journal: spawn_recorder(recorder, losses, stops.journal.subscribe())?,
-        forwarder: spawn_forwarder(
-            forwarder,
-            stops.forwarder.subscribe(),
-            settings.shutdown.drain_timeout,
-        )?,
+        forwarder: spawn_forwarder(forwarder, stops.forwarder.subscribe(), drain_timeout)?,
         latches: spawn_latches(latch_folder.clone(), latch_receiver)?,
-        protection: spawn_protection(
-            settings.clone(),
-            model,
-            &latch_folder,
-            sinks,
-            stops.intake.subscribe(),
-        )?,
+        protection: spawn_protection(settings.clone(), model, &latch_folder, sinks, intake)?,
     };
-    let device_id = settings.device.id.to_string();
-    let ended = board.clone();
-    let result = runtime.block_on(async {
-        let (session_events, session_receiver) = mpsc::channel(SESSION_QUEUE_LENGTH);
-        let session = tokio::spawn(recording_session.run(session_events));
-        let path = tokio::spawn(recording.run(session_receiver, stops.intake.subscribe()));
-        let mut stop = stops.intake.subscribe();
-        let pages = tokio::spawn(admin::serve(listener, board, metrics, device_id, async move {
-            // The sender outlives this task.
-            drop(stop.wait_for(|is_stopping| *is_stopping).await);
-        }));
-        let result = wait_for_end(&threads, &ended).await;
-        stops.intake.send_replace(true);
-        drop(path.await);
-        result.and(finish(settings, events, stops, threads).await).inspect(|()| {
-            session.abort();
-            pages.abort();
-        })
-    });
-    info!("edge module stopped");
-    result
+    Ok(MainTasks { session, recording, events, commands, stops, threads })
 }
 
 /// In order: no more input, events of the stop path, what is in flight, the journal.
 async fn finish(
     settings: &Settings,
     events: mpsc::Sender<MachineEvent>,
+    commands: mpsc::Sender<JournalCommand>,
     stops: Stops,
     threads: Threads,
 ) -> anyhow::Result<()> {
-    join(threads.protection, "protection").await?;
+    let protection = join(threads.protection, "protection").await;
     let stopped = own_event(settings, MachineEventType::Stopped, MachineEventDetails::default());
     if events.try_send(stopped).is_err() {
         warn!("the stop is not journalled: the queue of machine events is full");
     }
     drop(events);
+    let (flushed, is_flushed) = oneshot::channel();
+    let flush = async {
+        commands.send(JournalCommand::Flush(flushed)).await.is_ok() && is_flushed.await.is_ok()
+    };
+    if !tokio::time::timeout(FLUSH_TIMEOUT, flush).await.unwrap_or(false) {
+        warn!(
+            "the journal does not take the last records; the broker keeps what is not acknowledged"
+        );
+    }
+    drop(commands);
     stops.forwarder.send_replace(true);
-    join(threads.forwarder, "forwarder").await?;
+    let forwarder = join(threads.forwarder, "forwarder").await;
     stops.journal.send_replace(true);
-    join(threads.journal, "journal").await?;
-    join(threads.latches, "latches").await
+    let journal = join(threads.journal, "journal").await;
+    let latches = join(threads.latches, "latches").await;
+    protection.and(forwarder).and(journal).and(latches)
 }
 
 async fn join(thread: JoinHandle<()>, name: &'static str) -> anyhow::Result<()> {

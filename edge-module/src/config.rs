@@ -522,11 +522,14 @@ fn unknown_key(path: String, value: &Value, known: &config::Map<String, Value>) 
 }
 
 fn deepest_origin(value: &Value) -> Option<&str> {
-    value.origin().or_else(|| match &value.kind {
-        ValueKind::Table(table) => table.values().find_map(deepest_origin),
-        ValueKind::Array(array) => array.iter().find_map(deepest_origin),
-        _ => None,
-    })
+    let inner: Vec<&Value> = if let ValueKind::Table(table) = &value.kind {
+        table.values().collect()
+    } else if let ValueKind::Array(array) = &value.kind {
+        array.iter().collect()
+    } else {
+        Vec::new()
+    };
+    value.origin().or_else(|| inner.into_iter().find_map(deepest_origin))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use shared_proto::codec;
 use shared_proto::model::{
     DeadLetter, MachineEvent, MachineEventDetails, MachineEventType, MachineId, Sequence,
 };
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use crate::admin::{Board, Part};
@@ -56,6 +56,8 @@ pub enum JournalCommand {
     ReportLoss(Loss),
     /// A record that Kafka will never take.
     DeadLetter(DeadLetter),
+    /// Answer when everything before is durable.
+    Flush(oneshot::Sender<()>),
 }
 
 /// Owner of the journal.
@@ -76,6 +78,9 @@ struct Group {
     records: Vec<Entry>,
     owed: Vec<Publish>,
     permits: Vec<OwnedSemaphorePermit>,
+    /// Done after the commit: what replaces a trimmed record is in the same group or an earlier one.
+    trims: Vec<(Lane, Sequence)>,
+    flushes: Vec<oneshot::Sender<()>>,
 }
 
 /// What a recorder works with.
@@ -180,11 +185,8 @@ impl Recorder {
                 group.owed.extend(intake.publish);
                 group.permits.extend(intake.permit);
             }
-            JournalCommand::Trim { lane, through } => {
-                if let Err(error) = self.journal.trim(lane, through) {
-                    warn!(error = %chain(&error), lane = lane.as_str(), "drained segment stays on disk");
-                }
-            }
+            JournalCommand::Trim { lane, through } => group.trims.push((lane, through)),
+            JournalCommand::Flush(flushed) => group.flushes.push(flushed),
             JournalCommand::ReportLoss(loss) => self.add_loss(&loss, group),
             JournalCommand::DeadLetter(letter) => {
                 let bytes = codec::encode_dead_letter(&letter, Encoding::Protobuf);
@@ -194,7 +196,7 @@ impl Recorder {
     }
 
     /// Makes a group durable, however often it takes, and acknowledges it.
-    async fn commit(&mut self, group: Group, stop: &watch::Receiver<bool>) {
+    async fn commit(&mut self, mut group: Group, stop: &watch::Receiver<bool>) {
         let started = Instant::now();
         if !group.records.is_empty() && !self.append(&group.records, stop).await {
             // Not durable and not acknowledged: the broker delivers it again after the next start.
@@ -205,24 +207,38 @@ impl Recorder {
                 debug!(%error, "acknowledgement not queued: the broker will deliver again");
             }
         }
-        if group.records.is_empty() {
-            return;
+        for (lane, through) in &group.trims {
+            if let Err(error) = self.journal.trim(*lane, *through) {
+                warn!(error = %chain(&error), lane = lane.as_str(), "drained segment stays on disk");
+            }
         }
+        if !group.records.is_empty() {
+            self.tell(&group.records);
+            metrics::histogram!(telemetry::JOURNAL_APPEND_LATENCY).record(started.elapsed());
+        }
+        for flushed in group.flushes.drain(..) {
+            if flushed.send(()).is_err() {
+                debug!("nobody waits for the flush any more");
+            }
+        }
+    }
+
+    /// Lets the forwarder go on, and counts.
+    fn tell(&mut self, records: &[Entry]) {
         let last = Sequence(self.journal.next_sequence().0 - 1);
         self.durable.send_modify(|durable| {
-            for (lane, _) in &group.records {
+            for (lane, _) in records {
                 *durable.get_mut(*lane) = last;
             }
         });
         for lane in Lane::ALL {
-            let count = group.records.iter().filter(|(of_lane, _)| *of_lane == lane).count();
+            let count = records.iter().filter(|(of_lane, _)| *of_lane == lane).count();
             if count > 0 {
                 metrics::counter!(telemetry::JOURNAL_RECORDS, "lane" => lane.as_str())
                     .increment(count as u64);
             }
         }
-        self.ledger_records += group.records.len() as u64;
-        metrics::histogram!(telemetry::JOURNAL_APPEND_LATENCY).record(started.elapsed());
+        self.ledger_records += records.len() as u64;
     }
 
     /// Says whether the records are durable; only a stop makes it give up.

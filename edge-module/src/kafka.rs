@@ -2,8 +2,10 @@
 //!
 //! Idempotent producer, acks=all, no message timeout: the client library keeps a record and its order until the broker
 //! answers, however long the network is away. What is in flight is limited by [`Outbox`]; what is not in flight stays in
-//! the journal. Topics that do not exist yet are waited for. A failure that is final for a record (too large for the
-//! broker) writes it to the dead letters and goes on; any other rewinds its lane to the lowest record not acknowledged.
+//! the journal. Topics that do not exist yet are waited for. A failure rewinds its lane to the lowest record not
+//! acknowledged. A broker refuses a batch whole for one record in it (too large, say): then the lane goes on one record at
+//! a time, and the one that is refused alone goes to the dead letters. The Kafka timestamp is the time of sending: brokers
+//! refuse or expire records by it, and a backlog is neither wrong nor old.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -34,6 +36,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 const READ_RECORDS_MAX: usize = 2_048;
 /// How often the books are shown and the journal is told how far delivery has come.
 const REPORT_INTERVAL: Duration = Duration::from_millis(500);
+/// At the end: how long to wait for the next delivery, and for one look at the reports.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
+const DRAIN_STEP: Duration = Duration::from_millis(20);
 /// Without a delivery for this long while records are in flight, Kafka counts as not reachable.
 const STALL_AFTER: Duration = Duration::from_secs(10);
 
@@ -99,6 +104,10 @@ pub struct Forwarder {
     is_stalled: bool,
     /// Why the last delivery failed; shown while a lane has not recovered.
     last_failure: String,
+    /// A broker refuses batches whole: after such a refusal records up to here leave one by one, to find the culprit.
+    alone_through: [Sequence; 3],
+    /// The record last sent alone.
+    alone: [Option<Sequence>; 3],
 }
 
 /// What the forwarder starts from.
@@ -146,6 +155,8 @@ impl Forwarder {
             last_delivery: Instant::now(),
             is_stalled: false,
             last_failure: String::new(),
+            alone_through: [Sequence(0); 3],
+            alone: [None; 3],
         };
         this.producer = Some(this.connect()?);
         Ok(this)
@@ -158,6 +169,8 @@ impl Forwarder {
             .set("client.id", self.device_id.as_str())
             .set("enable.idempotence", "true")
             .set("acks", "all")
+            // In a partition nothing is delivered after a record that failed: such a failure ends the producer instead.
+            .set("enable.gapless.guarantee", "true")
             .set("compression.codec", self.settings.compression.as_str())
             .set("linger.ms", self.settings.linger.as_millis().to_string())
             .set("message.timeout.ms", "0")
@@ -185,6 +198,7 @@ impl Forwarder {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         info!(brokers = self.settings.brokers, "forwarding");
         while !*stop.borrow() {
+            self.renew_producer_after_fatal();
             let is_busy = self.send_some();
             let timeout = self.next_timeout();
             tokio::select! {
@@ -202,12 +216,18 @@ impl Forwarder {
         self.drain(drain_timeout).await;
     }
 
+    /// Sends what is durable and waits for its reports, as long as Kafka answers.
     async fn drain(&mut self, drain_timeout: Duration) {
-        let deadline = tokio::time::Instant::now() + drain_timeout;
-        while self.outboxes.iter().any(|(_, outbox)| outbox.in_flight() > 0) {
-            match tokio::time::timeout_at(deadline, self.reports.recv()).await {
-                Ok(report) => self.handle_reports(report).await,
-                Err(_) => break,
+        let deadline = Instant::now() + drain_timeout;
+        self.last_delivery = Instant::now();
+        while self.owes_something()
+            && Instant::now() < deadline
+            && self.last_delivery.elapsed() < DRAIN_PATIENCE
+        {
+            self.renew_producer_after_fatal();
+            self.send_some();
+            if let Ok(report) = tokio::time::timeout(DRAIN_STEP, self.reports.recv()).await {
+                self.handle_reports(report).await;
             }
         }
         let left: usize = self.outboxes.iter().map(|(_, outbox)| outbox.in_flight()).sum();
@@ -217,6 +237,11 @@ impl Forwarder {
             producer.purge(rdkafka::producer::PurgeConfig::default().queue().inflight());
         }
         info!(left_in_flight = left, "forwarder stopped");
+    }
+
+    fn owes_something(&self) -> bool {
+        let durable = *self.durable.borrow();
+        self.outboxes.iter().any(|(lane, outbox)| outbox.acknowledged() < *durable.get(*lane))
     }
 
     fn next_timeout(&self) -> Option<Instant> {
@@ -234,8 +259,17 @@ impl Forwarder {
             if after >= through {
                 continue;
             }
-            let room = self.settings.in_flight_max.saturating_sub(outbox.in_flight());
-            let batch = self.journal.read(lane, after, through, READ_RECORDS_MAX.min(room.max(1)));
+            let is_alone = after < self.alone_through[index];
+            if is_alone && outbox.in_flight() > 0 {
+                continue;
+            }
+            let room = self.settings.in_flight_max.saturating_sub(outbox.in_flight()).max(1);
+            let records_max = if is_alone { 1 } else { room.min(READ_RECORDS_MAX) };
+            let mut batch = self.journal.read(lane, after, through, records_max);
+            // The journal reads whole chunks.
+            batch.records.truncate(records_max);
+            self.alone[index] =
+                batch.records.first().filter(|_| is_alone).map(|record| record.sequence);
             for loss in batch.losses {
                 error!(
                     lane = lane.as_str(),
@@ -284,7 +318,6 @@ impl Forwarder {
         let message = BaseRecord::with_opaque_to(outgoing.topic, Box::new((lane, record.sequence)))
             .key(&outgoing.key)
             .payload(&outgoing.payload)
-            .timestamp(outgoing.timestamp.micros() / 1000)
             .headers(OwnedHeaders::new().insert(content_type));
         match producer.send(message) {
             Ok(()) => {
@@ -295,6 +328,8 @@ impl Forwarder {
             Err((error, _)) => {
                 self.outboxes[index].1.handle_sent(record.sequence);
                 let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+                // Refused before it was in any batch: the record itself is meant.
+                self.alone[index] = Some(record.sequence);
                 self.handle_failure(index, record.sequence, code);
                 true
             }
@@ -321,7 +356,6 @@ impl Forwarder {
                 Outgoing {
                     topic: reading_topic(topics, &reading.metric_type),
                     key: reading.sensor_id.as_str().to_owned(),
-                    timestamp: reading.timestamp,
                     payload: codec::encode_reading(&reading, encoding),
                 }
             }
@@ -332,7 +366,6 @@ impl Forwarder {
                 Outgoing {
                     topic: &topics.machine_events,
                     key: event.machine_id.as_str().to_owned(),
-                    timestamp: event.timestamp,
                     payload: codec::encode_machine_event(&event, encoding),
                 }
             }
@@ -342,7 +375,6 @@ impl Forwarder {
                 Outgoing {
                     topic: &topics.dead_letters,
                     key: self.device_id.as_str().to_owned(),
-                    timestamp: letter.timestamp,
                     payload: codec::encode_dead_letter(&letter, encoding),
                 }
             }
@@ -364,13 +396,13 @@ impl Forwarder {
             }
             report = self.reports.try_recv().ok();
         }
-        self.renew_producer_after_fatal();
     }
 
     fn handle_failure(&mut self, index: usize, sequence: Sequence, code: RDKafkaErrorCode) {
         let lane = self.outboxes[index].0;
+        let is_alone = self.alone[index] == Some(sequence);
         match disposition(code) {
-            Disposition::DeadLetter => {
+            Disposition::DeadLetter if is_alone => {
                 let batch = self.journal.read(lane, Sequence(sequence.0 - 1), sequence, 1);
                 match batch.records.first() {
                     Some(record) => {
@@ -386,7 +418,14 @@ impl Forwarder {
                     }
                 }
             }
-            retry @ (Disposition::Retry | Disposition::Fatal) => {
+            found @ (Disposition::Retry | Disposition::Fatal | Disposition::DeadLetter) => {
+                let retry = match found {
+                    Disposition::DeadLetter => {
+                        self.alone_through[index] = self.alone_through[index].max(sequence);
+                        Disposition::Retry
+                    }
+                    Disposition::Retry | Disposition::Fatal => found,
+                };
                 metrics::counter!(telemetry::KAFKA_FAILURES, "disposition" => "retry").increment(1);
                 if self.outboxes[index].1.failures_in_a_row() == 0 {
                     warn!(lane = lane.as_str(), sequence = sequence.0, %code, "delivery failed, going back to the lowest record not acknowledged");
@@ -416,20 +455,16 @@ impl Forwarder {
         let source = format!("journal/{}", lane.as_str());
         let detail = format!("sequence {}: {detail}", record.sequence.0);
         let letter = DeadLetter::new(reason, detail, &source, now(), &record.payload);
-        // A dead letter that is refused itself is counted above and logged: it would be refused again.
-        if lane != Lane::DeadLetters
-            && self.commands.try_send(JournalCommand::DeadLetter(letter)).is_err()
-        {
-            error!(
-                sequence = record.sequence.0,
-                "dead letter not journalled: the journal's queue is full"
-            );
-        }
+        // The journal takes commands in order: the letter is durable before the record is trimmed. A dead letter that is
+        // refused itself is counted and logged above: it would be refused again.
+        let is_kept = lane == Lane::DeadLetters
+            || self.commands.try_send(JournalCommand::DeadLetter(letter)).is_ok();
+        let disposition = if is_kept { Disposition::DeadLetter } else { Disposition::Retry };
         self.outboxes[index].1.handle_failed(
             record.sequence,
-            Disposition::DeadLetter,
+            disposition,
             Instant::now(),
-            0.0,
+            random_fraction(),
         );
     }
 
@@ -496,7 +531,6 @@ impl Forwarder {
 struct Outgoing<'a> {
     topic: &'a str,
     key: String,
-    timestamp: EventTime,
     payload: Vec<u8>,
 }
 
@@ -519,13 +553,15 @@ const fn lane_index(lane: Lane) -> usize {
 
 /// What a delivery error means for the record: only what is about the record itself is final.
 fn disposition(code: RDKafkaErrorCode) -> Disposition {
-    match code {
+    let is_about_the_record = matches!(
+        code,
         RDKafkaErrorCode::MessageSizeTooLarge
-        | RDKafkaErrorCode::InvalidMessageSize
-        | RDKafkaErrorCode::InvalidMessage
-        | RDKafkaErrorCode::InvalidRecord => Disposition::DeadLetter,
-        _ => Disposition::Retry,
-    }
+            | RDKafkaErrorCode::InvalidMessageSize
+            | RDKafkaErrorCode::InvalidMessage
+            | RDKafkaErrorCode::InvalidRecord
+            | RDKafkaErrorCode::InvalidTimestamp
+    );
+    if is_about_the_record { Disposition::DeadLetter } else { Disposition::Retry }
 }
 
 async fn sleep_until(instant: Option<Instant>) {

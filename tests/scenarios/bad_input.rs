@@ -80,7 +80,7 @@ impl Programs {
         let lake = self.plant.lake();
         let sql = format!(
             "SELECT reason, detail, source, raw_length, octet_length(raw) AS kept FROM dead_letters \
-             WHERE contains(decode(raw[1:4096]), '{marker}')"
+             WHERE contains(CAST(raw AS VARCHAR), '{marker}')"
         );
         let mut found = eventually(&format!("a dead letter with {marker}"), DEADLINE, || {
             let rows = lake.query(&sql)?;

@@ -85,12 +85,6 @@ fn a_faulty_motor_is_stopped_and_healthy_ones_are_not_and_every_reading_is_count
 
     for (signal, machine) in signals.iter().zip(&machines) {
         if signal.abnormal {
-            machine.wait_for_interlock("tripped", DEADLINE).or_else(|_| {
-                // `confirmed` may be a state of its own.
-                eventually("the stop is known", DEADLINE, || {
-                    if machine.commands().is_empty() { Err("no command") } else { Ok(()) }
-                })
-            })?;
             eventually("standstill", DEADLINE, || {
                 if machine.is_running() { Err("still running") } else { Ok(()) }
             })?;

@@ -2,9 +2,14 @@ use std::io::Write as _;
 
 use super::*;
 
+fn file_of(text: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::Builder::new().suffix(".toml").tempfile().expect("temporary file");
+    file.write_all(text.as_bytes()).expect("written");
+    file
+}
+
 fn with(file: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
-    let mut path = tempfile::Builder::new().suffix(".toml").tempfile().expect("temporary file");
-    path.write_all(file.as_bytes()).expect("written");
+    let path = file_of(file);
     let variables =
         variables.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     Settings::from_layers(Some(path.path()), Some(variables))
@@ -52,11 +57,14 @@ fn variables_win_over_the_file_and_the_file_over_the_defaults() {
 #[test]
 fn unknown_keys_are_named_with_path_and_source() {
     let text = complaint("[kafka]\nbroker = \"a\"\n[[rules]]\nnme = \"x\"\n", &[]);
-    assert!(text.contains("kafka.broker: unknown key in /"), "{text}");
-    assert!(text.contains("rules[0].nme: unknown key in /"), "{text}");
+    assert!(
+        text.contains("kafka.broker: unknown key in ") && text.contains(".toml; known here"),
+        "{text}"
+    );
+    assert!(text.contains("rules[0].nme: unknown key in "), "{text}");
     let text = complaint("", &[("AGGREGATOR__KAFKA__BROKER", "a")]);
     assert!(text.contains("kafka.broker: unknown key in the environment"), "{text}");
-    assert!(complaint("[nonsense]\na = 1\n", &[]).contains("nonsense: unknown key in /"));
+    assert!(complaint("[nonsense]\na = 1\n", &[]).contains("nonsense: unknown key in "));
 }
 
 #[test]

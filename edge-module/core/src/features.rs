@@ -5,8 +5,8 @@
 //! - `rms` = sqrt(m2), `peak` = max |x|, `crest-factor` = peak / rms, `kurtosis` = m4 / m2², where mk is the mean of
 //!   x^k. Normal noise has kurtosis 3 (not 0), a sine 1.5 and crest factor sqrt(2). (ISO 13373-2:2016 names these
 //!   for condition monitoring.)
-//! - `band-00`, `band-01`, …: ln(E + [`BAND_ENERGY_EPSILON`]), where E is the sum of P[k] over the bins k whose frequency
-//!   k · rate / N lies in the band (lower edge included, upper not). P[k] = c · |X[k]|² / (N · Σw²), X the discrete
+//! - `band-00`, `band-01`, …: ln(E + [`BAND_ENERGY_EPSILON`]), where E is the sum of P\[k\] over the bins k whose frequency
+//!   k · rate / N lies in the band (lower edge included, upper not). P\[k\] = c · |X\[k\]|² / (N · Σw²), X the discrete
 //!   Fourier transform of w · x, w the periodic Hann window, c = 2 except at 0 and at half the rate, where c = 1. This is the
 //!   one-sided power spectral density of Heinzel, Rüdiger, Schilling, "Spectrum and spectral density estimation by the
 //!   discrete Fourier transform" (2002), equation 23, times the bin width rate / N: by Parseval the sum over all bins is

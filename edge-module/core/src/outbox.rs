@@ -143,9 +143,7 @@ impl Outbox {
     /// Takes a delivery report. Returns the new trim point, if it moved. A report of a record that is not in
     /// flight changes nothing.
     pub fn handle_acknowledged(&mut self, sequence: Sequence) -> Option<Sequence> {
-        if self.report(sequence, true) {
-            self.failures_in_a_row = 0;
-        }
+        self.report(sequence, true);
         self.finish_draining();
         self.advance()
     }
@@ -274,6 +272,8 @@ impl Outbox {
         let done = first_open.map_or(self.cursor, |slot| Sequence(slot.sequence.0 - 1));
         (done > self.acknowledged).then(|| {
             self.acknowledged = done;
+            // Only progress ends a row of failures: records behind the failing one may well be delivered meanwhile.
+            self.failures_in_a_row = 0;
             done
         })
     }

@@ -2,9 +2,14 @@ use std::io::Write as _;
 
 use super::*;
 
+fn written(text: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::Builder::new().suffix(".toml").tempfile().expect("temporary file");
+    file.write_all(text.as_bytes()).expect("written");
+    file
+}
+
 fn with(file: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
-    let mut path = tempfile::Builder::new().suffix(".toml").tempfile().expect("temporary file");
-    path.write_all(file.as_bytes()).expect("written");
+    let path = written(file);
     let variables =
         variables.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     Settings::from_layers(Some(path.path()), Some(variables))

@@ -14,8 +14,14 @@ use super::{Fault, Machine, Settings, read_secret};
 /// Silence after which a sensor is reported when its machine has no limit of its own.
 const SILENCE_REPORTED_AFTER: Duration = Duration::from_secs(60);
 /// Properties that the promises of the forwarder rest on.
-const RESERVED_PROPERTIES: [&str; 5] =
-    ["enable.idempotence", "acks", "message.timeout.ms", "compression.codec", "linger.ms"];
+const RESERVED_PROPERTIES: [&str; 6] = [
+    "enable.gapless.guarantee",
+    "enable.idempotence",
+    "acks",
+    "message.timeout.ms",
+    "compression.codec",
+    "linger.ms",
+];
 
 #[derive(Default)]
 struct Faults(Vec<Fault>);
@@ -130,7 +136,7 @@ impl Settings {
             minute,
         );
         let length = protection.event_queue_length;
-        faults.range("protection.event-queue-length", length, 1, 1_000_000);
+        faults.range("protection.event-queue-length", length, 16, 1_000_000);
     }
 
     fn check_vibration(&self, faults: &mut Faults) {

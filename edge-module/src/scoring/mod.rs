@@ -429,5 +429,5 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-#[cfg(all(test, feature = "tflite"))]
+#[cfg(test)]
 mod tests;

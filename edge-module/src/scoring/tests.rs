@@ -1,3 +1,5 @@
+#![cfg(feature = "tflite")]
+
 use std::fs;
 
 use edge_core::features::FeatureExtractor;

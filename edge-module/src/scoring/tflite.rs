@@ -1,8 +1,7 @@
 //! Scoring with TensorFlow Lite: all of the project's foreign code. One interpreter, one thread, float32.
-
-// `self_cell!` expands to unsafe code that ties an owner to what borrows from it; its soundness is that crate's, and
-// nothing here adds to it.
-#![expect(unsafe_code, reason = "an interpreter borrows its model, which borrows its bytes")]
+//!
+//! An interpreter borrows its model, which borrows its bytes: `self_cell` ties each to its owner, so that no `unsafe` is
+//! written here.
 
 use edge_core::features::{FeatureName, Features};
 use self_cell::self_cell;

@@ -183,9 +183,9 @@ fn show(narrator: &Narrator, sources: &Sources) {
             let number =
                 |name: &str, label: &str| http::metric(&text, name, label).unwrap_or(0.0) as u64;
             format!(
-                "   cloud aggregator  rows     {:>6}   anomalies {:>5}   duplicates {:>6}   \
+                "   cloud aggregator  counted  {:>6}   anomalies {:>5}   duplicates {:>6}   \
                  alerts    {:>6}",
-                number("aggregator_rows_total", "telemetry"),
+                number("aggregator_records_total", "counted"),
                 number("aggregator_rows_total", "anomalies"),
                 number("aggregator_records_total", "duplicate"),
                 number("aggregator_alerts_total", ""),

@@ -121,12 +121,6 @@ impl Machine {
         self.unit
     }
 
-    /// How far the fault of its bearing has grown, 0 to 1.
-    #[must_use]
-    pub const fn severity(&self) -> f64 {
-        self.severity
-    }
-
     /// Last temperature and pressure.
     #[must_use]
     pub const fn last_readings(&self) -> (f64, f64) {

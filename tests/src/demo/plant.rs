@@ -25,6 +25,7 @@ const BLOCKS_PER_READING: u64 = 4;
 /// MQTT messages that may wait to be sent; beyond it the sensors wait.
 const MQTT_QUEUE_LENGTH: usize = 256;
 const MQTT_PACKET_BYTES_MAX: usize = 1 << 20;
+const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
 /// The slowest sensor may lag so much before it skips to the present.
 const LAG_MAX: Duration = Duration::from_secs(2);
 
@@ -65,7 +66,8 @@ impl Shared {
 /// The running plant; its threads end with it.
 pub struct Plant {
     shared: Arc<Shared>,
-    client: Client,
+    controls: Client,
+    sensors: Client,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
 
@@ -85,10 +87,10 @@ impl Plant {
     /// # Errors
     /// No thread can be started.
     pub fn start(mqtt_port: u16, machines: Vec<Machine>, hot_above: f64) -> anyhow::Result<Self> {
-        let mut options = MqttOptions::new("demo-plant", "127.0.0.1", mqtt_port);
-        options.set_max_packet_size(MQTT_PACKET_BYTES_MAX, MQTT_PACKET_BYTES_MAX);
-        let (client, mut connection) = Client::new(options, MQTT_QUEUE_LENGTH);
-        connection.eventloop.network_options.set_tcp_nodelay(true);
+        // A connection for each side, as in a plant. One for both would hold up commands: they would wait behind
+        // the acknowledgements of samples, which the kernel does not confirm at once.
+        let (controls, controls_connection) = connect("demo-machine-controls", mqtt_port);
+        let (sensors, sensors_connection) = connect("demo-sensors", mqtt_port);
         let block_rate = machines.first().context("a plant needs a machine")?.sample_rate_hz();
         let state = State { machines, tally: Tally::default(), hot_above, drills: BTreeMap::new() };
         let shared = Arc::new(Shared {
@@ -97,18 +99,22 @@ impl Plant {
             ended: AtomicBool::new(false),
             silent: AtomicBool::new(false),
         });
-        let (listening, controls) = (Arc::clone(&shared), client.clone());
-        let (measuring, sensors) = (Arc::clone(&shared), client.clone());
+        let (listening, answers) = (Arc::clone(&shared), controls.clone());
+        let (measuring, values) = (Arc::clone(&shared), sensors.clone());
+        let keeping = Arc::clone(&shared);
         let block_time = Duration::from_secs_f64(BLOCK_SAMPLES as f64 / block_rate);
         let threads = vec![
             std::thread::Builder::new()
                 .name("controls".to_owned())
-                .spawn(move || obey(&listening, &controls, connection))?,
+                .spawn(move || obey(&listening, &answers, controls_connection))?,
+            std::thread::Builder::new()
+                .name("sensor-connection".to_owned())
+                .spawn(move || keep_connected(&keeping, sensors_connection))?,
             std::thread::Builder::new()
                 .name("sensors".to_owned())
-                .spawn(move || measure(&measuring, &sensors, block_time))?,
+                .spawn(move || measure(&measuring, &values, block_time))?,
         ];
-        Ok(Self { shared, client, threads })
+        Ok(Self { shared, controls, sensors, threads })
     }
 
     /// Changes a machine.
@@ -131,7 +137,7 @@ impl Plant {
     /// The MQTT client has ended.
     pub fn reset(&self, name: MachineName) -> anyhow::Result<()> {
         let topic = format!("plant/{name}/reset");
-        Ok(self.client.publish(topic, QoS::AtLeastOnce, false, r#"{"operator":"demo"}"#)?)
+        Ok(self.controls.publish(topic, QoS::AtLeastOnce, false, r#"{"operator":"demo"}"#)?)
     }
 
     /// Publishes one pressure beyond its limit and takes the time until the stop command is here.
@@ -151,7 +157,7 @@ impl Plant {
         let payload = reading(name, "pressure", pressure, "bar", now())?;
         self.shared.lock().tally.readings += 1;
         let topic = format!("plant/{name}/readings");
-        Ok(self.client.publish(topic, QoS::AtLeastOnce, false, payload)?)
+        Ok(self.sensors.publish(topic, QoS::AtLeastOnce, false, payload)?)
     }
 
     /// Waits until a condition on a machine holds; says whether it did before the deadline.
@@ -200,12 +206,21 @@ impl Drop for Plant {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::SeqCst);
         // A client that has ended needs no farewell.
-        self.client.disconnect().ok();
+        self.controls.disconnect().ok();
+        self.sensors.disconnect().ok();
         for thread in self.threads.drain(..) {
             // A panic over there has been printed by the panic hook.
             thread.join().ok();
         }
     }
+}
+
+fn connect(name: &str, port: u16) -> (Client, Connection) {
+    let mut options = MqttOptions::new(name, "127.0.0.1", port);
+    options.set_max_packet_size(MQTT_PACKET_BYTES_MAX, MQTT_PACKET_BYTES_MAX);
+    let (client, mut connection) = Client::new(options, MQTT_QUEUE_LENGTH);
+    connection.eventloop.network_options.set_tcp_nodelay(true);
+    (client, connection)
 }
 
 fn machine_mut(machines: &mut [Machine], name: MachineName) -> anyhow::Result<&mut Machine> {
@@ -314,6 +329,18 @@ fn state_message(name: MachineName, state: MachineState) -> Message {
     (format!("plant/{name}/state"), true, payload.into_bytes())
 }
 
+/// Sends what the sensors hand over and connects again when the broker was away.
+fn keep_connected(shared: &Shared, mut connection: Connection) {
+    for event in connection.iter() {
+        if shared.ended.load(Ordering::SeqCst) {
+            return;
+        }
+        if event.is_err() {
+            std::thread::sleep(RECONNECT_PAUSE);
+        }
+    }
+}
+
 /// The machine side: takes commands and reports its state.
 fn obey(shared: &Shared, client: &Client, mut connection: Connection) {
     for event in connection.iter() {
@@ -327,7 +354,7 @@ fn obey(shared: &Shared, client: &Client, mut connection: Connection) {
             }
             Ok(_) => {}
             // The broker is away: the next turn connects again.
-            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            Err(_) => std::thread::sleep(RECONNECT_PAUSE),
         }
     }
 }
@@ -350,16 +377,14 @@ fn handle_publish(shared: &Shared, client: &Client, topic: &str, payload: &[u8])
     let State { machines, tally, drills, .. } = &mut *guard;
     let Some(machine) = machines.iter_mut().find(|machine| machine.name() == name) else { return };
     match what {
-        "command" => {
-            if serde_json::from_slice(payload).is_ok_and(|read: Command| read.command == "stop") {
-                if let Some(published) = drills.remove(machine.name()) {
-                    tally.drill_latencies.push(published.elapsed());
-                }
-                machine.stop();
-                let (topic, retain, payload) = state_message(machine.name(), machine.state());
-                // A full queue loses this report; the command is repeated until one gets through.
-                client.try_publish(topic, QoS::AtLeastOnce, retain, payload).ok();
+        "command" if is_stop(payload) => {
+            if let Some(published) = drills.remove(machine.name()) {
+                tally.drill_latencies.push(published.elapsed());
             }
+            machine.stop();
+            let (topic, retain, payload) = state_message(machine.name(), machine.state());
+            // A full queue loses this report; the command is repeated until one gets through.
+            client.try_publish(topic, QoS::AtLeastOnce, retain, payload).ok();
         }
         "interlock" => {
             if let Ok(read) = serde_json::from_slice::<InterlockState>(payload) {
@@ -370,4 +395,8 @@ fn handle_publish(shared: &Shared, client: &Client, topic: &str, payload: &[u8])
     }
     drop(guard);
     shared.changed.notify_all();
+}
+
+fn is_stop(payload: &[u8]) -> bool {
+    serde_json::from_slice(payload).is_ok_and(|read: Command| read.command == "stop")
 }

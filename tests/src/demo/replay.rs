@@ -1,4 +1,4 @@
-//! Recordings instead of the signal model: `--replay DIR`, with `adi_motor` or `femto` in `DIR`, or `DIR` one of them.
+//! Recordings instead of the signal model: `--replay DIR`, where `DIR` holds `adi_motor` or is it.
 
 use std::path::{Path, PathBuf};
 

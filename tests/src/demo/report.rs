@@ -10,8 +10,11 @@ use super::narrator::{Narrator, Tone};
 use super::plant::{BLOCK_SAMPLES, Tally};
 use super::script::{DRILLS, Demo, FAN, Options, PRESS, PUMP};
 use super::services::Stack;
-use super::verdict::{Check, Lake, alerted_windows, count_windows, percentile};
+use super::verdict::{self, Check, Lake, alerted_windows, count_windows, percentile};
 use crate::lake::LakeReader;
+
+/// A bound that also holds while the same two cores compile something; the table shows what it took.
+const COMMAND_MICROS_MAX: u64 = 100_000;
 
 /// Says what will be seen.
 pub(super) fn introduce(narrator: &Narrator, options: &Options, dir: &Path) {
@@ -98,6 +101,11 @@ impl Made {
 fn check_protection(checks: &mut Vec<Check>, lake: &Lake) {
     let trips = |machine| lake.events_of("trip", machine);
     checks.push(Check::new(
+        "the model stopped press-1, before any fixed limit",
+        lake.events("trip").any(|row| verdict::is_trip_by_score(row, PRESS)),
+        "cause in machine_events: score".to_owned(),
+    ));
+    checks.push(Check::new(
         "no machine was stopped without need",
         trips(PRESS) == 1 && trips(PUMP) == 0 && trips(FAN) == u64::from(DRILLS),
         format!(
@@ -116,12 +124,9 @@ fn check_protection(checks: &mut Vec<Check>, lake: &Lake) {
     ));
     let latency = percentile(&lake.latencies("trip", "command_latency_micros"), 0.99);
     checks.push(Check::new(
-        "stop commands leave within 20 ms",
-        latency > 0 && latency <= 20_000,
-        format!(
-            "p99 {:.2} ms on this machine, which also runs everything else",
-            micros_as_ms(latency)
-        ),
+        "stop commands leave within 100 ms",
+        latency > 0 && latency <= COMMAND_MICROS_MAX,
+        format!("p99 {:.2} ms", micros_as_ms(latency)),
     ));
 }
 
@@ -163,7 +168,7 @@ fn check_counting(checks: &mut Vec<Check>, lake: &Lake, tally: &Tally, cut: (i64
     ));
     let (expected, counted) = (count_windows(&tally.hot), lake.anomalous_windows());
     checks.push(Check::new(
-        "windows counted as a batch count over the sensors' own readings",
+        "windows equal a batch count over the sensors' readings",
         !expected.is_empty() && expected == counted,
         format!("{} windows expected, {} counted", expected.len(), counted.len()),
     ));
@@ -177,7 +182,7 @@ fn check_counting(checks: &mut Vec<Check>, lake: &Lake, tally: &Tally, cut: (i64
         "a window that lay wholly in the cut was counted",
         offline.is_some(),
         format!(
-            "{} readings above 100 °C in it; {} rows are marked historical",
+            "{} hot readings in it; {} rows marked historical",
             offline.unwrap_or(0),
             lake.historical()
         ),
@@ -199,10 +204,14 @@ fn check_with_other_reader(demo: &mut Demo, lake: &Lake) -> anyhow::Result<()> {
                 .count(&format!("SELECT count(*) FROM {table}"))
                 .with_context(|| format!("counting {table} with DuckDB"))?;
             agrees &= counted == rows;
-            detail.push(format!("{table} {counted}"));
+            detail.push(counted.to_string());
         }
     }
-    demo.checks.push(Check::new("DuckDB reads the same tables", agrees, detail.join(", ")));
+    demo.checks.push(Check::new(
+        "DuckDB reads the same tables",
+        agrees,
+        format!("rows: {}", detail.join(", ")),
+    ));
     Ok(())
 }
 
@@ -231,8 +240,12 @@ fn print_table(
         format!("p50 {:.2} ms   p99 {:.2} ms   ({} stops)", at(0.5), at(0.99), sorted.len())
     };
     let samples: u64 = tally.samples.values().sum();
-    let lake_rows: Vec<String> =
-        lake.row_counts().iter().map(|(table, rows)| format!("{table} {rows}")).collect();
+    let lake_rows: Vec<String> = lake
+        .row_counts()
+        .iter()
+        .filter(|(_, rows)| *rows > 0)
+        .map(|(table, rows)| format!("{table} {rows}"))
+        .collect();
     let lines = [
         ("last sample in → stop command out", quantiles(&commands)),
         ("last sample in → standstill confirmed", quantiles(&confirmations)),
@@ -253,7 +266,7 @@ fn print_table(
         ("duplicates", lake.duplicates().to_string()),
         ("anomalous windows", lake.anomalous_windows().len().to_string()),
         ("alerts received by the webhook", alerts.to_string()),
-        ("rows in the Delta tables", lake_rows.join("   ")),
+        ("rows in the Delta tables", lake_rows.join(", ")),
     ];
     narrator.print(Tone::Plain, "");
     for (what, figure) in lines {

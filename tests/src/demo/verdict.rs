@@ -174,6 +174,12 @@ impl Lake {
     }
 }
 
+/// Whether a trip of a machine was the model's.
+#[must_use]
+pub fn is_trip_by_score(row: &TableRow, machine: &str) -> bool {
+    text(row, "machine_id") == machine && text(row, "cause") == "score"
+}
+
 fn text(row: &TableRow, column: &str) -> String {
     row.get(column).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
