@@ -25,7 +25,7 @@ setup: ## Install what is missing for everything below
 
 demo: ## Three simulated machines, one fault, one network cut: STACK=real for mosquitto and Apache Kafka, ARGS=--once to end by itself
 	@$(SETUP) $(if $(filter real,$(STACK)),test,demo)
-	@cargo build --locked --quiet -p edge-module -p cloud-aggregator -p e2e-tests --bins
+	@cargo build --locked --quiet --workspace --bins
 	@STACK=$(STACK) DEMO_DIR=$(DEMO_DIR) target/debug/demo $(ARGS)
 
 test: ## Unit, property, simulation and doc tests, and the scenarios with mosquitto and Apache Kafka

@@ -645,11 +645,9 @@ fn identity(
 fn identity_fields(identity: Option<&Identity>) -> (String, Option<u64>, Option<u64>) {
     match identity {
         None => (String::new(), None, None),
-        Some(identity) => (
-            name_text(&identity.device_id),
-            Some(identity.generation.0),
-            Some(identity.sequence.0),
-        ),
+        Some(identity) => {
+            (name_text(&identity.device_id), Some(identity.generation.0), Some(identity.sequence.0))
+        }
     }
 }
 

@@ -92,12 +92,10 @@ impl<'de> Visitor<'de> for ReadingVisitor {
         while let Some(key) = map.next_key::<Text<'de>>()? {
             match key.0.as_ref() {
                 "sensor_id" => {
-                    raw.sensor_id =
-                        Some(field(&mut map, "sensor_id", raw.sensor_id.is_some())?);
+                    raw.sensor_id = Some(field(&mut map, "sensor_id", raw.sensor_id.is_some())?);
                 }
                 "timestamp" => {
-                    raw.timestamp =
-                        Some(field(&mut map, "timestamp", raw.timestamp.is_some())?);
+                    raw.timestamp = Some(field(&mut map, "timestamp", raw.timestamp.is_some())?);
                 }
                 "metric_type" => {
                     raw.metric_type =

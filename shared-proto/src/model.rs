@@ -194,9 +194,7 @@ impl EventTime {
 impl fmt::Display for EventTime {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match DateTime::<Utc>::from_timestamp_micros(self.0) {
-            Some(time) => {
-                formatter.write_str(&time.to_rfc3339_opts(SecondsFormat::Micros, true))
-            }
+            Some(time) => formatter.write_str(&time.to_rfc3339_opts(SecondsFormat::Micros, true)),
             None => write!(formatter, "{} us since 1970", self.0),
         }
     }
@@ -287,7 +285,12 @@ pub struct Reading {
 impl Reading {
     /// A reading with the four required fields only.
     #[must_use]
-    pub fn new(sensor_id: SensorId, timestamp: EventTime, metric_type: MetricType, value: f64) -> Self {
+    pub fn new(
+        sensor_id: SensorId,
+        timestamp: EventTime,
+        metric_type: MetricType,
+        value: f64,
+    ) -> Self {
         Self {
             sensor_id,
             timestamp,
@@ -461,7 +464,13 @@ pub struct DeadLetter {
 impl DeadLetter {
     /// A dead letter without identity that keeps the beginning of `raw`.
     #[must_use]
-    pub fn new(reason: &str, detail: String, source: &str, timestamp: EventTime, raw: &[u8]) -> Self {
+    pub fn new(
+        reason: &str,
+        detail: String,
+        source: &str,
+        timestamp: EventTime,
+        raw: &[u8],
+    ) -> Self {
         Self {
             reason: reason.to_owned(),
             detail,

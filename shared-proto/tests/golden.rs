@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use shared_proto::Encoding;
 use shared_proto::codec::{
     decode_dead_letter, decode_machine_event, decode_reading, decode_waveform_block,
     encode_dead_letter, encode_machine_event, encode_reading, encode_waveform_block,
@@ -14,7 +15,6 @@ use shared_proto::model::{
     DeadLetter, DeviceId, EventTime, Generation, Identity, MachineEvent, MachineEventDetails,
     MachineEventType, MachineId, MetricType, Quality, Reading, SensorId, Sequence, WaveformBlock,
 };
-use shared_proto::Encoding;
 
 fn file(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
@@ -61,8 +61,7 @@ fn reading() -> Reading {
 #[test]
 fn full_reading() {
     let reading = reading();
-    for (name, encoding) in
-        [("reading.json", Encoding::Json), ("reading.bin", Encoding::Protobuf)]
+    for (name, encoding) in [("reading.json", Encoding::Json), ("reading.bin", Encoding::Protobuf)]
     {
         let golden = check(name, &encode_reading(&reading, encoding));
         assert_eq!(decode_reading(&golden, encoding).expect("readable").reading, reading);
@@ -104,7 +103,8 @@ fn machine_event() {
 
 #[test]
 fn dead_letter() {
-    let mut letter = DeadLetter::new("json", "not a record".to_owned(), "t", time(), b"{\"x\":\xff");
+    let mut letter =
+        DeadLetter::new("json", "not a record".to_owned(), "t", time(), b"{\"x\":\xff");
     letter.identity = identity(44);
     for (name, encoding) in
         [("dead_letter.json", Encoding::Json), ("dead_letter.bin", Encoding::Protobuf)]

@@ -34,7 +34,10 @@ fn awkward_json_has_a_named_outcome() {
     check(with("}", r#","extra":{"value":[1,null]},"more":"x"}"#), "ok 3.72 2");
     check(format!("  {GOOD}\n"), "ok 3.72 0");
     check(with("press-1/spindle", "\\u0041"), "ok 3.72 0");
-    check(with("3.72}", r#"3.72,"machine_id":null,"features":null,"historical":null}"#), "ok 3.72 0");
+    check(
+        with("3.72}", r#"3.72,"machine_id":null,"features":null,"historical":null}"#),
+        "ok 3.72 0",
+    );
     check(String::new(), "empty");
     check("hello".to_owned(), "json");
     check("null".to_owned(), "json");
@@ -48,7 +51,10 @@ fn awkward_json_has_a_named_outcome() {
     check(with("3.72", "null"), "json: not a record in JSON: field `value`: invalid type: null");
     check(with("3.72", "true"), "json: not a record in JSON: field `value`");
     check(with("3.72", r#""3.72""#), "json: not a record in JSON: field `value`");
-    check(with("3.72}", r#"3.72,"value":1}"#), "json: not a record in JSON: duplicate field `value`");
+    check(
+        with("3.72}", r#"3.72,"value":1}"#),
+        "json: not a record in JSON: duplicate field `value`",
+    );
     check(with(r#""press-1/spindle""#, "17"), "json: not a record in JSON: field `sensor_id`");
     check(with(r#","value":3.72"#, ""), "missing-field: field `value` is missing");
     check(with("value", "VALUE"), "missing-field: field `value`");

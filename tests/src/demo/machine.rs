@@ -277,6 +277,6 @@ mod tests {
         machine.advance(Duration::from_millis(600));
         assert_eq!(machine.next_block(time, 1).unwrap().samples, [9.0]);
         machine.repair();
-        assert_eq!(machine.next_block(time, 1).unwrap().samples, [2.0]);
+        assert_eq!(machine.next_block(time, 1).unwrap().samples, [1.0]);
     }
 }
