@@ -39,6 +39,8 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(500);
 /// At the end: how long to wait for the next delivery, and for one look at the reports.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
 const DRAIN_STEP: Duration = Duration::from_millis(20);
+/// Without a delivery for this long nothing more is handed over: what waits in the journal is still ours to mark historical.
+const HOLD_AFTER: Duration = Duration::from_secs(1);
 /// Without a delivery for this long while records are in flight, Kafka counts as not reachable.
 const STALL_AFTER: Duration = Duration::from_secs(10);
 
@@ -250,6 +252,12 @@ impl Forwarder {
 
     /// Sends one batch of the first lane that has something. Says whether there may be more at once.
     fn send_some(&mut self) -> bool {
+        let in_flight: usize = self.outboxes.iter().map(|(_, outbox)| outbox.in_flight()).sum();
+        if in_flight == 0 {
+            self.last_delivery = Instant::now();
+        } else if self.last_delivery.elapsed() > HOLD_AFTER {
+            return false;
+        }
         let durable = *self.durable.borrow_and_update();
         for index in 0..self.outboxes.len() {
             let (lane, outbox) = &mut self.outboxes[index];

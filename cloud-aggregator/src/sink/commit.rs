@@ -42,6 +42,8 @@ pub struct Lake {
     writer: RecordBatchWriter,
     side_tables: BTreeMap<SideTable, Table>,
     state_files: StateFiles,
+    /// Rows encoded and not committed.
+    rows_written: u64,
     /// Partitions of the state files that this process wrote or read.
     known_files: BTreeMap<EpochId, BTreeSet<TopicPartition>>,
     file_bytes_max: u64,
@@ -72,6 +74,7 @@ impl Lake {
                 telemetry,
                 side_tables,
                 state_files: StateFiles::open(&location)?,
+                rows_written: 0,
                 known_files: BTreeMap::new(),
                 file_bytes_max: settings.file_bytes_max,
                 operation_timeout: limit,
@@ -93,6 +96,7 @@ impl Lake {
     /// The table uses features that the writer does not know.
     pub fn discard(&mut self) -> Result<(), LakeError> {
         self.writer.reset();
+        self.rows_written = 0;
         self.writer = self.telemetry.writer(self.file_bytes_max)?;
         Ok(())
     }
@@ -103,6 +107,7 @@ impl Lake {
     /// The storage refuses; everything since the last commit is dropped.
     pub async fn write(&mut self, batch: RecordBatch) -> Result<(), LakeError> {
         let limit = self.operation_timeout;
+        self.rows_written += batch.num_rows() as u64;
         within(limit, async {
             self.writer.write(batch).await.map_err(|source| LakeError::Table {
                 table: rows::TELEMETRY.to_owned(),
@@ -131,6 +136,8 @@ impl Lake {
             self.telemetry.append(adds, &partitions, file.epoch).await
         })
         .await?;
+        counter!(names::ROWS_TOTAL, "table" => rows::TELEMETRY)
+            .increment(std::mem::take(&mut self.rows_written));
         fault_point("telemetry-committed");
         for side in SideTable::ALL {
             let with_rows: PartitionRows<'_> = file

@@ -179,8 +179,8 @@ fn check_counting(checks: &mut Vec<Check>, lake: &Lake, tally: &Tally, cut: (i64
         .map(|(_, count)| *count)
         .max();
     checks.push(Check::new(
-        "a window that lay wholly in the cut was counted",
-        offline.is_some(),
+        "a window that lay wholly in the cut was counted, from records marked historical",
+        offline.is_some() && lake.historical() > 0,
         format!(
             "{} hot readings in it; {} rows marked historical",
             offline.unwrap_or(0),
