@@ -8,7 +8,7 @@
 //!
 //! `generation` and `floor` are 20 decimal digits. A generation is the microsecond of its creation; `floor` is the lowest
 //! sequence that can be in the segment. Key: first sequence of a chunk, 8 bytes, big endian. Value: a chunk of at most
-//! [`CHUNK_BYTES_MAX`] bytes, one entry after the other:
+//! `CHUNK_BYTES_MAX` bytes, one entry after the other:
 //!
 //! ```text
 //! length u32 | CRC-32C of sequence and payload u32 | sequence u64 | payload     (little endian)
