@@ -1,10 +1,10 @@
 # Each target is one or two plain commands; `make help` lists them.
 # Variables: ARGS and DEMO_DIR and STACK (embedded | real) for `demo`, DATA_DIR (recordings) for `demo` and `test`,
-# ROUNDS for `long`.
+# ROUNDS for `long`, BROKERS and LAKE for `aggregator`.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint long audit bench
+.PHONY: help setup demo aggregator test lint long audit bench
 
 SETUP := deployment-manifests/local/setup
 # Where rustup puts cargo, for shells that were opened before it was installed.
@@ -13,6 +13,8 @@ ARGS ?=
 STACK ?= embedded
 DEMO_DIR ?=
 ROUNDS ?= 1000
+BROKERS ?= 127.0.0.1:9092
+LAKE ?= ./lake
 # The scenarios and the demo start the programs from here.
 export EDGE_MODULE_BIN ?= $(CURDIR)/target/debug/edge-module
 export CLOUD_AGGREGATOR_BIN ?= $(CURDIR)/target/debug/cloud-aggregator
@@ -25,8 +27,13 @@ setup: ## Install what is missing for everything below
 
 demo: ## Three simulated machines, one fault, one network cut: STACK=real for mosquitto and Apache Kafka, ARGS=--once to end by itself
 	@$(SETUP) $(if $(filter real,$(STACK)),test,demo)
-	@cargo build --locked --quiet --workspace --bins
+	cargo build --locked --workspace --bins
 	@STACK=$(STACK) DEMO_DIR=$(DEMO_DIR) target/debug/demo $(ARGS)
+
+aggregator: ## Read the Kafka topics of BROKERS into the Delta tables of LAKE, and go on
+	@$(SETUP) test
+	cargo build --locked --workspace --bins
+	AGGREGATOR__KAFKA__BROKERS=$(BROKERS) AGGREGATOR__LAKE__LOCATION=$(LAKE) target/debug/cloud-aggregator run
 
 test: ## Unit, property, simulation and doc tests, and the scenarios with mosquitto and Apache Kafka
 	@$(SETUP) test

@@ -26,7 +26,7 @@ use crate::admin::{self, Board, Part};
 use crate::cli::{EXIT_CONFIG, EXIT_DATA_DIR, EXIT_FAILURE};
 use crate::config::Settings;
 use crate::intake::InputTopics;
-use crate::journal::{Connections, JournalCommand, Recorder, durable_at_start};
+use crate::journal::{Connections, Delivered, JournalCommand, Recorder, durable_at_start};
 use crate::kafka::{Forwarder, Start, now};
 use crate::latch::{LatchFolder, RestoredLatch, write_all};
 use crate::mqtt::actuator::Topics;
@@ -266,11 +266,22 @@ fn start_threads(settings: &Settings, board: &Board) -> anyhow::Result<MainTasks
     let recording =
         Recording::new(settings, model.as_ref(), &reader, commands.clone(), board.clone())?;
     let durable = watch::Sender::new(durable_at_start(&journal));
-    let forwarder = forwarder(settings, &journal, commands.clone(), &durable, board)?;
+    let (delivered, delivered_receiver) = watch::channel(Delivered::default());
+    let start = Start {
+        durable: durable.subscribe(),
+        delivered,
+        device_id: settings.device.id.clone(),
+        generation: journal.generation(),
+        acknowledged: Lane::ALL.map(|lane| (lane, journal.acknowledged(lane))),
+    };
+    let kafka = settings.kafka.clone();
+    let forwarder =
+        Forwarder::new(kafka, start, journal.reader(), commands.clone(), board.clone())?;
     let connections = Connections {
         events: event_receiver,
         commands: command_receiver,
         durable,
+        delivered: delivered_receiver,
         broker: session.client(),
         board: board.clone(),
     };
@@ -364,28 +375,6 @@ async fn wait_for_end(threads: &Threads, board: &Board) -> anyhow::Result<()> {
             }
         }
     }
-}
-
-fn forwarder(
-    settings: &Settings,
-    journal: &Journal,
-    commands: mpsc::Sender<JournalCommand>,
-    durable: &watch::Sender<crate::journal::Durable>,
-    board: &Board,
-) -> anyhow::Result<Forwarder> {
-    let start = Start {
-        device_id: settings.device.id.clone(),
-        generation: journal.generation(),
-        acknowledged: Lane::ALL.map(|lane| (lane, journal.acknowledged(lane))),
-    };
-    Ok(Forwarder::new(
-        settings.kafka.clone(),
-        start,
-        journal.reader(),
-        commands,
-        durable.subscribe(),
-        board.clone(),
-    )?)
 }
 
 fn spawn(

@@ -22,6 +22,8 @@ use crate::telemetry;
 
 /// Last durable sequence of each lane.
 pub type Durable = PerLane<Sequence>;
+/// Last sequence of each lane up to which everything was delivered.
+pub type Delivered = PerLane<Sequence>;
 
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -45,17 +47,10 @@ pub struct Intake {
 pub enum JournalCommand {
     /// Make records durable.
     Append(Intake),
-    /// Everything of the lane up to here was delivered.
-    Trim {
-        /// The lane.
-        lane: Lane,
-        /// Last sequence delivered.
-        through: Sequence,
-    },
     /// Sequences turned out to be unreadable.
     ReportLoss(Loss),
-    /// A record that Kafka will never take.
-    DeadLetter(DeadLetter),
+    /// A record that Kafka will never take; answered when the letter is durable.
+    DeadLetter(DeadLetter, oneshot::Sender<()>),
     /// Answer when everything before is durable.
     Flush(oneshot::Sender<()>),
 }
@@ -68,6 +63,7 @@ pub struct Recorder {
     events: mpsc::Receiver<MachineEvent>,
     commands: mpsc::Receiver<JournalCommand>,
     durable: watch::Sender<Durable>,
+    delivered: watch::Receiver<Delivered>,
     broker: AsyncClient,
     board: Board,
     ledger_records: u64,
@@ -78,8 +74,6 @@ struct Group {
     records: Vec<Entry>,
     owed: Vec<Publish>,
     permits: Vec<OwnedSemaphorePermit>,
-    /// Done after the commit: what replaces a trimmed record is in the same group or an earlier one.
-    trims: Vec<(Lane, Sequence)>,
     flushes: Vec<oneshot::Sender<()>>,
 }
 
@@ -91,6 +85,8 @@ pub struct Connections {
     pub commands: mpsc::Receiver<JournalCommand>,
     /// Tells the forwarder what it may send.
     pub durable: watch::Sender<Durable>,
+    /// Tells how far delivery has come.
+    pub delivered: watch::Receiver<Delivered>,
     /// For acknowledging.
     pub broker: AsyncClient,
     /// Tells operators.
@@ -116,7 +112,7 @@ impl Recorder {
         group_records_max: usize,
         connections: Connections,
     ) -> Self {
-        let Connections { events, commands, durable, broker, board } = connections;
+        let Connections { events, commands, durable, delivered, broker, board } = connections;
         Self {
             journal,
             machine_id,
@@ -124,6 +120,7 @@ impl Recorder {
             events,
             commands,
             durable,
+            delivered,
             broker,
             board,
             ledger_records: 0,
@@ -160,6 +157,7 @@ impl Recorder {
                 break;
             }
         }
+        self.trim();
         self.save_acknowledged();
         info!(next_sequence = self.journal.next_sequence().0, "journal closed");
     }
@@ -185,10 +183,10 @@ impl Recorder {
                 group.owed.extend(intake.publish);
                 group.permits.extend(intake.permit);
             }
-            JournalCommand::Trim { lane, through } => group.trims.push((lane, through)),
             JournalCommand::Flush(flushed) => group.flushes.push(flushed),
             JournalCommand::ReportLoss(loss) => self.add_loss(&loss, group),
-            JournalCommand::DeadLetter(letter) => {
+            JournalCommand::DeadLetter(letter, done) => {
+                group.flushes.push(done);
                 let bytes = codec::encode_dead_letter(&letter, Encoding::Protobuf);
                 group.records.push((Lane::DeadLetters, bytes));
             }
@@ -205,11 +203,6 @@ impl Recorder {
         for publish in &group.owed {
             if let Err(error) = self.broker.try_ack(publish) {
                 debug!(%error, "acknowledgement not queued: the broker will deliver again");
-            }
-        }
-        for (lane, through) in &group.trims {
-            if let Err(error) = self.journal.trim(*lane, *through) {
-                warn!(error = %chain(&error), lane = lane.as_str(), "drained segment stays on disk");
             }
         }
         if !group.records.is_empty() {
@@ -263,6 +256,8 @@ impl Recorder {
             }
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(RETRY_MAX);
+            // Kafka may still be draining what is there: that is how a full disk gets room again.
+            self.trim();
             match self.journal.reopen() {
                 Ok(losses) => {
                     for loss in losses {
@@ -274,7 +269,18 @@ impl Recorder {
         }
     }
 
+    /// Deletes what was delivered.
+    fn trim(&mut self) {
+        let delivered = *self.delivered.borrow();
+        for lane in Lane::ALL {
+            if let Err(error) = self.journal.trim(lane, *delivered.get(lane)) {
+                warn!(error = %chain(&error), lane = lane.as_str(), "drained segment stays on disk");
+            }
+        }
+    }
+
     fn keep_house(&mut self, group: &mut Group) {
+        self.trim();
         self.save_acknowledged();
         match self.journal.evict() {
             Ok(losses) => {

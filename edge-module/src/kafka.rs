@@ -20,12 +20,12 @@ use shared_proto::model::{
     DeadLetter, DeviceId, EventTime, Generation, Identity, MetricType, Sequence,
 };
 use shared_proto::{Encoding, wire};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use crate::admin::{Board, Part};
 use crate::config::{Kafka, Topics, read_secret};
-use crate::journal::{Durable, JournalCommand};
+use crate::journal::{Delivered, Durable, JournalCommand, chain};
 use crate::mqtt::source::random_fraction;
 use crate::store::{JournalReader, Lane, Stored};
 use crate::telemetry;
@@ -97,6 +97,9 @@ pub struct Forwarder {
     journal: JournalReader,
     commands: mpsc::Sender<JournalCommand>,
     durable: watch::Receiver<Durable>,
+    delivered: watch::Sender<Delivered>,
+    /// Dead letters on their way to the disk, with the records that they replace.
+    letters: Vec<(usize, Sequence, oneshot::Receiver<()>)>,
     board: Board,
     producer: Option<ThreadedProducer<Reports>>,
     reports_sender: mpsc::Sender<Report>,
@@ -114,6 +117,10 @@ pub struct Forwarder {
 
 /// What the forwarder starts from.
 pub struct Start {
+    /// What may be sent.
+    pub durable: watch::Receiver<Durable>,
+    /// What has been.
+    pub delivered: watch::Sender<Delivered>,
     /// Who numbers the records.
     pub device_id: DeviceId,
     /// Which life of its journal.
@@ -132,7 +139,6 @@ impl Forwarder {
         start: Start,
         journal: JournalReader,
         commands: mpsc::Sender<JournalCommand>,
-        durable: watch::Receiver<Durable>,
         board: Board,
     ) -> Result<Self, ForwardError> {
         let (reports_sender, reports) = mpsc::channel(settings.in_flight_max * 3 + 1);
@@ -148,7 +154,9 @@ impl Forwarder {
             generation: start.generation,
             journal,
             commands,
-            durable,
+            durable: start.durable,
+            delivered: start.delivered,
+            letters: Vec::new(),
             board,
             producer: None,
             reports_sender,
@@ -201,13 +209,14 @@ impl Forwarder {
         info!(brokers = self.settings.brokers, "forwarding");
         while !*stop.borrow() {
             self.renew_producer_after_fatal();
+            self.handle_letters();
             let is_busy = self.send_some();
             let timeout = self.next_timeout();
             tokio::select! {
                 biased;
                 _ = stop.changed() => {}
-                report = self.reports.recv() => self.handle_reports(report).await,
-                _ = ticks.tick() => self.show().await,
+                report = self.reports.recv() => self.handle_reports(report),
+                _ = ticks.tick() => self.show(),
                 result = self.durable.changed(), if !is_busy => {
                     if result.is_err() { break; }
                 }
@@ -227,13 +236,14 @@ impl Forwarder {
             && self.last_delivery.elapsed() < DRAIN_PATIENCE
         {
             self.renew_producer_after_fatal();
+            self.handle_letters();
             self.send_some();
             if let Ok(report) = tokio::time::timeout(DRAIN_STEP, self.reports.recv()).await {
-                self.handle_reports(report).await;
+                self.handle_reports(report);
             }
         }
         let left: usize = self.outboxes.iter().map(|(_, outbox)| outbox.in_flight()).sum();
-        self.show().await;
+        self.show();
         if let Some(producer) = self.producer.take() {
             // What is left is in the journal and leaves after the next start.
             producer.purge(rdkafka::producer::PurgeConfig::default().queue().inflight());
@@ -289,7 +299,14 @@ impl Forwarder {
                     error!("loss report not journalled: the journal's queue is full");
                 }
             }
-            let is_over = batch.records.is_empty();
+            if let Some(obstacle) = &batch.obstacle {
+                warn!(lane = lane.as_str(), error = %chain(obstacle), "journal cannot be read now");
+                self.last_failure = chain(obstacle);
+            }
+            let is_over = batch.records.is_empty() && batch.obstacle.is_none();
+            if batch.records.is_empty() && batch.obstacle.is_some() {
+                continue;
+            }
             for record in batch.records {
                 if !self.send(index, lane, &record) {
                     return false;
@@ -389,7 +406,7 @@ impl Forwarder {
         })
     }
 
-    async fn handle_reports(&mut self, report: Option<Report>) {
+    fn handle_reports(&mut self, report: Option<Report>) {
         let mut report = report;
         while let Some(found) = report {
             let index = lane_index(found.lane);
@@ -463,17 +480,35 @@ impl Forwarder {
         let source = format!("journal/{}", lane.as_str());
         let detail = format!("sequence {}: {detail}", record.sequence.0);
         let letter = DeadLetter::new(reason, detail, &source, now(), &record.payload);
-        // The journal takes commands in order: the letter is durable before the record is trimmed. A dead letter that is
-        // refused itself is counted and logged above: it would be refused again.
-        let is_kept = lane == Lane::DeadLetters
-            || self.commands.try_send(JournalCommand::DeadLetter(letter)).is_ok();
-        let disposition = if is_kept { Disposition::DeadLetter } else { Disposition::Retry };
-        self.outboxes[index].1.handle_failed(
-            record.sequence,
-            disposition,
-            Instant::now(),
-            random_fraction(),
-        );
+        if lane == Lane::DeadLetters {
+            // Counted and logged above: as a dead letter it would be refused again.
+            return self.finish_record(index, record.sequence, Disposition::DeadLetter);
+        }
+        let (done, is_done) = oneshot::channel();
+        match self.commands.try_send(JournalCommand::DeadLetter(letter, done)) {
+            Ok(()) => self.letters.push((index, record.sequence, is_done)),
+            Err(_) => self.finish_record(index, record.sequence, Disposition::Retry),
+        }
+    }
+
+    fn finish_record(&mut self, index: usize, sequence: Sequence, disposition: Disposition) {
+        let jitter = random_fraction();
+        self.outboxes[index].1.handle_failed(sequence, disposition, Instant::now(), jitter);
+    }
+
+    /// A refused record is done when its dead letter is durable, not before.
+    fn handle_letters(&mut self) {
+        for (index, sequence, mut is_done) in std::mem::take(&mut self.letters) {
+            match is_done.try_recv() {
+                Ok(()) => self.finish_record(index, sequence, Disposition::DeadLetter),
+                Err(oneshot::error::TryRecvError::Closed) => {
+                    self.finish_record(index, sequence, Disposition::Retry);
+                }
+                Err(oneshot::error::TryRecvError::Empty) => {
+                    self.letters.push((index, sequence, is_done));
+                }
+            }
+        }
     }
 
     /// After a fatal error of the idempotent producer a new one takes over from the lowest record not acknowledged.
@@ -490,19 +525,23 @@ impl Forwarder {
         }
     }
 
-    async fn show(&mut self) {
+    /// Tells the journal and the operators how far delivery has come.
+    fn show(&mut self) {
         let durable = *self.durable.borrow();
         let mut in_flight = 0;
+        let mut delivered = Vec::new();
         for (lane, outbox) in &self.outboxes {
             let acknowledged = outbox.acknowledged();
             in_flight += outbox.in_flight();
             let owed = durable.get(*lane).0.saturating_sub(acknowledged.0);
             metrics::gauge!(telemetry::OUTBOX_RECORDS, "lane" => lane.as_str()).set(owed as f64);
-            let command = JournalCommand::Trim { lane: *lane, through: acknowledged };
-            if self.commands.send(command).await.is_err() {
-                return;
-            }
+            delivered.push((*lane, acknowledged));
         }
+        self.delivered.send_modify(|all| {
+            for (lane, acknowledged) in delivered {
+                *all.get_mut(lane) = acknowledged;
+            }
+        });
         self.show_age(durable);
         let is_stalled = in_flight > 0 && self.last_delivery.elapsed() > STALL_AFTER;
         if in_flight == 0 {

@@ -114,6 +114,12 @@ pub enum JournalError {
         /// Why not.
         source: sled::Error,
     },
+    /// The storage engine panicked on what it found.
+    #[error("segment {path}: the engine panicked")]
+    Panicked {
+        /// Which segment.
+        path: PathBuf,
+    },
     /// A record over the limit.
     #[error("record of {length} bytes, at most {RECORD_BYTES_MAX} can be journalled")]
     RecordTooLarge {
@@ -126,6 +132,20 @@ impl JournalError {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
+    }
+
+    /// Whether the bytes on disk are at fault. A disk that is full or does not answer is not: what is on it comes back.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        let is_damage = |error: &io::Error| {
+            matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+        };
+        match self {
+            Self::Io { source, .. } => is_damage(source),
+            Self::Engine { source: sled::Error::Io(error), .. } => is_damage(error),
+            Self::Engine { .. } | Self::Panicked { .. } => true,
+            Self::RecordTooLarge { .. } => false,
+        }
     }
 
     fn engine(path: &Path) -> impl FnOnce(sled::Error) -> Self {
@@ -409,6 +429,10 @@ impl Journal {
                 Ok(_) => {
                     segments.insert(floor, segment);
                 }
+                Err(error) if !error.is_damage() => {
+                    segments.insert(floor, segment);
+                    return Err(error);
+                }
                 Err(_) => {
                     segment.quarantine(&self.quarantine, lane)?;
                     if self.next_sequence.0 > floor {
@@ -447,6 +471,7 @@ impl Journal {
                     segments.insert(floor, segment);
                     break;
                 }
+                Err(error) if !error.is_damage() => return Err(error),
                 Err(_) => {
                     segment.quarantine(&self.quarantine, lane)?;
                     losses.push(damaged(lane, floor, Sequence(floor)));
@@ -529,13 +554,15 @@ pub struct JournalReader {
 pub struct Batch {
     /// Records in order.
     pub records: Vec<Stored>,
-    /// Sequences that could not be read.
+    /// Sequences that can never be read.
     pub losses: Vec<Loss>,
+    /// Why reading stopped early; to be tried again.
+    pub obstacle: Option<JournalError>,
 }
 
 impl JournalReader {
-    /// Records of the lane after `after` and up to `through`, at most about `records_max`. A segment that cannot be read is
-    /// reported as lost and passed over.
+    /// Records of the lane after `after` and up to `through`, at most about `records_max`. A segment that is damaged is
+    /// reported as lost and passed over; a disk that refuses is an obstacle.
     #[must_use]
     pub fn read(
         &self,
@@ -557,9 +584,16 @@ impl JournalReader {
             let next_floor = floors.get(index + 1).map_or(through.0 + 1, |next| *next);
             let is_read =
                 segment.read(after, through, records_max, self.cache_bytes, &mut batch.records);
-            if is_read.is_err() && next_floor > after.0 + 1 {
-                let last = Sequence(next_floor - 1);
-                batch.losses.push(damaged(lane, (*floor).max(after.0 + 1), last));
+            match is_read {
+                Err(error) if !error.is_damage() => {
+                    batch.obstacle = Some(error);
+                    break;
+                }
+                Err(_) if next_floor > after.0 + 1 => {
+                    let last = Sequence(next_floor - 1);
+                    batch.losses.push(damaged(lane, (*floor).max(after.0 + 1), last));
+                }
+                Err(_) | Ok(()) => {}
             }
             // Closed again when read to its end: only the newest and the one being read are open.
             if *floor != newest

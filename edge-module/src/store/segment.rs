@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 
 use shared_proto::model::Sequence;
@@ -101,12 +102,14 @@ impl Segment {
 
     pub(super) fn open(&mut self, cache_bytes: u64) -> Result<&sled::Db, JournalError> {
         if self.database.is_none() {
-            let database = sled::Config::new()
+            let config = sled::Config::new()
                 .path(&self.path)
                 .cache_capacity(cache_bytes)
                 .mode(sled::Mode::HighThroughput)
-                .flush_every_ms(Some(FLUSH_EVERY_MS))
-                .open()
+                .flush_every_ms(Some(FLUSH_EVERY_MS));
+            // Some damage makes the engine panic instead of saying so; nothing of it is used after that.
+            let database = std::panic::catch_unwind(AssertUnwindSafe(|| config.open()))
+                .map_err(|_| JournalError::Panicked { path: self.path.clone() })?
                 .map_err(JournalError::engine(&self.path))?;
             self.bytes_written = database.size_on_disk().unwrap_or(0);
             self.database = Some(database);

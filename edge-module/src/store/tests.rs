@@ -156,3 +156,27 @@ fn a_record_over_the_limit_is_refused_and_nothing_is_written() {
     assert_eq!(journal.next_sequence(), Sequence(1));
     assert!(read_all(&journal, Lane::Readings, 0).is_empty());
 }
+
+#[test]
+fn a_segment_that_cannot_be_opened_now_is_an_obstacle_and_not_a_loss() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (mut journal, _) = open(folder.path());
+    let payload = vec![7_u8; 10_000];
+    for _ in 0..20 {
+        let records: Vec<_> = (0..10).map(|_| (Lane::Readings, payload.clone())).collect();
+        journal.append(&records).expect("appended");
+    }
+    let lane = folder.path().join("journal").join(digits(1_000_000)).join("readings");
+    let oldest = lane.join(digits(numbered_folders(&lane).expect("listed")[0]));
+    let through = Sequence(journal.next_sequence().0 - 1);
+
+    let other = sled::open(&oldest).expect("opened by somebody else");
+    let batch = journal.reader().read(Lane::Readings, Sequence(0), through, 10);
+    assert!(batch.obstacle.is_some(), "{batch:?}");
+    assert!(batch.records.is_empty() && batch.losses.is_empty(), "{batch:?}");
+
+    drop(other);
+    let batch = journal.reader().read(Lane::Readings, Sequence(0), through, 10);
+    assert!(batch.obstacle.is_none(), "{batch:?}");
+    assert_eq!(batch.records.first().map(|record| record.sequence), Some(Sequence(1)));
+}
