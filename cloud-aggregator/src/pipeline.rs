@@ -92,6 +92,8 @@ pub struct Pipeline {
     is_drained: bool,
     /// Something was delivered or given up since the last epoch.
     has_outcomes: bool,
+    /// The last write failed: that reading works is no sign of health.
+    is_write_refused: bool,
 }
 
 impl Pipeline {
@@ -117,6 +119,7 @@ impl Pipeline {
             cleaned_at: Instant::now(),
             is_drained: false,
             has_outcomes: false,
+            is_write_refused: false,
             parts,
         }
     }
@@ -315,8 +318,10 @@ impl Pipeline {
         };
         match recovered.and_then(|recovered| self.parts.lake.discard().map(|()| recovered)) {
             Ok(recovered) => {
-                self.backoff.reset();
-                self.parts.health.update(|status| status.lake_problem = None);
+                if !self.is_write_refused {
+                    self.backoff.reset();
+                    self.parts.health.update(|status| status.lake_problem = None);
+                }
                 self.begin(round, recovered);
             }
             Err(error) => self.fail(&error),
@@ -398,6 +403,7 @@ impl Pipeline {
             Err(source) => Err(columns_error(source)),
         };
         if let Err(error) = result {
+            self.is_write_refused = true;
             self.fail(&error);
         }
     }
@@ -435,6 +441,7 @@ impl Pipeline {
             Err(source) => Err(columns_error(source)),
         };
         if let Err(error) = rows {
+            self.is_write_refused = true;
             self.fail(&error);
             return Ok(());
         }
@@ -443,8 +450,13 @@ impl Pipeline {
         let taken = counting.take_epoch(|partition| desk.owed_of(partition));
         let mut file = EpochFile::new(epoch, taken.into_iter().collect());
         if let Err(error) = self.parts.lake.commit(&file).await {
+            self.is_write_refused = true;
             self.fail(&error);
             return Ok(());
+        }
+        if std::mem::take(&mut self.is_write_refused) {
+            self.backoff.reset();
+            self.parts.health.update(|status| status.lake_problem = None);
         }
         self.last_epoch = Some(epoch);
         self.has_outcomes = false;

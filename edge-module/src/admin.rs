@@ -26,6 +26,8 @@ pub enum Part {
     Recording,
     /// The journal takes records.
     Journal,
+    /// Latches are durable.
+    Latches,
     /// The thread that sends lives.
     Forwarder,
     /// Kafka takes records. Not being ready is no reason to restart: that is what the journal is for.
@@ -39,6 +41,7 @@ impl Part {
             Self::Actuator => "actuator",
             Self::Recording => "recording",
             Self::Journal => "journal",
+            Self::Latches => "latches",
             Self::Forwarder => "forwarder",
             Self::Kafka => "kafka",
         }
@@ -86,6 +89,16 @@ impl Board {
         });
     }
 
+    /// One line for each part: `ok`, or why not.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        let line = |(part, state): (&Part, &Result<(), String>)| match state {
+            Ok(()) => format!("{}: ok\n", part.as_str()),
+            Err(why) => format!("{}: {why}\n", part.as_str()),
+        };
+        self.with(|shown| shown.parts.iter().map(line).collect())
+    }
+
     fn with<T>(&self, change: impl FnOnce(&mut Shown) -> T) -> T {
         // Each change is one assignment: a panic elsewhere cannot leave half of one.
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
@@ -131,19 +144,10 @@ pub async fn serve(
 }
 
 async fn readyz(State(pages): State<Pages>) -> Response {
-    let (is_ready, lines) = pages.board.with(|shown| {
-        let is_ready =
-            shown.parts.iter().all(|(part, state)| *part == Part::Kafka || state.is_ok());
-        let lines: String = shown
-            .parts
-            .iter()
-            .map(|(part, state)| match state {
-                Ok(()) => format!("{}: ok\n", part.as_str()),
-                Err(why) => format!("{}: {why}\n", part.as_str()),
-            })
-            .collect();
-        (is_ready, lines)
+    let is_ready = pages.board.with(|shown| {
+        shown.parts.iter().all(|(part, state)| *part == Part::Kafka || state.is_ok())
     });
+    let lines = pages.board.lines().concat();
     let code = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, lines).into_response()
 }

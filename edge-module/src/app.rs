@@ -292,7 +292,7 @@ fn start_threads(settings: &Settings, board: &Board) -> anyhow::Result<MainTasks
     for event in [Some(started), refusal].into_iter().flatten() {
         events.try_send(event).context("the queue of machine events is too short")?;
     }
-    let (latches, latch_receiver) = mpsc::channel(LATCH_QUEUE_LENGTH);
+    let (latches, latch_receiver) = std::sync::mpsc::sync_channel(LATCH_QUEUE_LENGTH);
     let latch_folder = LatchFolder::open(&settings.device.data_dir)?;
     let sinks = Sinks { events: events.clone(), latches, board: board.clone() };
     let drain_timeout = settings.shutdown.drain_timeout;
@@ -300,7 +300,7 @@ fn start_threads(settings: &Settings, board: &Board) -> anyhow::Result<MainTasks
     let threads = Threads {
         journal: spawn_recorder(recorder, losses, stops.journal.subscribe())?,
         forwarder: spawn_forwarder(forwarder, stops.forwarder.subscribe(), drain_timeout)?,
-        latches: spawn_latches(latch_folder.clone(), latch_receiver)?,
+        latches: spawn_latches(latch_folder.clone(), latch_receiver, board.clone())?,
         protection: spawn_protection(settings.clone(), model, &latch_folder, sinks, intake)?,
     };
     Ok(MainTasks { session, recording, events, commands, stops, threads })
@@ -418,10 +418,11 @@ fn spawn_forwarder(
 
 fn spawn_latches(
     folder: LatchFolder,
-    latches: mpsc::Receiver<edge_core::interlock::LatchSnapshot>,
+    latches: std::sync::mpsc::Receiver<edge_core::interlock::LatchSnapshot>,
+    board: Board,
 ) -> anyhow::Result<JoinHandle<()>> {
     spawn("latches", move || {
-        write_all(&folder, latches);
+        write_all(&folder, &latches, &board);
         Ok(())
     })
 }

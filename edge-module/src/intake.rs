@@ -2,16 +2,16 @@
 
 use rumqttc::matches;
 use shared_proto::Encoding;
-use shared_proto::codec::{self, DecodeError, Decoded};
+use shared_proto::codec::{self, DecodeError, Element};
 use shared_proto::model::WaveformBlock;
 
 use crate::config::Mqtt;
 
 /// What a message holds.
 #[derive(Debug)]
-pub enum Input {
+pub enum Input<'a> {
     /// Scalar readings, each with its own fate.
-    Readings(Vec<Result<Decoded, DecodeError>>),
+    Readings(Vec<Element<'a>>),
     /// Raw samples.
     Waveform(WaveformBlock),
 }
@@ -59,7 +59,7 @@ impl InputTopics {
     ///
     /// # Errors
     /// The message as a whole is refused; one bad reading of an array is not.
-    pub fn decode(&self, topic: &str, payload: &[u8]) -> Result<Input, Refusal> {
+    pub fn decode<'a>(&self, topic: &str, payload: &'a [u8]) -> Result<Input<'a>, Refusal> {
         if payload.len() > self.payload_bytes_max {
             return Err(Refusal {
                 reason: "too-large",
@@ -86,7 +86,7 @@ impl InputTopics {
                 let decoded = codec::decode_reading(payload, Encoding::Protobuf)
                     // Broken text is more often meant as JSON than as protobuf.
                     .map_err(|error| describe_unknown(error, payload))?;
-                Ok(Input::Readings(vec![Ok(decoded)]))
+                Ok(Input::Readings(vec![Element { raw: payload, result: Ok(decoded) }]))
             }
         }
     }
@@ -122,7 +122,7 @@ mod tests {
             Ok(Input::Waveform(block)) => format!("waveform of {}", block.samples.len()),
             Ok(Input::Readings(readings)) => readings
                 .iter()
-                .map(|reading| match reading {
+                .map(|element| match &element.result {
                     Ok(_) => "ok ".to_owned(),
                     Err(error) => format!("{} ", error.reason()),
                 })

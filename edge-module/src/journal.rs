@@ -258,13 +258,8 @@ impl Recorder {
             wait = (wait * 2).min(RETRY_MAX);
             // Kafka may still be draining what is there: that is how a full disk gets room again.
             self.trim();
-            match self.journal.reopen() {
-                Ok(losses) => {
-                    for loss in losses {
-                        log_loss(&loss);
-                    }
-                }
-                Err(error) => error!(error = %chain(&error), "journal cannot be opened again"),
+            if let Err(error) = self.journal.reopen() {
+                error!(error = %chain(&error), "journal cannot be opened again");
             }
         }
     }

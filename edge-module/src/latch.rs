@@ -3,14 +3,21 @@
 //! Written beside the stop, never before it: new file, synced, renamed, folder synced. A file that is there and cannot be
 //! read is an unknown latch, which the configured fail-safe rule decides. No file means that there never was a trip.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
 
 use edge_core::interlock::LatchSnapshot;
 use shared_proto::model::MachineId;
-use tokio::sync::mpsc;
 use tracing::error;
+
+use crate::admin::{Board, Part};
+
+/// Distance of attempts while the disk refuses.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What a latch file says.
 #[derive(Debug)]
@@ -77,11 +84,43 @@ impl LatchFolder {
     }
 }
 
-/// Writes latches as they come, on a thread of its own, until the sender is gone.
-pub fn write_all(folder: &LatchFolder, mut latches: mpsc::Receiver<LatchSnapshot>) {
-    while let Some(latch) = latches.blocking_recv() {
-        if let Err(error) = folder.write(&latch) {
-            error!(machine_id = %latch.machine_id, %error, "latch not durable: after a restart the machine may not be known as tripped");
+/// Writes latches as they come, on a thread of its own, until the sender is gone. Of each machine only the newest counts; one
+/// that the disk refuses is tried again until it is durable.
+pub fn write_all(folder: &LatchFolder, latches: &Receiver<LatchSnapshot>, board: &Board) {
+    let mut waiting = BTreeMap::new();
+    let mut is_open = true;
+    while is_open || !waiting.is_empty() {
+        let received = if waiting.is_empty() {
+            latches.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        } else {
+            latches.recv_timeout(RETRY_INTERVAL)
+        };
+        match received {
+            Ok(latch) => {
+                waiting.insert(latch.machine_id.clone(), latch);
+                waiting.extend(latches.try_iter().map(|latch| (latch.machine_id.clone(), latch)));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            // The last attempt of an orderly end.
+            Err(RecvTimeoutError::Disconnected) if is_open => is_open = false,
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        let had_failed = waiting.len();
+        waiting.retain(|machine_id, latch| match folder.write(latch) {
+            Ok(()) => false,
+            Err(error) => {
+                error!(%machine_id, %error, "latch not durable, trying again: until then a restart would not know it");
+                true
+            }
+        });
+        if had_failed > 0 {
+            let state = match waiting.len() {
+                0 => Ok(()),
+                count => Err(format!(
+                    "{count} latches are not durable: check the disk of device.data-dir"
+                )),
+            };
+            board.set(Part::Latches, state);
         }
     }
 }
@@ -95,6 +134,14 @@ mod tests {
         LatchSnapshot { machine_id, trip_count: 3, trip: None, machine_state: None }
     }
 
+    fn wait_for(condition: impl Fn() -> bool) {
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while !condition() {
+            assert!(std::time::Instant::now() < deadline, "not within 20 s");
+            std::thread::yield_now();
+        }
+    }
+
     #[test]
     fn a_latch_comes_back_as_it_was_written() {
         let folder = tempfile::tempdir().expect("folder");
@@ -106,6 +153,28 @@ mod tests {
             Some(RestoredLatch::Known(read)) => assert_eq!(read, latch),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn a_latch_that_the_disk_refused_is_written_when_there_is_room_again() {
+        let folder = tempfile::tempdir().expect("folder");
+        let latches = LatchFolder::open(folder.path()).expect("opened");
+        let latch = latch("press-1");
+        // A folder where the new file would be: the disk refuses until it is gone.
+        let obstacle = latches.path(&latch.machine_id).with_extension("new");
+        fs::create_dir(&obstacle).expect("made");
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        let board = Board::default();
+        std::thread::scope(|scope| {
+            let (latches, board) = (&latches, &board);
+            scope.spawn(move || write_all(latches, &receiver, board));
+            sender.send(latch.clone()).expect("taken");
+            wait_for(|| board.lines().iter().any(|line| line.contains("not durable")));
+            fs::remove_dir(&obstacle).expect("gone");
+            wait_for(|| latches.read(&latch.machine_id).is_some());
+            drop(sender);
+        });
+        assert!(matches!(latches.read(&latch.machine_id), Some(RestoredLatch::Known(_))));
     }
 
     #[test]

@@ -6,9 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
-use edge_core::interlock::{Action, Interlock, LatchSnapshot, Moment, StopProgress, TripCause};
+use edge_core::interlock::{
+    Action, Interlock, LatchSnapshot, MachineState, Moment, StopProgress, TripCause,
+};
 use rumqttc::Publish;
 use shared_proto::model::{
     DeviceId, MachineEvent, MachineEventDetails, MachineEventType, MachineId, MetricType, SensorId,
@@ -46,6 +49,8 @@ pub struct Protection {
     unwritten: VecDeque<Option<UnwrittenStop>>,
     trips: BTreeMap<MachineId, OpenTrip>,
     heartbeats: u64,
+    /// Machines whose latch waits for room in its queue.
+    unsaved: BTreeSet<MachineId>,
 }
 
 /// Where decisions are told.
@@ -53,7 +58,7 @@ pub struct Sinks {
     /// Machine events, to the journal.
     pub events: mpsc::Sender<MachineEvent>,
     /// Latches, to their files.
-    pub latches: mpsc::Sender<LatchSnapshot>,
+    pub latches: SyncSender<LatchSnapshot>,
     /// Pages for operators.
     pub board: Board,
 }
@@ -108,6 +113,7 @@ impl Protection {
             unwritten: VecDeque::new(),
             trips: BTreeMap::new(),
             heartbeats: 0,
+            unsaved: BTreeSet::new(),
         };
         this.restore(restored);
         Ok(this)
@@ -159,6 +165,7 @@ impl Protection {
             }
             self.handle_timeouts();
             self.hand_over_events();
+            self.hand_over_latches();
         }
         info!("stop path ends; the machine side must take our silence as a trip");
     }
@@ -210,7 +217,9 @@ impl Protection {
         match self.inputs.decode(&publish.topic, &publish.payload) {
             Err(error) => debug!(topic = publish.topic, error = %error.detail, "not judged"),
             Ok(Input::Readings(readings)) => {
-                for reading in readings.into_iter().flatten().map(|decoded| decoded.reading) {
+                for reading in
+                    readings.into_iter().filter_map(|element| Some(element.result.ok()?.reading))
+                {
                     self.judge_one(&reading.sensor_id, received, |interlock, now| {
                         interlock.handle_reading(&reading.sensor_id, reading.value, now)
                     });
@@ -277,6 +286,10 @@ impl Protection {
             SessionEvent::Written => self.handle_written(Instant::now()),
             SessionEvent::Message { publish, received } => {
                 match self.actuator.parse(&publish.topic, &publish.payload, publish.retain) {
+                    // What the broker kept from before is no answer to a stop that was ordered since.
+                    Ok((machine_id, Report::State(MachineState::Stopped))) if publish.retain => {
+                        debug!(%machine_id, "retained report of standstill ignored");
+                    }
                     Ok((machine_id, report)) => self.handle_report(&machine_id, report, received),
                     Err(error) => {
                         warn!(error = %crate::journal::chain(&error), "report of the machine side ignored");
@@ -318,7 +331,6 @@ impl Protection {
                     ..MachineEventDetails::default()
                 };
                 self.report(machine_id, MachineEventType::ResetRefused, details);
-                self.publish_latch(machine_id);
             }
         }
     }
@@ -487,7 +499,8 @@ impl Protection {
             Err(error) => warn!(%machine_id, %error, "state of the latch not published"),
         }
         if self.sinks.latches.try_send(latch.clone()).is_err() {
-            error!(%machine_id, "latch not saved: its queue is full");
+            // Handed over with the next look around, in its newest state.
+            self.unsaved.insert(machine_id.clone());
         }
         self.sinks.board.show_latch(latch);
         let tripped = self.interlocks.values().filter(|interlock| interlock.is_tripped()).count();
@@ -560,6 +573,16 @@ impl Protection {
             identity: None,
             historical: false,
             details,
+        }
+    }
+
+    /// Hands latches that found their queue full to their files, in their newest state.
+    fn hand_over_latches(&mut self) {
+        for machine_id in std::mem::take(&mut self.unsaved) {
+            let Some(interlock) = self.interlocks.get(&machine_id) else { continue };
+            if self.sinks.latches.try_send(interlock.snapshot()).is_err() {
+                self.unsaved.insert(machine_id);
+            }
         }
     }
 

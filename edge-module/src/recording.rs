@@ -169,13 +169,15 @@ impl Recording {
 
     fn records_of(&mut self, publish: &Publish) -> Vec<Entry> {
         let mut records = Vec::new();
+        // The broker gives a retained message anew to each session that subscribes.
+        let is_repeat = publish.dup || publish.retain;
         match self.inputs.decode(&publish.topic, &publish.payload) {
             Err(refusal) => self.refuse(&refusal, publish, &publish.payload, &mut records),
             Ok(Input::Readings(readings)) => {
-                for reading in readings {
-                    match reading {
+                for element in readings {
+                    match element.result {
                         Err(error) => {
-                            self.refuse(&error.into(), publish, &publish.payload, &mut records);
+                            self.refuse(&error.into(), publish, element.raw, &mut records);
                         }
                         Ok(decoded) => {
                             if decoded.unknown_fields > 0 {
@@ -184,7 +186,7 @@ impl Recording {
                             }
                             let mut reading = decoded.reading;
                             self.complete(&mut reading, &publish.topic);
-                            self.record(&reading, publish.dup, &mut records);
+                            self.record(&reading, is_repeat, &mut records);
                         }
                     }
                 }
@@ -245,7 +247,7 @@ impl Recording {
             self.refuse(&refusal, publish, &publish.payload, records);
         }
         for reading in readings {
-            self.record(&reading, publish.dup, records);
+            self.record(&reading, publish.dup || publish.retain, records);
         }
     }
 

@@ -18,7 +18,7 @@
 //! platter on Linux) is followed by `sync_data` on the database file. One that did not return may be there or not; its
 //! sequences are given again only if it is not. `acknowledged` is not synced: what it forgot is sent again, which
 //! deduplication makes harmless. The newest segment of a lane is never deleted, so the next sequence is always known.
-//! A segment that does not open is moved aside and reported with the sequences that it may have held.
+//! A segment that does not open at the start, on a disk that has room, is moved aside and reported with the sequences that it may have held.
 
 mod segment;
 #[cfg(test)]
@@ -26,7 +26,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -36,6 +36,8 @@ use segment::Segment;
 
 /// Largest chunk; sled keeps larger values in files of their own.
 const CHUNK_BYTES_MAX: usize = 96 * 1024;
+/// Room that must be there before a segment is called damaged.
+const PROBE_BYTES: usize = 1 << 20;
 /// Largest record: a dead letter with all its raw bytes fits.
 pub const RECORD_BYTES_MAX: usize = 120 * 1024;
 
@@ -120,6 +122,12 @@ pub enum JournalError {
         /// Which segment.
         path: PathBuf,
     },
+    /// A lane has no segment to write to.
+    #[error("lane {lane} has no open segment")]
+    NoSegment {
+        /// Which lane.
+        lane: &'static str,
+    },
     /// A record over the limit.
     #[error("record of {length} bytes, at most {RECORD_BYTES_MAX} can be journalled")]
     RecordTooLarge {
@@ -144,7 +152,7 @@ impl JournalError {
             Self::Io { source, .. } => is_damage(source),
             Self::Engine { source: sled::Error::Io(error), .. } => is_damage(error),
             Self::Engine { .. } | Self::Panicked { .. } => true,
-            Self::RecordTooLarge { .. } => false,
+            Self::RecordTooLarge { .. } | Self::NoSegment { .. } => false,
         }
     }
 
@@ -296,7 +304,11 @@ impl Journal {
     /// A reading side for another thread.
     #[must_use]
     pub fn reader(&self) -> JournalReader {
-        JournalReader { shared: Arc::clone(&self.shared), cache_bytes: self.settings.cache_bytes }
+        JournalReader {
+            shared: Arc::clone(&self.shared),
+            root: self.root.clone(),
+            cache_bytes: self.settings.cache_bytes,
+        }
     }
 
     /// Writes records in order and returns when they are durable. Gives the sequence after the last one.
@@ -308,6 +320,12 @@ impl Journal {
             records.iter().find(|(_, payload)| payload.len() > RECORD_BYTES_MAX)
         {
             return Err(JournalError::RecordTooLarge { length: payload.len() });
+        }
+        for lane in Lane::ALL {
+            if records.iter().any(|(of_lane, _)| *of_lane == lane) {
+                self.roll_if_full(lane)?;
+                self.ensure_segment(lane)?;
+            }
         }
         let first = self.next_sequence;
         let mut end = first;
@@ -331,10 +349,8 @@ impl Journal {
                 self.sync_newest(lane)?;
             }
         }
+        // From here on the records are durable: what fails below is tried again by the next append.
         self.next_sequence = end;
-        for lane in Lane::ALL {
-            self.roll_if_full(lane)?;
-        }
         Ok(end)
     }
 
@@ -414,38 +430,27 @@ impl Journal {
         Ok(Some(Loss { lane, cause: LossCause::Evicted, first, last, records }))
     }
 
-    /// Gives up the newest segments after a failed append and opens them again; one that does not open is moved aside
-    /// and a new one begun. Returns what was lost.
+    /// Closes the newest segments after a failed append and opens them again. One that does not open stays where it is,
+    /// for the reader to judge when the disk has room, and a new one is begun after it. Nothing is moved or deleted here:
+    /// on a full disk the engine cannot tell damage from want of room.
     ///
     /// # Errors
     /// The storage still refuses.
-    pub fn reopen(&mut self) -> Result<Vec<Loss>, JournalError> {
-        let mut losses = Vec::new();
+    pub fn reopen(&mut self) -> Result<(), JournalError> {
         for lane in Lane::ALL {
             let mut segments = self.shared.lane(lane);
-            let Some((floor, mut segment)) = segments.pop_last() else { continue };
-            segment.close();
-            match segment.open(self.settings.cache_bytes) {
-                Ok(_) => {
-                    segments.insert(floor, segment);
-                }
-                Err(error) if !error.is_damage() => {
-                    segments.insert(floor, segment);
+            let Some(mut newest) = segments.last_entry() else { continue };
+            let floor = *newest.key();
+            newest.get_mut().close();
+            if let Err(error) = newest.get_mut().open(self.settings.cache_bytes) {
+                // With nothing durable in it a segment of the same floor would be the same folder.
+                if floor >= self.next_sequence.0 {
                     return Err(error);
                 }
-                Err(_) => {
-                    segment.quarantine(&self.quarantine, lane)?;
-                    if self.next_sequence.0 > floor {
-                        let last = Sequence(self.next_sequence.0 - 1);
-                        losses.push(damaged(lane, floor, last));
-                    }
-                }
+                self.begin_segment(lane, &mut segments)?;
             }
         }
-        for lane in Lane::ALL {
-            self.ensure_segment(lane)?;
-        }
-        Ok(losses)
+        Ok(())
     }
 
     fn lane_folder(&self, lane: Lane) -> PathBuf {
@@ -471,7 +476,7 @@ impl Journal {
                     segments.insert(floor, segment);
                     break;
                 }
-                Err(error) if !error.is_damage() => return Err(error),
+                Err(error) if !error.is_damage() || !has_room(&self.root) => return Err(error),
                 Err(_) => {
                     segment.quarantine(&self.quarantine, lane)?;
                     losses.push(damaged(lane, floor, Sequence(floor)));
@@ -514,7 +519,9 @@ impl Journal {
 
     fn write_chunk(&self, lane: Lane, chunk: segment::Chunk) -> Result<(), JournalError> {
         let mut segments = self.shared.lane(lane);
-        let Some(mut newest) = segments.last_entry() else { return Ok(()) };
+        let Some(mut newest) = segments.last_entry() else {
+            return Err(JournalError::NoSegment { lane: lane.as_str() });
+        };
         newest.get_mut().write(chunk, self.settings.cache_bytes)
     }
 
@@ -524,7 +531,7 @@ impl Journal {
             let segments = self.shared.lane(lane);
             segments.last_key_value().and_then(|(_, segment)| segment.sync_handle())
         };
-        sync.map_or(Ok(()), |sync| sync.flush_and_sync())
+        sync.ok_or(JournalError::NoSegment { lane: lane.as_str() })?.flush_and_sync()
     }
 
     fn roll_if_full(&self, lane: Lane) -> Result<(), JournalError> {
@@ -546,6 +553,7 @@ impl Journal {
 #[derive(Clone)]
 pub struct JournalReader {
     shared: Arc<Shared>,
+    root: PathBuf,
     cache_bytes: u64,
 }
 
@@ -585,7 +593,7 @@ impl JournalReader {
             let is_read =
                 segment.read(after, through, records_max, self.cache_bytes, &mut batch.records);
             match is_read {
-                Err(error) if !error.is_damage() => {
+                Err(error) if !error.is_damage() || !has_room(&self.root) => {
                     batch.obstacle = Some(error);
                     break;
                 }
@@ -612,6 +620,18 @@ impl JournalReader {
         let Some((_, newest)) = segments.iter_mut().next_back() else { return Vec::new() };
         newest.tail(records_max, self.cache_bytes).unwrap_or_default()
     }
+}
+
+/// Whether the disk takes as much as the engine may need to open a segment. If not, nothing is called damaged.
+fn has_room(folder: &Path) -> bool {
+    let path = folder.join("probe");
+    let is_written = File::create(&path)
+        .and_then(|mut file| {
+            file.write_all(&vec![0; PROBE_BYTES])?;
+            file.sync_all()
+        })
+        .is_ok();
+    fs::remove_file(&path).is_ok() && is_written
 }
 
 fn damaged(lane: Lane, first: u64, last: Sequence) -> Loss {

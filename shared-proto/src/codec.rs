@@ -14,8 +14,8 @@ use crate::json::{RawDeadLetter, RawMachineEvent, RawReading, RawWaveformBlock};
 use crate::model::{
     DEAD_LETTER_RAW_BYTES_MAX, DeadLetter, DeviceId, EventTime, FEATURE_NAME_BYTES_MAX,
     FEATURES_MAX, Generation, Identity, MachineEvent, MachineEventDetails, MachineEventType,
-    MachineId, MetricType, NameError, Quality, Reading, SensorId, Sequence, UNIT_BYTES_MAX,
-    WaveformBlock,
+    MachineId, MetricType, NameError, Quality, READINGS_PER_ARRAY_MAX, Reading, SensorId, Sequence,
+    UNIT_BYTES_MAX, WaveformBlock,
 };
 use crate::wire::{CONTENT_TYPE_JSON, CONTENT_TYPE_PROTOBUF, v1};
 
@@ -177,20 +177,37 @@ pub fn decode_reading(bytes: &[u8], encoding: Encoding) -> Result<Decoded, Decod
     }
 }
 
-/// Reads a JSON reading or a JSON array of readings, each with its own result.
+/// One reading of a payload, with its own bytes and its own result.
+#[derive(Debug)]
+pub struct Element<'a> {
+    /// The bytes that it was read from.
+    pub raw: &'a [u8],
+    /// The reading, or why it is none.
+    pub result: Result<Decoded, DecodeError>,
+}
+
+/// Reads a JSON reading or a JSON array of at most [`READINGS_PER_ARRAY_MAX`] readings, each with its own result.
 ///
 /// # Errors
-/// The payload as a whole is not JSON of that shape.
-pub fn decode_readings(bytes: &[u8]) -> Result<Vec<Result<Decoded, DecodeError>>, DecodeError> {
+/// The payload as a whole is not JSON of that shape, or the array is too long.
+pub fn decode_readings(bytes: &[u8]) -> Result<Vec<Element<'_>>, DecodeError> {
     let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
     if first != Some(&b'[') {
-        return decode_reading(bytes, Encoding::Json).map(|decoded| vec![Ok(decoded)]);
+        let decoded = decode_reading(bytes, Encoding::Json)?;
+        return Ok(vec![Element { raw: bytes, result: Ok(decoded) }]);
     }
     let elements: Vec<&serde_json::value::RawValue> =
         serde_json::from_slice(bytes).map_err(DecodeError::Json)?;
+    if elements.len() > READINGS_PER_ARRAY_MAX {
+        let (found, limit) = (elements.len(), READINGS_PER_ARRAY_MAX);
+        return Err(DecodeError::TooMany { field: "array of readings", found, limit });
+    }
     Ok(elements
         .into_iter()
-        .map(|element| decode_reading(element.get().as_bytes(), Encoding::Json))
+        .map(|element| {
+            let raw = element.get().as_bytes();
+            Element { raw, result: decode_reading(raw, Encoding::Json) }
+        })
         .collect())
 }
 

@@ -18,6 +18,8 @@ pub const UNIT_BYTES_MAX: usize = 32;
 pub const FEATURES_MAX: usize = 256;
 /// Longest feature name, in bytes.
 pub const FEATURE_NAME_BYTES_MAX: usize = 64;
+/// Most readings of one JSON array.
+pub const READINGS_PER_ARRAY_MAX: usize = 10_000;
 /// Most raw bytes that a dead letter keeps.
 pub const DEAD_LETTER_RAW_BYTES_MAX: usize = 65_536;
 

@@ -107,6 +107,18 @@ quantity = "loudness"
 }
 
 #[test]
+fn a_sensor_belongs_to_one_machine() {
+    let machine = |id: &str| {
+        format!(
+            "[[machines]]\nid = \"{id}\"\nlimits = [{{ name = \"hot\", sensor = \"t\", quantity = \"value\", above = 1.0 }}]\n"
+        )
+    };
+    let text = complaint(&format!("{}{}", machine("a"), machine("b")), &[]);
+    assert!(text.contains("machines[1]: sensor t already protects a"), "{text}");
+    assert_eq!(complaint(&machine("a"), &[]), "accepted");
+}
+
+#[test]
 fn secrets_do_not_show() {
     let mut file = tempfile::NamedTempFile::new().expect("temporary file");
     file.write_all(b"hunter2\n").expect("written");

@@ -1,6 +1,6 @@
 //! What a value must be beyond its type.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use edge_core::deadband::DeadbandSettings;
@@ -154,6 +154,7 @@ impl Settings {
 
     fn check_machines(&self, faults: &mut Faults) {
         let mut ids = BTreeSet::new();
+        let mut machine_of_sensor = BTreeMap::new();
         for (index, machine) in self.machines.iter().enumerate() {
             let path = format!("machines[{index}]");
             if !ids.insert(&machine.id) {
@@ -164,6 +165,13 @@ impl Settings {
                     format!("{path}.id"),
                     format!("{} has a character that MQTT topics reserve: + # /", machine.id),
                 );
+            }
+            let limited = machine.limits.iter().map(|limit| &limit.sensor);
+            for sensor in limited.chain(&machine.scored_sensors) {
+                let other = machine_of_sensor.entry(sensor).or_insert(&machine.id);
+                if **other != machine.id {
+                    faults.add(&path, format!("sensor {sensor} already protects {other}; a sensor belongs to one machine"));
+                }
             }
             let threshold = machine.score_threshold.unwrap_or(1.0);
             if let Err(found) = self.interlock(machine, threshold).validate() {

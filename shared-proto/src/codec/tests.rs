@@ -82,10 +82,15 @@ fn text_that_is_not_utf_8_is_refused() {
 fn an_array_gives_each_reading_its_own_result() {
     let payload = format!(" [{GOOD}, {{\"value\":1}}, {GOOD}]");
     let results = decode_readings(payload.as_bytes()).expect("an array");
-    let fates: Vec<bool> = results.iter().map(Result::is_ok).collect();
+    let fates: Vec<bool> = results.iter().map(|element| element.result.is_ok()).collect();
     assert_eq!(fates, [true, false, true]);
+    assert_eq!(results[1].raw, b"{\"value\":1}");
     assert_eq!(decode_readings(GOOD.as_bytes()).expect("an object").len(), 1);
     assert!(decode_readings(b"[").is_err());
+    let array = |length: usize| format!("[{}0]", "0,".repeat(length - 1));
+    assert_eq!(decode_readings(array(10_000).as_bytes()).expect("at the limit").len(), 10_000);
+    let error = decode_readings(array(10_001).as_bytes()).expect_err("above the limit");
+    assert_eq!(error.reason(), "too-many");
 }
 
 #[test]
