@@ -349,7 +349,7 @@ impl Journal {
                 self.sync_newest(lane)?;
             }
         }
-        // From here on the records are durable: what fails below is tried again by the next append.
+        // Durable. A full segment is rolled by the next append, whose failure repeats nothing.
         self.next_sequence = end;
         Ok(end)
     }
