@@ -353,6 +353,9 @@ fn machine_event_from_protobuf(message: v1::MachineEvent) -> Result<MachineEvent
             last_sequence: message.last_sequence,
             record_count: message.record_count,
             detail: present(message.detail),
+            rule_version: present(message.rule_version),
+            trip_id: present(message.trip_id),
+            operator: present(message.operator),
         },
     })
 }
@@ -387,6 +390,9 @@ pub fn encode_machine_event(event: &MachineEvent, encoding: Encoding) -> Vec<u8>
                 last_sequence: details.last_sequence,
                 record_count: details.record_count,
                 detail: details.detail.unwrap_or_default(),
+                rule_version: details.rule_version.unwrap_or_default(),
+                trip_id: details.trip_id.unwrap_or_default(),
+                operator: details.operator.unwrap_or_default(),
             }
             .encode_to_vec()
         }
@@ -683,6 +689,14 @@ const fn event_type_to_protobuf(event_type: MachineEventType) -> v1::MachineEven
         MachineEventType::Gap => v1::MachineEventType::Gap,
         MachineEventType::Started => v1::MachineEventType::Started,
         MachineEventType::Stopped => v1::MachineEventType::Stopped,
+        MachineEventType::Alarm => v1::MachineEventType::Alarm,
+        MachineEventType::AlarmCleared => v1::MachineEventType::AlarmCleared,
+        MachineEventType::MovedWhileTripped => v1::MachineEventType::MovedWhileTripped,
+        MachineEventType::TripSuppressed => v1::MachineEventType::TripSuppressed,
+        MachineEventType::Shelved => v1::MachineEventType::Shelved,
+        MachineEventType::Unshelved => v1::MachineEventType::Unshelved,
+        MachineEventType::SettingsChanged => v1::MachineEventType::SettingsChanged,
+        MachineEventType::SettingsRefused => v1::MachineEventType::SettingsRefused,
     }
 }
 
@@ -703,6 +717,14 @@ fn event_type_from_protobuf(value: i32) -> Result<MachineEventType, DecodeError>
         Ok(v1::MachineEventType::Gap) => Ok(MachineEventType::Gap),
         Ok(v1::MachineEventType::Started) => Ok(MachineEventType::Started),
         Ok(v1::MachineEventType::Stopped) => Ok(MachineEventType::Stopped),
+        Ok(v1::MachineEventType::Alarm) => Ok(MachineEventType::Alarm),
+        Ok(v1::MachineEventType::AlarmCleared) => Ok(MachineEventType::AlarmCleared),
+        Ok(v1::MachineEventType::MovedWhileTripped) => Ok(MachineEventType::MovedWhileTripped),
+        Ok(v1::MachineEventType::TripSuppressed) => Ok(MachineEventType::TripSuppressed),
+        Ok(v1::MachineEventType::Shelved) => Ok(MachineEventType::Shelved),
+        Ok(v1::MachineEventType::Unshelved) => Ok(MachineEventType::Unshelved),
+        Ok(v1::MachineEventType::SettingsChanged) => Ok(MachineEventType::SettingsChanged),
+        Ok(v1::MachineEventType::SettingsRefused) => Ok(MachineEventType::SettingsRefused),
     }
 }
 

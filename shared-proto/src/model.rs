@@ -355,6 +355,22 @@ pub enum MachineEventType {
     Started,
     /// The edge module stopped in an orderly way.
     Stopped,
+    /// A rule that only warns was violated.
+    Alarm,
+    /// A rule that only warns is no longer violated.
+    AlarmCleared,
+    /// A machine moved although its trip is latched.
+    MovedWhileTripped,
+    /// A rule would have tripped, but is shelved, suppressed during start-up, or the machine is in dry run.
+    TripSuppressed,
+    /// A person took a rule out of force for a time.
+    Shelved,
+    /// A shelved rule is in force again.
+    Unshelved,
+    /// New settings are in force.
+    SettingsChanged,
+    /// New settings were refused whole; the ones before stay in force.
+    SettingsRefused,
 }
 
 impl MachineEventType {
@@ -375,6 +391,14 @@ impl MachineEventType {
             Self::Gap => "gap",
             Self::Started => "started",
             Self::Stopped => "stopped",
+            Self::Alarm => "alarm",
+            Self::AlarmCleared => "alarm-cleared",
+            Self::MovedWhileTripped => "moved-while-tripped",
+            Self::TripSuppressed => "trip-suppressed",
+            Self::Shelved => "shelved",
+            Self::Unshelved => "unshelved",
+            Self::SettingsChanged => "settings-changed",
+            Self::SettingsRefused => "settings-refused",
         }
     }
 }
@@ -442,6 +466,15 @@ pub struct MachineEventDetails {
     /// For people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+    /// Settings of the machine's rules in force: first twelve hexadecimal digits of their SHA-256.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule_version: Option<String>,
+    /// Name of the trip that the event belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trip_id: Option<String>,
+    /// Who asked, where a person did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub operator: Option<String>,
 }
 
 /// Input that can never be processed, with its reason and its bytes.

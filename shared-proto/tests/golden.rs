@@ -91,11 +91,37 @@ fn machine_event() {
             last_sequence: Some(2),
             record_count: Some(2),
             detail: Some("trip press-1-1".to_owned()),
+            ..MachineEventDetails::default()
         },
     };
     for (name, encoding) in
         [("machine_event.json", Encoding::Json), ("machine_event.bin", Encoding::Protobuf)]
     {
+        let golden = check(name, &encode_machine_event(&event, encoding));
+        assert_eq!(decode_machine_event(&golden, encoding).expect("readable"), event);
+    }
+}
+
+#[test]
+fn machine_event_of_a_person() {
+    let event = MachineEvent {
+        event_type: MachineEventType::Shelved,
+        machine_id: MachineId::new("press-1").expect("valid"),
+        timestamp: time(),
+        identity: identity(45),
+        historical: false,
+        details: MachineEventDetails {
+            rule: Some("vibration-zone-d".to_owned()),
+            rule_version: Some("0123456789ab".to_owned()),
+            trip_id: Some("press-1-1772352930123456-1".to_owned()),
+            operator: Some("J. Doe".to_owned()),
+            ..MachineEventDetails::default()
+        },
+    };
+    for (name, encoding) in [
+        ("machine_event_of_a_person.json", Encoding::Json),
+        ("machine_event_of_a_person.bin", Encoding::Protobuf),
+    ] {
         let golden = check(name, &encode_machine_event(&event, encoding));
         assert_eq!(decode_machine_event(&golden, encoding).expect("readable"), event);
     }

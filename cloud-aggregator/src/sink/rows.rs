@@ -135,6 +135,9 @@ fn machine_event_columns() -> Vec<StructField> {
         column("last_sequence", PrimitiveType::Long),
         column("record_count", PrimitiveType::Long),
         column("detail", PrimitiveType::String),
+        column("rule_version", PrimitiveType::String),
+        column("trip_id", PrimitiveType::String),
+        column("operator", PrimitiveType::String),
     ];
     columns.extend(source_columns());
     columns.push(column("received_at", PrimitiveType::Timestamp));
@@ -516,6 +519,9 @@ pub fn machine_event_batch(
     columns.longs("last_sequence", events().map(|row| long(row.details.last_sequence)));
     columns.longs("record_count", events().map(|row| long(row.details.record_count)));
     columns.texts("detail", events().map(|row| row.details.detail.as_deref()));
+    columns.texts("rule_version", events().map(|row| row.details.rule_version.as_deref()));
+    columns.texts("trip_id", events().map(|row| row.details.trip_id.as_deref()));
+    columns.texts("operator", events().map(|row| row.details.operator.as_deref()));
     let sources: Vec<_> = rows.iter().map(|(source, row)| (*source, row.offset.0)).collect();
     columns.sources(&sources);
     columns.times("received_at", events().map(|row| row.received_at.micros()));

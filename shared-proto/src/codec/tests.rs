@@ -223,7 +223,7 @@ prop_compose! {
 
 prop_compose! {
     fn events()(
-        number in 1_i32..=13,
+        number in 1_i32..=21,
         machine in name(),
         timestamp in times(),
         identity in proptest::option::of(identities()),
@@ -233,6 +233,8 @@ prop_compose! {
         (cause, detail) in (proptest::option::of(name()), proptest::option::of("[ -~]{1,60}")),
         (first, latency) in (proptest::option::of(any::<u64>()), proptest::option::of(any::<u64>())),
         sensor in proptest::option::of(name()),
+        (rule_version, trip_id, operator) in (
+            proptest::option::of(name()), proptest::option::of(name()), proptest::option::of(name())),
     ) -> MachineEvent {
         MachineEvent {
             event_type: event_type_from_protobuf(number).expect("known"),
@@ -241,7 +243,7 @@ prop_compose! {
             identity,
             historical,
             details: MachineEventDetails {
-                cause, detail, value, limit, score,
+                cause, detail, value, limit, score, rule_version, trip_id, operator,
                 sensor_id: sensor.map(|sensor| SensorId::new(&sensor).expect("valid")),
                 first_sequence: first,
                 command_latency_micros: latency,
