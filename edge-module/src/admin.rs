@@ -35,7 +35,9 @@ pub enum Part {
 }
 
 impl Part {
-    const fn as_str(self) -> &'static str {
+    /// The word on the pages.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Protection => "protection",
             Self::Actuator => "actuator",

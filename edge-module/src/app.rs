@@ -34,7 +34,8 @@ use crate::mqtt::source::{Session, SessionKind};
 use crate::protection::{Protection, Sinks};
 use crate::recording::Recording;
 use crate::scoring::Bundle;
-use crate::store::{Journal, JournalSettings, Lane, Loss};
+use crate::store::{Journal, JournalSettings, Lane, SegmentedJournal};
+use crate::supervise::run_again_after_panic;
 use crate::telemetry;
 
 /// Messages between a session and its path. Small: what waits here is not acknowledged.
@@ -233,19 +234,21 @@ fn run_tasks(settings: &Settings) -> anyhow::Result<()> {
     result
 }
 
-fn open_journal(settings: &Settings) -> anyhow::Result<(Journal, Vec<Loss>)> {
+fn open_journal(settings: &Settings) -> anyhow::Result<SegmentedJournal> {
     let limits = JournalSettings {
         segment_bytes: settings.journal.segment_bytes,
         bytes_max: settings.journal.bytes_max,
+        free_bytes_min: settings.journal.free_bytes_min,
         cache_bytes: settings.journal.cache_bytes,
     };
-    Journal::open(&settings.device.data_dir, limits, now()).context("journal does not open")
+    SegmentedJournal::open(&settings.device.data_dir, limits, now())
+        .context("journal does not open")
 }
 
 /// Opens the journal, loads the model, and starts every thread but this one.
 fn start_threads(settings: &Settings, board: &Board) -> anyhow::Result<MainTasks> {
     let (model, refusal) = model_or_event(settings);
-    let (journal, losses) = open_journal(settings)?;
+    let journal = open_journal(settings)?;
     let model_name = model.as_ref().map(Bundle::identity);
     let generation = journal.generation().0;
     board.show_run(model_name.clone(), generation);
@@ -264,7 +267,7 @@ fn start_threads(settings: &Settings, board: &Board) -> anyhow::Result<MainTasks
     let session = Session::new(settings, SessionKind::Recording, filters)?;
     let reader = journal.reader();
     let recording =
-        Recording::new(settings, model.as_ref(), &reader, commands.clone(), board.clone())?;
+        Recording::new(settings, model.as_ref(), &*reader, commands.clone(), board.clone())?;
     let durable = watch::Sender::new(durable_at_start(&journal));
     let (delivered, delivered_receiver) = watch::channel(Delivered::default());
     let start = Start {
@@ -286,7 +289,7 @@ fn start_threads(settings: &Settings, board: &Board) -> anyhow::Result<MainTasks
         board: board.clone(),
     };
     let group_records_max = settings.journal.group_records_max;
-    let recorder = Recorder::new(journal, own_name(settings), group_records_max, connections);
+    let recorder = Recorder::new(Box::new(journal), own_name(settings), group_records_max, connections);
     let details = MachineEventDetails { model: model_name, ..MachineEventDetails::default() };
     let started = own_event(settings, MachineEventType::Started, details);
     for event in [Some(started), refusal].into_iter().flatten() {
@@ -298,8 +301,8 @@ fn start_threads(settings: &Settings, board: &Board) -> anyhow::Result<MainTasks
     let drain_timeout = settings.shutdown.drain_timeout;
     let intake = stops.intake.subscribe();
     let threads = Threads {
-        journal: spawn_recorder(recorder, losses, stops.journal.subscribe())?,
-        forwarder: spawn_forwarder(forwarder, stops.forwarder.subscribe(), drain_timeout)?,
+        journal: spawn_recorder(recorder, stops.journal.subscribe(), board.clone())?,
+        forwarder: spawn_forwarder(forwarder, stops.forwarder.subscribe(), drain_timeout, board.clone())?,
         latches: spawn_latches(latch_folder.clone(), latch_receiver, board.clone())?,
         protection: spawn_protection(settings.clone(), model, &latch_folder, sinks, intake)?,
     };
@@ -395,24 +398,25 @@ fn own_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 fn spawn_recorder(
-    recorder: Recorder,
-    losses: Vec<Loss>,
+    mut recorder: Recorder,
     stop: watch::Receiver<bool>,
+    board: Board,
 ) -> anyhow::Result<JoinHandle<()>> {
     spawn("journal", move || {
-        own_runtime()?.block_on(recorder.run(losses, stop));
-        Ok(())
+        let run = async || recorder.run(stop.clone()).await;
+        run_again_after_panic(Part::Journal, &board, stop.clone(), run)
     })
 }
 
 fn spawn_forwarder(
-    forwarder: Forwarder,
+    mut forwarder: Forwarder,
     stop: watch::Receiver<bool>,
     drain_timeout: Duration,
+    board: Board,
 ) -> anyhow::Result<JoinHandle<()>> {
     spawn("forwarder", move || {
-        own_runtime()?.block_on(forwarder.run(stop, drain_timeout));
-        Ok(())
+        let run = async || forwarder.run(stop.clone(), drain_timeout).await;
+        run_again_after_panic(Part::Forwarder, &board, stop.clone(), run)
     })
 }
 

@@ -305,6 +305,8 @@ pub struct Journal {
     pub segment_bytes: u64,
     /// Hard cap.
     pub bytes_max: u64,
+    /// Bytes of the disk that are left to others.
+    pub free_bytes_min: u64,
     /// Inputs that may wait.
     pub queue_length: usize,
     /// Payload bytes that may wait.

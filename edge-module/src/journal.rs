@@ -1,8 +1,8 @@
 //! The task that owns the journal: groups what waits, makes it durable with one fsync, then acknowledges.
 //!
 //! A group is at most `journal.group-records-max` records; machine events go before readings. When the disk refuses, the
-//! group is kept and tried again with the segments opened anew; meanwhile nothing is acknowledged, so the broker keeps
-//! what comes after. The stop path does not notice.
+//! group is kept and tried again, its machine events first and alone; meanwhile nothing is acknowledged, so the broker
+//! keeps what comes after. A panic is caught at the thread's edge; the group survives it. The stop path does not notice.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::admin::{Board, Part};
 use crate::kafka::now;
-use crate::store::{Journal, JournalError, Lane, Loss, PerLane};
+use crate::store::{Entry, Journal, JournalError, Lane, Loss, PerLane};
 use crate::telemetry;
 
 /// Last durable sequence of each lane.
@@ -29,9 +29,6 @@ const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 const LEDGER_INTERVAL: Duration = Duration::from_secs(60);
-
-/// A record on its way into the journal.
-pub type Entry = (Lane, Vec<u8>);
 
 /// Records of one MQTT message, with what is owed for them.
 pub struct Intake {
@@ -57,7 +54,7 @@ pub enum JournalCommand {
 
 /// Owner of the journal.
 pub struct Recorder {
-    journal: Journal,
+    journal: Box<dyn Journal>,
     machine_id: MachineId,
     group_records_max: usize,
     events: mpsc::Receiver<MachineEvent>,
@@ -67,11 +64,15 @@ pub struct Recorder {
     broker: AsyncClient,
     board: Board,
     ledger_records: u64,
+    /// What is being made durable.
+    group: Group,
 }
 
 #[derive(Default)]
 struct Group {
     records: Vec<Entry>,
+    /// Losses whose gap records are among the records.
+    losses: Vec<Loss>,
     owed: Vec<Publish>,
     permits: Vec<OwnedSemaphorePermit>,
     flushes: Vec<oneshot::Sender<()>>,
@@ -95,7 +96,7 @@ pub struct Connections {
 
 /// Everything journalled so far, which the journal found durable when it was opened.
 #[must_use]
-pub fn durable_at_start(journal: &Journal) -> Durable {
+pub fn durable_at_start(journal: &dyn Journal) -> Durable {
     let mut durable = Durable::default();
     for lane in Lane::ALL {
         *durable.get_mut(lane) = Sequence(journal.next_sequence().0 - 1);
@@ -107,7 +108,7 @@ impl Recorder {
     /// Takes the journal over. `machine_id` is the device's own name, for events about itself.
     #[must_use]
     pub fn new(
-        journal: Journal,
+        journal: Box<dyn Journal>,
         machine_id: MachineId,
         group_records_max: usize,
         connections: Connections,
@@ -124,51 +125,48 @@ impl Recorder {
             broker,
             board,
             ledger_records: 0,
+            group: Group::default(),
         }
     }
 
-    /// Runs until `stop`, then writes what waits.
-    pub async fn run(mut self, losses: Vec<Loss>, mut stop: watch::Receiver<bool>) {
+    /// Runs until `stop`, then writes what waits. Can be run again after a panic.
+    pub async fn run(&mut self, mut stop: watch::Receiver<bool>) {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING_INTERVAL);
         let mut ledger = tokio::time::interval_at(
             tokio::time::Instant::now() + LEDGER_INTERVAL,
             LEDGER_INTERVAL,
         );
         self.board.set(Part::Journal, Ok(()));
-        let mut group = Group::default();
-        for loss in losses {
-            self.add_loss(&loss, &mut group);
-        }
-        self.commit(group, &stop).await;
         loop {
-            let mut group = Group::default();
-            let mut is_stopping = *stop.borrow();
-            tokio::select! {
-                biased;
-                Some(event) = self.events.recv() => add_event(&event, &mut group),
-                Some(command) = self.commands.recv() => self.handle_command(command, &mut group),
-                _ = housekeeping.tick() => self.keep_house(&mut group),
-                _ = ledger.tick() => self.add_ledger(&mut group),
-                result = stop.changed() => is_stopping |= result.is_err() || *stop.borrow(),
-            }
-            let is_empty = self.fill(&mut group);
-            self.commit(group, &stop).await;
+            self.add_losses();
+            let is_empty = self.fill();
+            self.commit(&stop).await;
+            let is_stopping = *stop.borrow();
             if is_stopping && is_empty {
                 break;
             }
+            tokio::select! {
+                biased;
+                Some(event) = self.events.recv() => self.add_event(&event),
+                Some(command) = self.commands.recv() => self.handle_command(command),
+                _ = housekeeping.tick() => self.keep_house(),
+                _ = ledger.tick() => self.add_ledger(),
+                _ = stop.changed(), if !is_stopping => {}
+                () = std::future::ready(()), if is_stopping => {}
+            }
         }
         self.trim();
-        self.save_acknowledged();
+        self.save();
         info!(next_sequence = self.journal.next_sequence().0, "journal closed");
     }
 
     /// Takes what waits, up to one group. Says whether nothing is left waiting.
-    fn fill(&mut self, group: &mut Group) -> bool {
-        while group.records.len() < self.group_records_max {
+    fn fill(&mut self) -> bool {
+        while self.group.records.len() < self.group_records_max {
             if let Ok(event) = self.events.try_recv() {
-                add_event(&event, group);
+                self.add_event(&event);
             } else if let Ok(command) = self.commands.try_recv() {
-                self.handle_command(command, group);
+                self.handle_command(command);
             } else {
                 return true;
             }
@@ -176,7 +174,8 @@ impl Recorder {
         false
     }
 
-    fn handle_command(&mut self, command: JournalCommand, group: &mut Group) {
+    fn handle_command(&mut self, command: JournalCommand) {
+        let group = &mut self.group;
         match command {
             JournalCommand::Append(intake) => {
                 group.records.extend(intake.records);
@@ -184,7 +183,10 @@ impl Recorder {
                 group.permits.extend(intake.permit);
             }
             JournalCommand::Flush(flushed) => group.flushes.push(flushed),
-            JournalCommand::ReportLoss(loss) => self.add_loss(&loss, group),
+            JournalCommand::ReportLoss(loss) => {
+                // It becomes a gap record with the next look at the books.
+                self.journal.add_loss(&loss);
+            }
             JournalCommand::DeadLetter(letter, done) => {
                 group.flushes.push(done);
                 let bytes = codec::encode_dead_letter(&letter, Encoding::Protobuf);
@@ -193,23 +195,25 @@ impl Recorder {
         }
     }
 
-    /// Makes a group durable, however often it takes, and acknowledges it.
-    async fn commit(&mut self, mut group: Group, stop: &watch::Receiver<bool>) {
+    /// Makes the group durable, however often it takes, and acknowledges it.
+    async fn commit(&mut self, stop: &watch::Receiver<bool>) {
         let started = Instant::now();
-        if !group.records.is_empty() && !self.append(&group.records, stop).await {
+        let has_records = !self.group.records.is_empty();
+        if has_records && !self.append(stop).await {
             // Not durable and not acknowledged: the broker delivers it again after the next start.
+            self.group = Group::default();
             return;
         }
+        let group = std::mem::take(&mut self.group);
         for publish in &group.owed {
             if let Err(error) = self.broker.try_ack(publish) {
                 debug!(%error, "acknowledgement not queued: the broker will deliver again");
             }
         }
-        if !group.records.is_empty() {
-            self.tell(&group.records);
+        if has_records {
             metrics::histogram!(telemetry::JOURNAL_APPEND_LATENCY).record(started.elapsed());
         }
-        for flushed in group.flushes.drain(..) {
+        for flushed in group.flushes {
             if flushed.send(()).is_err() {
                 debug!("nobody waits for the flush any more");
             }
@@ -217,36 +221,33 @@ impl Recorder {
     }
 
     /// Lets the forwarder go on, and counts.
-    fn tell(&mut self, records: &[Entry]) {
+    fn tell(&mut self, counts: PerLane<u64>) {
         let last = Sequence(self.journal.next_sequence().0 - 1);
         self.durable.send_modify(|durable| {
-            for (lane, _) in records {
-                *durable.get_mut(*lane) = last;
+            for lane in Lane::ALL.into_iter().filter(|lane| *counts.get(*lane) > 0) {
+                *durable.get_mut(lane) = last;
             }
         });
         for lane in Lane::ALL {
-            let count = records.iter().filter(|(of_lane, _)| *of_lane == lane).count();
+            let count = *counts.get(lane);
             if count > 0 {
                 metrics::counter!(telemetry::JOURNAL_RECORDS, "lane" => lane.as_str())
-                    .increment(count as u64);
+                    .increment(count);
             }
+            self.ledger_records += count;
         }
-        self.ledger_records += records.len() as u64;
     }
 
-    /// Says whether the records are durable; only a stop makes it give up.
-    async fn append(&mut self, records: &[Entry], stop: &watch::Receiver<bool>) -> bool {
+    /// Says whether the group's records are durable; only a stop makes it give up.
+    async fn append(&mut self, stop: &watch::Receiver<bool>) -> bool {
         let mut wait = RETRY_MIN;
         loop {
-            let error = match self.journal.append(records) {
-                Ok(_) => {
-                    if wait > RETRY_MIN {
-                        info!("journal takes records again");
-                        self.board.set(Part::Journal, Ok(()));
-                    }
-                    return true;
+            let Err(error) = self.append_once() else {
+                if wait > RETRY_MIN {
+                    info!("journal takes records again");
+                    self.board.set(Part::Journal, Ok(()));
                 }
-                Err(error) => error,
+                return true;
             };
             metrics::counter!(telemetry::JOURNAL_FAILURES).increment(1);
             error!(error = %chain(&error), wait_ms = wait.as_millis() as u64, "journal cannot write; check the disk of device.data-dir");
@@ -258,8 +259,48 @@ impl Recorder {
             wait = (wait * 2).min(RETRY_MAX);
             // Kafka may still be draining what is there: that is how a full disk gets room again.
             self.trim();
-            if let Err(error) = self.journal.reopen() {
-                error!(error = %chain(&error), "journal cannot be opened again");
+            self.evict();
+            // Machine events are few and may use what is left of the disk; new ones must not wait behind readings.
+            while let Ok(event) = self.events.try_recv() {
+                self.add_event(&event);
+            }
+            self.append_events();
+        }
+    }
+
+    /// Writes the whole group.
+    fn append_once(&mut self) -> Result<(), JournalError> {
+        if self.group.records.is_empty() {
+            return Ok(());
+        }
+        self.journal.append(&self.group.records)?;
+        let counts = counts(&self.group.records);
+        self.group.records.clear();
+        self.journal.confirm_losses(&std::mem::take(&mut self.group.losses));
+        self.tell(counts);
+        Ok(())
+    }
+
+    /// Writes the machine events of a group that could not be written whole.
+    fn append_events(&mut self) {
+        let records = std::mem::take(&mut self.group.records);
+        let (events, others): (Vec<_>, Vec<_>) =
+            records.into_iter().partition(|(lane, _)| *lane == Lane::Events);
+        if events.is_empty() || others.is_empty() {
+            self.group.records = events;
+            self.group.records.extend(others);
+            return;
+        }
+        match self.journal.append(&events) {
+            Ok(_) => {
+                self.group.records = others;
+                self.journal.confirm_losses(&std::mem::take(&mut self.group.losses));
+                self.tell(counts(&events));
+            }
+            Err(error) => {
+                debug!(error = %chain(&error), "machine events wait too");
+                self.group.records = events;
+                self.group.records.extend(others);
             }
         }
     }
@@ -274,46 +315,54 @@ impl Recorder {
         }
     }
 
-    fn keep_house(&mut self, group: &mut Group) {
+    fn keep_house(&mut self) {
         self.trim();
-        self.save_acknowledged();
-        match self.journal.evict() {
-            Ok(losses) => {
-                for loss in losses {
-                    self.add_loss(&loss, group);
-                }
-            }
-            Err(error) => error!(error = %chain(&error), "journal over its cap and cannot evict"),
-        }
+        self.evict();
+        self.save();
         metrics::gauge!(telemetry::JOURNAL_BYTES).set(self.journal.bytes() as f64);
     }
 
-    fn save_acknowledged(&mut self) {
-        if let Err(error) = self.journal.save_acknowledged() {
+    fn evict(&mut self) {
+        if let Err(error) = self.journal.evict() {
+            error!(error = %chain(&error), "journal over its limits and cannot evict");
+        }
+    }
+
+    fn save(&mut self) {
+        if let Err(error) = self.journal.save() {
             warn!(error = %chain(&error), "delivery progress not saved; more is sent again after a restart");
         }
     }
 
-    fn add_ledger(&mut self, group: &mut Group) {
+    fn add_ledger(&mut self) {
         let details = MachineEventDetails {
             last_sequence: Some(self.journal.next_sequence().0 - 1),
             record_count: Some(std::mem::take(&mut self.ledger_records)),
             ..MachineEventDetails::default()
         };
-        add_event(&self.event(MachineEventType::Ledger, details), group);
+        self.add_event(&self.event(MachineEventType::Ledger, details));
     }
 
-    fn add_loss(&self, loss: &Loss, group: &mut Group) {
-        log_loss(loss);
-        let details = MachineEventDetails {
-            cause: Some(loss.cause.as_str().to_owned()),
-            first_sequence: Some(loss.first.0),
-            last_sequence: Some(loss.last.0),
-            record_count: loss.records,
-            detail: Some(format!("lane {}", loss.lane.as_str())),
-            ..MachineEventDetails::default()
-        };
-        add_event(&self.event(MachineEventType::Gap, details), group);
+    /// Turns losses on the books into gap records, and says so.
+    fn add_losses(&mut self) {
+        for loss in self.journal.losses() {
+            log_loss(&loss);
+            let details = MachineEventDetails {
+                cause: Some(loss.cause.as_str().to_owned()),
+                first_sequence: Some(loss.first.0),
+                last_sequence: Some(loss.last.0),
+                record_count: loss.records,
+                detail: Some(format!("lane {}", loss.lane.as_str())),
+                ..MachineEventDetails::default()
+            };
+            self.add_event(&self.event(MachineEventType::Gap, details));
+            self.group.losses.push(loss);
+        }
+    }
+
+    fn add_event(&mut self, event: &MachineEvent) {
+        let bytes = codec::encode_machine_event(event, Encoding::Protobuf);
+        self.group.records.push((Lane::Events, bytes));
     }
 
     fn event(&self, event_type: MachineEventType, details: MachineEventDetails) -> MachineEvent {
@@ -335,8 +384,12 @@ fn log_loss(loss: &Loss) {
         .increment(loss.records.unwrap_or(1));
 }
 
-fn add_event(event: &MachineEvent, group: &mut Group) {
-    group.records.push((Lane::Events, codec::encode_machine_event(event, Encoding::Protobuf)));
+fn counts(records: &[Entry]) -> PerLane<u64> {
+    let mut counts = PerLane::default();
+    for (lane, _) in records {
+        *counts.get_mut(*lane) += 1;
+    }
+    counts
 }
 
 /// An error with its sources in one line.

@@ -7,6 +7,7 @@
 //! a time, and the one that is refused alone goes to the dead letters. The Kafka timestamp is the time of sending: brokers
 //! refuse or expire records by it, and a backlog is neither wrong nor old.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use edge_core::outbox::{Disposition, Outbox, OutboxSettings};
@@ -94,7 +95,7 @@ pub struct Forwarder {
     settings: Kafka,
     device_id: DeviceId,
     generation: Generation,
-    journal: JournalReader,
+    journal: Arc<dyn JournalReader>,
     commands: mpsc::Sender<JournalCommand>,
     durable: watch::Receiver<Durable>,
     delivered: watch::Sender<Delivered>,
@@ -104,15 +105,16 @@ pub struct Forwarder {
     producer: Option<ThreadedProducer<Reports>>,
     reports_sender: mpsc::Sender<Report>,
     reports: mpsc::Receiver<Report>,
-    outboxes: [(Lane, Outbox); 3],
+    outboxes: [(Lane, Outbox); 4],
     last_delivery: Instant,
     is_stalled: bool,
     /// Why the last delivery failed; shown while a lane has not recovered.
     last_failure: String,
     /// A broker refuses batches whole: after such a refusal records up to here leave one by one, to find the culprit.
-    alone_through: [Sequence; 3],
+    alone_through: [Sequence; 4],
     /// The record last sent alone.
-    alone: [Option<Sequence>; 3],
+    alone: [Option<Sequence>; 4],
+    is_running: bool,
 }
 
 /// What the forwarder starts from.
@@ -126,7 +128,7 @@ pub struct Start {
     /// Which life of its journal.
     pub generation: Generation,
     /// How far delivery had come.
-    pub acknowledged: [(Lane, Sequence); 3],
+    pub acknowledged: [(Lane, Sequence); 4],
 }
 
 impl Forwarder {
@@ -137,17 +139,14 @@ impl Forwarder {
     pub fn new(
         settings: Kafka,
         start: Start,
-        journal: JournalReader,
+        journal: Arc<dyn JournalReader>,
         commands: mpsc::Sender<JournalCommand>,
         board: Board,
     ) -> Result<Self, ForwardError> {
-        let (reports_sender, reports) = mpsc::channel(settings.in_flight_max * 3 + 1);
-        let in_flight_max = settings.in_flight_max;
-        let outbox_settings =
-            OutboxSettings { in_flight_max, backoff_min: BACKOFF_MIN, backoff_max: BACKOFF_MAX };
-        let outboxes = start
-            .acknowledged
-            .map(|(lane, acknowledged)| (lane, Outbox::new(acknowledged, outbox_settings)));
+        let (reports_sender, reports) = mpsc::channel(settings.in_flight_max * 4 + 1);
+        let outboxes = start.acknowledged.map(|(lane, acknowledged)| {
+            (lane, Outbox::new(acknowledged, outbox_settings(&settings)))
+        });
         let mut this = Self {
             settings,
             device_id: start.device_id,
@@ -165,8 +164,9 @@ impl Forwarder {
             last_delivery: Instant::now(),
             is_stalled: false,
             last_failure: String::new(),
-            alone_through: [Sequence(0); 3],
-            alone: [None; 3],
+            alone_through: [Sequence(0); 4],
+            alone: [None; 4],
+            is_running: false,
         };
         this.producer = Some(this.connect()?);
         Ok(this)
@@ -186,7 +186,7 @@ impl Forwarder {
             .set("message.timeout.ms", "0")
             // A topic that is not there yet is waited for: an error would let later records overtake.
             .set("topic.metadata.propagation.max.ms", "3600000")
-            .set("queue.buffering.max.messages", (self.settings.in_flight_max * 3 + 1).to_string())
+            .set("queue.buffering.max.messages", (self.settings.in_flight_max * 4 + 1).to_string())
             .set("queue.buffering.max.kbytes", "1048576")
             .set("partitioner", "murmur2_random")
             .set("reconnect.backoff.max.ms", "2000")
@@ -202,8 +202,13 @@ impl Forwarder {
             .map_err(ForwardError::Settings)
     }
 
-    /// Runs until `stop`, then waits up to `drain_timeout` for what is in flight.
-    pub async fn run(mut self, mut stop: watch::Receiver<bool>, drain_timeout: Duration) {
+    /// Runs until `stop`, then waits up to `drain_timeout` for what is in flight. Can be run again after a panic: it goes on
+    /// from the lowest record not acknowledged.
+    pub async fn run(&mut self, mut stop: watch::Receiver<bool>, drain_timeout: Duration) {
+        if std::mem::replace(&mut self.is_running, true) {
+            self.start_over();
+        }
+        self.board.set(Part::Forwarder, Ok(()));
         let mut ticks = tokio::time::interval(REPORT_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         info!(brokers = self.settings.brokers, "forwarding");
@@ -225,6 +230,20 @@ impl Forwarder {
             }
         }
         self.drain(drain_timeout).await;
+    }
+
+    /// Forgets what was in flight when a panic ended the last run. What was delivered is sent again, and dropped downstream.
+    fn start_over(&mut self) {
+        let (reports_sender, reports) = mpsc::channel(self.settings.in_flight_max * 4 + 1);
+        (self.reports_sender, self.reports) = (reports_sender, reports);
+        self.letters.clear();
+        for (_, outbox) in &mut self.outboxes {
+            *outbox = Outbox::new(outbox.acknowledged(), outbox_settings(&self.settings));
+        }
+        match self.connect() {
+            Ok(producer) => self.producer = Some(producer),
+            Err(error) => error!(%error, "no new kafka producer"),
+        }
     }
 
     /// Sends what is durable and waits for its reports, as long as Kafka answers.
@@ -394,6 +413,7 @@ impl Forwarder {
                     payload: codec::encode_machine_event(&event, encoding),
                 }
             }
+            Lane::Waveforms => return Err(DecodeError::Empty),
             Lane::DeadLetters => {
                 let mut letter = codec::decode_dead_letter(&record.payload, Encoding::Protobuf)?;
                 letter.identity = identity;
@@ -409,7 +429,7 @@ impl Forwarder {
     fn handle_reports(&mut self, report: Option<Report>) {
         let mut report = report;
         while let Some(found) = report {
-            let index = lane_index(found.lane);
+            let index = found.lane.index();
             match found.failure {
                 None => {
                     metrics::counter!(telemetry::KAFKA_DELIVERED, "lane" => found.lane.as_str())
@@ -563,15 +583,23 @@ impl Forwarder {
     }
 
     fn show_age(&self, durable: Durable) {
-        let (_, outbox) = &self.outboxes[lane_index(Lane::Readings)];
+        let (_, outbox) = &self.outboxes[Lane::Readings.index()];
         let through = *durable.get(Lane::Readings);
         let oldest = (outbox.acknowledged() < through)
-            .then(|| self.journal.read(Lane::Readings, outbox.acknowledged(), through, 1))
-            .and_then(|batch| batch.records.into_iter().next())
+            .then(|| self.journal.peek(Lane::Readings, outbox.acknowledged(), through))
+            .flatten()
             .and_then(|record| codec::decode_reading(&record.payload, Encoding::Protobuf).ok());
         let age = oldest
             .map_or(0.0, |decoded| now().micros_since(decoded.reading.timestamp) as f64 / 1e6);
         metrics::gauge!(telemetry::OUTBOX_OLDEST_AGE).set(age);
+    }
+}
+
+fn outbox_settings(settings: &Kafka) -> OutboxSettings {
+    OutboxSettings {
+        in_flight_max: settings.in_flight_max,
+        backoff_min: BACKOFF_MIN,
+        backoff_max: BACKOFF_MAX,
     }
 }
 
@@ -587,14 +615,6 @@ fn reading_topic<'a>(topics: &'a Topics, metric_type: &MetricType) -> &'a str {
         "pressure" => &topics.pressure,
         "vibration" => &topics.vibration,
         _ => &topics.other,
-    }
-}
-
-const fn lane_index(lane: Lane) -> usize {
-    match lane {
-        Lane::Events => 0,
-        Lane::Readings => 1,
-        Lane::DeadLetters => 2,
     }
 }
 

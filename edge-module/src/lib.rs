@@ -23,4 +23,5 @@ pub mod protection;
 pub mod recording;
 pub mod scoring;
 pub mod store;
+pub mod supervise;
 pub mod telemetry;

@@ -22,11 +22,11 @@ use crate::admin::{Board, Part};
 use crate::analysis::Analysis;
 use crate::config::Settings;
 use crate::intake::{Input, InputTopics, Refusal};
-use crate::journal::{Entry, Intake, JournalCommand, check_size};
+use crate::journal::{Intake, JournalCommand, check_size};
 use crate::kafka::now;
 use crate::mqtt::source::SessionEvent;
 use crate::scoring::{AnomalyScore, Bundle};
-use crate::store::{JournalReader, Lane};
+use crate::store::{Entry, JournalReader, Lane};
 use crate::telemetry;
 
 /// Readings recognised when the broker repeats them.
@@ -94,7 +94,7 @@ impl Recording {
     pub fn new(
         settings: &Settings,
         model: Option<&Bundle>,
-        journal: &JournalReader,
+        journal: &dyn JournalReader,
         commands: mpsc::Sender<JournalCommand>,
         board: Board,
     ) -> anyhow::Result<Self> {

@@ -17,6 +17,8 @@ pub const INPUT_REFUSED: &str = "input_refused_total";
 pub const INPUT_UNKNOWN_FIELDS: &str = "input_unknown_fields_total";
 /// Messages that the broker delivered again after they had been journalled.
 pub const INPUT_REDELIVERED: &str = "input_redelivered_total";
+/// Panics after which a task was started again.
+pub const TASK_PANICS: &str = "task_panics_total";
 /// Readings taken in, scalars and windows.
 pub const READINGS: &str = "readings_total";
 /// Readings held back by the dead band.

@@ -1,59 +1,106 @@
+use std::fs;
+use std::path::Path;
+
+use proptest::prelude::*;
+use shared_proto::model::EventTime;
+
+use super::recovery::{digits, numbered};
 use super::*;
 
-const SETTINGS: JournalSettings =
-    JournalSettings { segment_bytes: 1 << 20, bytes_max: 1 << 30, cache_bytes: 1 << 20 };
+pub(super) const SETTINGS: JournalSettings = JournalSettings {
+    segment_bytes: 1 << 20,
+    bytes_max: 1 << 30,
+    free_bytes_min: 0,
+    cache_bytes: 1 << 20,
+};
+const STARTED: EventTime = EventTime::from_micros(1_800_000_000_000_000);
 
-fn open(folder: &Path) -> (Journal, Vec<Loss>) {
-    Journal::open(folder, SETTINGS, EventTime::from_micros(1_000_000)).expect("journal opens")
+fn open_with(folder: &Path, settings: JournalSettings) -> SegmentedJournal {
+    SegmentedJournal::open(folder, settings, STARTED).expect("journal opens")
 }
 
-fn readings(range: std::ops::Range<u64>) -> Vec<(Lane, Vec<u8>)> {
+fn open(folder: &Path) -> SegmentedJournal {
+    open_with(folder, SETTINGS)
+}
+
+fn readings(range: std::ops::Range<u64>) -> Vec<Entry> {
     range.map(|number| (Lane::Readings, format!("reading {number}").into_bytes())).collect()
 }
 
-fn read_all(journal: &Journal, lane: Lane, after: u64) -> Vec<(u64, String)> {
+fn large(count: usize) -> Vec<Entry> {
+    (0..count).map(|_| (Lane::Readings, vec![7_u8; 10_000])).collect()
+}
+
+pub(super) fn lane_folder(folder: &Path, lane: Lane) -> PathBuf {
+    folder.join("journal").join(digits(1_800_000_000_000_000)).join(lane.as_str())
+}
+
+fn floors(folder: &Path) -> Vec<u64> {
+    numbered(&lane_folder(folder, Lane::Readings)).expect("listed").into_keys().collect()
+}
+
+/// Everything of a lane after a sequence, and what the reader calls lost.
+pub(super) fn read_with_losses(
+    journal: &dyn Journal,
+    lane: Lane,
+    after: Sequence,
+) -> (Vec<Stored>, Vec<Loss>) {
     let through = Sequence(journal.next_sequence().0 - 1);
-    let mut found = Vec::new();
-    let mut after = Sequence(after);
+    let reader = journal.reader();
+    let (mut found, mut losses, mut after) = (Vec::new(), Vec::new(), after);
     loop {
-        let batch = journal.reader().read(lane, after, through, 100);
-        assert!(batch.losses.is_empty(), "{:?}", batch.losses);
-        let Some(last) = batch.records.last() else { return found };
+        let batch = reader.read(lane, after, through, 100);
+        assert!(batch.obstacle.is_none(), "{batch:?}");
+        let last_lost = batch.losses.last().map_or(Sequence(0), |loss| loss.last);
+        losses.extend(batch.losses);
+        let Some(last) = batch.records.last() else {
+            if last_lost > after {
+                after = last_lost;
+                continue;
+            }
+            return (found, losses);
+        };
         after = last.sequence;
-        for record in batch.records {
-            found.push((record.sequence.0, String::from_utf8(record.payload).expect("text")));
-        }
+        found.extend(batch.records);
     }
 }
 
+fn read_all(journal: &dyn Journal, lane: Lane, after: u64) -> Vec<(u64, String)> {
+    let (found, losses) = read_with_losses(journal, lane, Sequence(after));
+    assert!(losses.is_empty(), "{losses:?}");
+    found
+        .into_iter()
+        .map(|record| (record.sequence.0, String::from_utf8(record.payload).expect("text")))
+        .collect()
+}
+
 #[test]
-fn records_of_all_lanes_share_one_sequence_and_come_back_in_order() {
+fn lanes_share_one_sequence_and_take_it_one_after_the_other() {
     let folder = tempfile::tempdir().expect("folder");
-    let (mut journal, losses) = open(folder.path());
-    assert!(losses.is_empty());
+    let mut journal = open(folder.path());
     let records = vec![
         (Lane::Readings, b"a".to_vec()),
         (Lane::Events, b"b".to_vec()),
         (Lane::Readings, b"c".to_vec()),
     ];
     assert_eq!(journal.append(&records).expect("appended"), Sequence(4));
-    assert_eq!(read_all(&journal, Lane::Readings, 0), [(1, "a".to_owned()), (3, "c".to_owned())]);
-    assert_eq!(read_all(&journal, Lane::Events, 0), [(2, "b".to_owned())]);
-    assert_eq!(read_all(&journal, Lane::Readings, 1), [(3, "c".to_owned())]);
+    assert_eq!(read_all(&journal, Lane::Events, 0), [(1, "b".to_owned())]);
+    assert_eq!(read_all(&journal, Lane::Readings, 0), [(2, "a".to_owned()), (3, "c".to_owned())]);
+    assert_eq!(read_all(&journal, Lane::Readings, 2), [(3, "c".to_owned())]);
 }
 
 #[test]
 fn a_restart_continues_generation_sequence_and_content() {
     let folder = tempfile::tempdir().expect("folder");
-    let (mut journal, _) = open(folder.path());
+    let mut journal = open(folder.path());
     journal.append(&readings(1..501)).expect("appended");
     journal.trim(Lane::Readings, Sequence(100)).expect("trimmed");
-    journal.save_acknowledged().expect("saved");
+    journal.save().expect("saved");
     let generation = journal.generation();
     drop(journal);
 
-    let (mut journal, losses) = open(folder.path());
-    assert!(losses.is_empty(), "{losses:?}");
+    let mut journal = open(folder.path());
+    assert_eq!(journal.losses(), []);
     assert_eq!(journal.generation(), generation);
     assert_eq!(journal.acknowledged(Lane::Readings), Sequence(100));
     assert_eq!(journal.next_sequence(), Sequence(501));
@@ -65,109 +112,135 @@ fn a_restart_continues_generation_sequence_and_content() {
 }
 
 #[test]
+fn the_tail_reaches_back_over_segments() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut journal = open(folder.path());
+    for _ in 0..25 {
+        journal.append(&large(10)).expect("appended");
+    }
+    assert!(floors(folder.path()).len() >= 3);
+    let numbers = |count| -> Vec<u64> {
+        journal.reader().tail(Lane::Readings, count).iter().map(|stored| stored.sequence.0).collect()
+    };
+    assert_eq!(numbers(3), [248, 249, 250]);
+    assert_eq!(numbers(240), (11..=250).collect::<Vec<_>>());
+    assert_eq!(numbers(1_000).len(), 250);
+}
+
+#[test]
 fn drained_segments_are_deleted_and_no_sequence_is_used_twice() {
     let folder = tempfile::tempdir().expect("folder");
-    let (mut journal, _) = open(folder.path());
-    let payload = vec![7_u8; 10_000];
+    let mut journal = open(folder.path());
     for _ in 0..40 {
-        let records: Vec<_> = (0..10).map(|_| (Lane::Readings, payload.clone())).collect();
-        journal.append(&records).expect("appended");
+        journal.append(&large(10)).expect("appended");
     }
-    let lane = folder.path().join("journal").join(digits(1_000_000)).join("readings");
-    let before = numbered_folders(&lane).expect("listed");
-    assert!(before.len() >= 3, "{before:?}");
+    assert!(floors(folder.path()).len() >= 3);
     journal.trim(Lane::Readings, Sequence(400)).expect("trimmed");
-    assert_eq!(numbered_folders(&lane).expect("listed").len(), 1);
+    assert_eq!(floors(folder.path()).len(), 1);
+    // The newest goes too, once it is drained and large.
+    journal.save().expect("saved");
+    assert_eq!(floors(folder.path()), [401]);
     drop(journal);
-    let (journal, _) = open(folder.path());
+    let journal = open(folder.path());
     assert_eq!(journal.next_sequence(), Sequence(401));
+    assert_eq!(journal.losses(), []);
 }
 
 #[test]
 fn a_journal_over_its_cap_evicts_the_oldest_readings_and_says_which() {
     let folder = tempfile::tempdir().expect("folder");
-    let settings = JournalSettings { bytes_max: 4 << 20, ..SETTINGS };
-    let (mut journal, _) =
-        Journal::open(folder.path(), settings, EventTime::from_micros(1)).expect("journal opens");
+    let settings = JournalSettings { bytes_max: 6 << 20, ..SETTINGS };
+    let mut journal = open_with(folder.path(), settings);
     journal.append(&[(Lane::Events, b"trip".to_vec())]).expect("appended");
-    let payload = vec![7_u8; 10_000];
-    let mut losses = Vec::new();
     for _ in 0..100 {
-        let records: Vec<_> = (0..10).map(|_| (Lane::Readings, payload.clone())).collect();
-        journal.append(&records).expect("appended");
-        losses.extend(journal.evict().expect("evicted"));
+        journal.append(&large(10)).expect("appended");
+        journal.evict().expect("evicted");
+        assert!(journal.bytes() <= 8 << 20, "{}", journal.bytes());
     }
-    assert!(!losses.is_empty());
-    let lost: u64 = losses.iter().map(|loss| loss.records.expect("counted")).sum();
-    let left = read_all(&journal, Lane::Readings, losses.last().expect("one").last.0);
+    let losses = journal.losses();
+    assert_eq!(losses.len(), 1, "neighbours are one loss: {losses:?}");
+    assert_eq!((losses[0].lane, losses[0].cause), (Lane::Readings, LossCause::EvictedCap));
+    let left = read_all(&journal, Lane::Readings, losses[0].last.0);
+    let lost = losses[0].records.expect("counted");
     assert_eq!(lost + left.len() as u64, 1000, "evicted and left make everything");
-    assert!(losses.iter().all(|loss| loss.lane == Lane::Readings));
+    assert_eq!(left[0].0, losses[0].last.0 + 1);
     assert_eq!(read_all(&journal, Lane::Events, 0).len(), 1);
-    assert!(journal.bytes() <= 5 << 20, "{}", journal.bytes());
-}
-
-#[test]
-fn a_damaged_segment_is_moved_aside_and_reported() {
-    let folder = tempfile::tempdir().expect("folder");
-    let (mut journal, _) = open(folder.path());
-    journal.append(&readings(1..101)).expect("appended");
-    let generation = journal.generation();
+    // Until their gap record is durable they are told again, also after a restart.
     drop(journal);
-    let segment =
-        folder.path().join("journal").join(digits(generation.0)).join("readings").join(digits(1));
-    fs::write(segment.join("conf"), b"not a configuration").expect("damaged");
-
-    let (mut journal, losses) = open(folder.path());
-    assert_eq!(losses.len(), 1, "{losses:?}");
-    assert_eq!(losses[0].cause, LossCause::Damaged);
-    assert!(losses[0].first <= Sequence(1) && losses[0].last >= Sequence(100), "{losses:?}");
-    assert!(journal.next_sequence() > Sequence(100), "no sequence is used twice");
-    assert_eq!(fs::read_dir(folder.path().join("quarantine")).expect("listed").count(), 1);
-    journal.append(&readings(1..2)).expect("goes on");
+    let mut journal = open_with(folder.path(), settings);
+    assert_eq!(journal.losses(), losses);
+    journal.confirm_losses(&losses);
+    assert_eq!(journal.losses(), []);
+    journal.save().expect("saved");
+    drop(journal);
+    let journal = open_with(folder.path(), settings);
+    assert_eq!(journal.losses(), []);
+    assert_eq!(read_all(&journal, Lane::Readings, 0).len() as u64, 1000 - lost);
 }
 
 #[test]
-fn a_flipped_byte_never_comes_back_as_a_record() {
-    let mut chunk = segment::Chunk::default();
-    chunk.push(Sequence(1), b"first");
-    assert!(chunk.len() > 5);
+fn records_in_flight_are_not_evicted() {
     let folder = tempfile::tempdir().expect("folder");
-    let mut segment = Segment::new(folder.path().join("s"));
-    segment.write(chunk, 1 << 20).expect("written");
-    let database = segment.open(1 << 20).expect("open").clone();
-    let (key, value) = database.first().expect("read").expect("one chunk");
-    let mut value = value.to_vec();
-    *value.last_mut().expect("bytes") ^= 1;
-    database.insert(key, value).expect("written");
-    let mut records = Vec::new();
-    let result = segment.read(Sequence(0), Sequence(9), 10, 1 << 20, &mut records);
-    assert!(result.is_err());
-    assert!(records.is_empty());
+    let settings = JournalSettings { bytes_max: 6 << 20, ..SETTINGS };
+    let mut journal = open_with(folder.path(), settings);
+    for _ in 0..30 {
+        journal.append(&large(10)).expect("appended");
+    }
+    let batch = journal.reader().read(Lane::Readings, Sequence(0), Sequence(300), 50);
+    let in_flight = batch.records.last().expect("records").sequence;
+    for _ in 0..70 {
+        journal.append(&large(10)).expect("appended");
+    }
+    let losses = journal.losses();
+    assert_eq!(losses.len(), 1, "{losses:?}");
+    assert!(losses[0].first > in_flight, "{losses:?} with {in_flight:?} in flight");
+    let left = read_all(&journal, Lane::Readings, 0);
+    assert_eq!(left.len() as u64 + losses[0].records.expect("counted"), 1000);
+    assert_eq!(left[0].0, 1);
+}
+
+#[test]
+fn a_disk_below_its_reserve_evicts_and_takes_machine_events_only() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut journal = open(folder.path());
+    for _ in 0..40 {
+        journal.append(&large(10)).expect("appended");
+    }
+    drop(journal);
+    // No disk has that much.
+    let settings = JournalSettings { free_bytes_min: u64::MAX, ..SETTINGS };
+    let mut journal = open_with(folder.path(), settings);
+    journal.evict().expect("evicted");
+    let losses = journal.losses();
+    assert_eq!(losses[0].cause, LossCause::EvictedDisk);
+    let error = journal.append(&readings(0..1)).expect_err("refused");
+    assert!(error.to_string().contains("journal.free-bytes-min"), "{error}");
+    journal.append(&[(Lane::Events, b"trip".to_vec())]).expect("machine events are taken");
+    assert_eq!(read_all(&journal, Lane::Events, 0).len(), 1);
 }
 
 #[test]
 fn a_record_over_the_limit_is_refused_and_nothing_is_written() {
     let folder = tempfile::tempdir().expect("folder");
-    let (mut journal, _) = open(folder.path());
+    let mut journal = open(folder.path());
     let records =
         vec![(Lane::Readings, b"small".to_vec()), (Lane::Readings, vec![0; RECORD_BYTES_MAX + 1])];
     let error = journal.append(&records).expect_err("refused");
     assert_eq!(error.to_string(), "record of 122881 bytes, at most 122880 can be journalled");
     assert_eq!(journal.next_sequence(), Sequence(1));
     assert!(read_all(&journal, Lane::Readings, 0).is_empty());
+    journal.append(&[(Lane::Readings, vec![5; RECORD_BYTES_MAX])]).expect("at the limit");
+    assert_eq!(journal.reader().tail(Lane::Readings, 1)[0].payload.len(), RECORD_BYTES_MAX);
 }
 
 #[test]
 fn a_segment_that_cannot_be_opened_now_is_an_obstacle_and_not_a_loss() {
     let folder = tempfile::tempdir().expect("folder");
-    let (mut journal, _) = open(folder.path());
-    let payload = vec![7_u8; 10_000];
+    let mut journal = open(folder.path());
     for _ in 0..20 {
-        let records: Vec<_> = (0..10).map(|_| (Lane::Readings, payload.clone())).collect();
-        journal.append(&records).expect("appended");
+        journal.append(&large(10)).expect("appended");
     }
-    let lane = folder.path().join("journal").join(digits(1_000_000)).join("readings");
-    let oldest = lane.join(digits(numbered_folders(&lane).expect("listed")[0]));
+    let oldest = lane_folder(folder.path(), Lane::Readings).join(digits(floors(folder.path())[0]));
     let through = Sequence(journal.next_sequence().0 - 1);
 
     let other = sled::open(&oldest).expect("opened by somebody else");
@@ -179,4 +252,142 @@ fn a_segment_that_cannot_be_opened_now_is_an_obstacle_and_not_a_loss() {
     let batch = journal.reader().read(Lane::Readings, Sequence(0), through, 10);
     assert!(batch.obstacle.is_none(), "{batch:?}");
     assert_eq!(batch.records.first().map(|record| record.sequence), Some(Sequence(1)));
+}
+
+#[test]
+fn a_failed_append_leaves_nothing_and_the_same_records_can_be_appended_again() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut journal = open(folder.path());
+    journal.append(&readings(1..11)).expect("appended");
+    // A file where the folder of another lane would be: the group fails after its first lane was written.
+    let obstacle = lane_folder(folder.path(), Lane::DeadLetters);
+    fs::write(&obstacle, b"in the way").expect("made");
+    let mut group = readings(11..21);
+    group.push((Lane::DeadLetters, b"letter".to_vec()));
+    for _ in 0..3 {
+        journal.append(&group).expect_err("refused");
+        assert_eq!(journal.next_sequence(), Sequence(11));
+        assert_eq!(read_all(&journal, Lane::Readings, 0).len(), 10, "not durable, not shown");
+    }
+    // Another group takes the same numbers.
+    let other: Vec<Entry> =
+        (0..5).map(|number| (Lane::Readings, format!("other {number}").into_bytes())).collect();
+    journal.append(&other).expect("appended");
+    fs::remove_file(&obstacle).expect("gone");
+    journal.append(&group).expect("appended");
+    let found = read_all(&journal, Lane::Readings, 10);
+    assert_eq!(found.len(), 15);
+    assert_eq!(found[0], (11, "other 0".to_owned()));
+    assert_eq!(found[5], (16, "reading 11".to_owned()));
+    drop(journal);
+    let journal = open(folder.path());
+    assert_eq!(read_all(&journal, Lane::Readings, 10), found);
+    assert_eq!(read_all(&journal, Lane::DeadLetters, 0), [(26, "letter".to_owned())]);
+    assert_eq!(journal.losses(), []);
+}
+
+#[test]
+fn folders_and_files_that_are_not_ours_are_left_alone_or_moved_aside() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut journal = open(folder.path());
+    journal.append(&readings(1..11)).expect("appended");
+    drop(journal);
+    let generations = folder.path().join("journal");
+    fs::create_dir(generations.join("99999999999999999999")).expect("made");
+    fs::create_dir(generations.join(digits(1_900_000_000_000_000))).expect("made");
+    let lane = lane_folder(folder.path(), Lane::Readings);
+    fs::create_dir(lane.join("18446744073709551615")).expect("made");
+    fs::create_dir(lane.join(digits(5_000))).expect("an empty segment folder");
+    fs::write(lane.join("notes.txt"), b"by hand").expect("made");
+    let mut journal = open(folder.path());
+    assert_eq!(journal.generation(), Generation(1_800_000_000_000_000));
+    assert_eq!(read_all(&journal, Lane::Readings, 0).len(), 10);
+    assert_eq!(journal.next_sequence(), Sequence(11));
+    journal.append(&readings(11..12)).expect("goes on");
+    assert_eq!(read_all(&journal, Lane::Readings, 0).len(), 11);
+}
+
+/// What is done to both engines.
+#[derive(Clone, Debug)]
+enum Step {
+    Append(Vec<(usize, u16)>),
+    Read { lane: usize, count: usize },
+    Trim { lane: usize, share: u8 },
+    Restart,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let append = proptest::collection::vec((0..4_usize, 0..3_000_u16), 1..60).prop_map(Step::Append);
+    let read = (0..4_usize, 1..300_usize).prop_map(|(lane, count)| Step::Read { lane, count });
+    let trim = (0..4_usize, any::<u8>()).prop_map(|(lane, share)| Step::Trim { lane, share });
+    let step = prop_oneof![6 => append, 3 => read, 2 => trim, 1 => Just(Step::Restart)];
+    proptest::collection::vec(step, 1..40)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Whatever is done, both engines give the same numbers, records and books.
+    #[test]
+    fn both_engines_agree(steps in steps()) {
+        let folder = tempfile::tempdir().expect("folder");
+        let settings = JournalSettings { segment_bytes: 64 << 10, ..SETTINGS };
+        let reopen = || -> (Box<dyn Journal>, Box<dyn Journal>) {
+            let plain = PlainJournal::open(folder.path(), settings, STARTED).expect("opens");
+            (Box::new(open_with(folder.path(), settings)), Box::new(plain))
+        };
+        let (mut journal, mut plain) = reopen();
+        let mut number = 0_u32;
+        for step in steps {
+            match step {
+                Step::Append(records) => {
+                    let records: Vec<Entry> = records.iter().map(|(lane, length)| {
+                        number += 1;
+                        let mut payload = number.to_le_bytes().to_vec();
+                        payload.resize(4 + usize::from(*length), 7);
+                        (Lane::ALL[*lane], payload)
+                    }).collect();
+                    let next = journal.append(&records).expect("appended");
+                    prop_assert_eq!(next, plain.append(&records).expect("appended"));
+                }
+                Step::Read { lane, count } => {
+                    let lane = Lane::ALL[lane];
+                    let after = journal.acknowledged(lane);
+                    let through = Sequence(journal.next_sequence().0 - 1);
+                    let mut ours = journal.reader().read(lane, after, through, count).records;
+                    ours.truncate(count);
+                    let theirs = plain.reader().read(lane, after, through, count).records;
+                    prop_assert_eq!(ours, theirs);
+                }
+                Step::Trim { lane, share } => {
+                    let lane = Lane::ALL[lane];
+                    let (records, losses) =
+                        read_with_losses(&*journal, lane, journal.acknowledged(lane));
+                    prop_assert_eq!(losses, []);
+                    let index = records.len() * usize::from(share) / 256;
+                    if let Some(record) = records.get(index) {
+                        journal.trim(lane, record.sequence).expect("trimmed");
+                        plain.trim(lane, record.sequence).expect("trimmed");
+                    }
+                }
+                Step::Restart => {
+                    journal.save().expect("saved");
+                    plain.save().expect("saved");
+                    drop(journal);
+                    (journal, plain) = reopen();
+                }
+            }
+            prop_assert_eq!(journal.next_sequence(), plain.next_sequence());
+            for lane in Lane::ALL {
+                prop_assert_eq!(journal.acknowledged(lane), plain.acknowledged(lane));
+            }
+        }
+        for lane in Lane::ALL {
+            let after = journal.acknowledged(lane);
+            prop_assert_eq!(
+                read_with_losses(&*journal, lane, after),
+                read_with_losses(&*plain, lane, after)
+            );
+        }
+    }
 }
