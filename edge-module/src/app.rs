@@ -123,7 +123,10 @@ pub fn run(settings: Settings) -> ExitCode {
 }
 
 /// Takes the folder for this process alone and makes sure that it can be written.
-fn open_data_dir(folder: &Path) -> anyhow::Result<File> {
+///
+/// # Errors
+/// It cannot be created or written, or another process has it.
+pub fn open_data_dir(folder: &Path) -> anyhow::Result<File> {
     fs::create_dir_all(folder).context("it cannot be created; create it or choose another")?;
     let path = folder.join("lock");
     let lock =
@@ -234,14 +237,19 @@ fn run_tasks(settings: &Settings) -> anyhow::Result<()> {
     result
 }
 
-fn open_journal(settings: &Settings) -> anyhow::Result<SegmentedJournal> {
-    let limits = JournalSettings {
+/// Limits of the journal by the settings.
+#[must_use]
+pub const fn journal_limits(settings: &Settings) -> JournalSettings {
+    JournalSettings {
         segment_bytes: settings.journal.segment_bytes,
         bytes_max: settings.journal.bytes_max,
         free_bytes_min: settings.journal.free_bytes_min,
         cache_bytes: settings.journal.cache_bytes,
-    };
-    SegmentedJournal::open(&settings.device.data_dir, limits, now())
+    }
+}
+
+fn open_journal(settings: &Settings) -> anyhow::Result<SegmentedJournal> {
+    SegmentedJournal::open(&settings.device.data_dir, journal_limits(settings), now())
         .context("journal does not open")
 }
 
@@ -289,7 +297,8 @@ fn start_threads(settings: &Settings, board: &Board) -> anyhow::Result<MainTasks
         board: board.clone(),
     };
     let group_records_max = settings.journal.group_records_max;
-    let recorder = Recorder::new(Box::new(journal), own_name(settings), group_records_max, connections);
+    let recorder =
+        Recorder::new(Box::new(journal), own_name(settings), group_records_max, connections);
     let details = MachineEventDetails { model: model_name, ..MachineEventDetails::default() };
     let started = own_event(settings, MachineEventType::Started, details);
     for event in [Some(started), refusal].into_iter().flatten() {
@@ -302,7 +311,12 @@ fn start_threads(settings: &Settings, board: &Board) -> anyhow::Result<MainTasks
     let intake = stops.intake.subscribe();
     let threads = Threads {
         journal: spawn_recorder(recorder, stops.journal.subscribe(), board.clone())?,
-        forwarder: spawn_forwarder(forwarder, stops.forwarder.subscribe(), drain_timeout, board.clone())?,
+        forwarder: spawn_forwarder(
+            forwarder,
+            stops.forwarder.subscribe(),
+            drain_timeout,
+            board.clone(),
+        )?,
         latches: spawn_latches(latch_folder.clone(), latch_receiver, board.clone())?,
         protection: spawn_protection(settings.clone(), model, &latch_folder, sinks, intake)?,
     };

@@ -29,6 +29,42 @@ pub enum Command {
     CheckConfig(ConfigArgument),
     /// Ask a running module whether it is alive: 0 or 1. For container health checks.
     Healthcheck(ConfigArgument),
+    /// Look at, check, export or repair the journal of a module that does not run.
+    Journal(JournalArguments),
+}
+
+/// What to do with which journal.
+#[derive(Debug, Args)]
+pub struct JournalArguments {
+    /// Where the settings are; `device.data-dir` is the folder.
+    #[command(flatten)]
+    pub config: ConfigArgument,
+    /// What to do.
+    #[command(subcommand)]
+    pub action: JournalAction,
+}
+
+/// What to do with the journal.
+#[derive(Debug, Subcommand)]
+pub enum JournalAction {
+    /// Show lanes, segments, progress, losses and the quarantine. Changes nothing.
+    Inspect,
+    /// Read everything and compare it with the books: exit code 1 if something is damaged or missing.
+    Verify,
+    /// Write the records that wait as JSON, one a line.
+    Export {
+        /// A new file; without it, standard output.
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Also records that were delivered and are still on disk.
+        #[arg(long)]
+        all: bool,
+        /// Only this generation.
+        #[arg(long, value_name = "NUMBER")]
+        generation: Option<u64>,
+    },
+    /// Salvage what can be read of damaged segments and move them to the quarantine: exit code 1 if records are lost.
+    Repair,
 }
 
 /// Where the settings are.

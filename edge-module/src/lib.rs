@@ -16,6 +16,7 @@ pub mod cli;
 pub mod config;
 pub mod intake;
 pub mod journal;
+pub mod journal_tool;
 pub mod kafka;
 pub mod latch;
 pub mod mqtt;

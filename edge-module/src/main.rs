@@ -3,15 +3,18 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use edge_module::app;
 use edge_module::cli::{Cli, Command, ConfigArgument, EXIT_CONFIG};
 use edge_module::config::Settings;
+use edge_module::{app, journal_tool};
 
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(argument) => with_settings(&argument, app::run),
         Command::CheckConfig(argument) => with_settings(&argument, app::check),
         Command::Healthcheck(argument) => with_settings(&argument, app::healthcheck),
+        Command::Journal(arguments) => with_settings(&arguments.config, |settings| {
+            journal_tool::run(&settings, &arguments.action)
+        }),
     }
 }
 

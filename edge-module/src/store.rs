@@ -37,6 +37,7 @@ mod plain;
 mod recovery;
 mod segment;
 mod segmented;
+mod survey;
 #[cfg(test)]
 mod tests;
 
@@ -48,9 +49,10 @@ use shared_proto::model::{Generation, Sequence};
 
 pub use plain::PlainJournal;
 pub use segmented::SegmentedJournal;
+pub use survey::{LaneReport, SegmentSummary, Survey};
 
 /// Largest record: a dead letter with all its raw bytes fits.
-pub const RECORD_BYTES_MAX: usize = 120 * 1024;
+pub const RECORD_BYTES_MAX: usize = 96 * 1024;
 
 /// Which queue a record stands in. Each has its own segments and its own order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

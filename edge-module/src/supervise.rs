@@ -34,14 +34,21 @@ pub fn run_again_after_panic(
             return Ok(());
         }
         metrics::counter!(telemetry::TASK_PANICS, "task" => part.as_str()).increment(1);
-        board.set(part, Err("panicked, starts again; please report the message in the log".to_owned()));
+        board.set(
+            part,
+            Err("panicked, starts again; please report the message in the log".to_owned()),
+        );
         if was_stopping {
             bail!("{} panicked while stopping", part.as_str());
         }
         if started.elapsed() > RESTART_MAX {
             wait = RESTART_MIN;
         }
-        error!(task = part.as_str(), wait_ms = wait.as_millis() as u64, "panicked, starts again: machines stay protected");
+        error!(
+            task = part.as_str(),
+            wait_ms = wait.as_millis() as u64,
+            "panicked, starts again: machines stay protected"
+        );
         let is_stopping = stop.wait_for(|is_stopping| *is_stopping);
         // Stopping ends the wait, not the task: it has to write what waits.
         runtime.block_on(async { drop(tokio::time::timeout(wait, is_stopping).await) });

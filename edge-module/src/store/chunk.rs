@@ -13,8 +13,8 @@ use shared_proto::model::{Generation, Sequence};
 
 use super::{Lane, RECORD_BYTES_MAX, Stored};
 
-/// Largest chunk; sled keeps values over 128 KiB in files of their own.
-pub(super) const CHUNK_BYTES_MAX: usize = 96 * 1024;
+/// Largest chunk of more than one record.
+pub(super) const CHUNK_BYTES_MAX: usize = 64 * 1024;
 const MAGIC: &[u8; 8] = b"PMCHUNK1";
 const HEADER_BYTES: usize = 40;
 const ENTRY_HEADER_BYTES: usize = 16;
@@ -120,10 +120,10 @@ pub(super) struct Salvaged {
 impl Salvaged {
     /// Keeps what is whole of a decoded chunk.
     pub(super) fn of(decoded: &Decoded<'_>) -> Self {
-        let records = decoded.entries.iter().map(|(sequence, payload)| Stored {
-            sequence: *sequence,
-            payload: payload.to_vec(),
-        });
+        let records = decoded
+            .entries
+            .iter()
+            .map(|(sequence, payload)| Stored { sequence: *sequence, payload: payload.to_vec() });
         Self { previous: decoded.previous, records: records.collect() }
     }
 
@@ -168,7 +168,7 @@ fn find(bytes: &[u8], pattern: &[u8; 8]) -> Option<usize> {
 
 /// Appends an entry.
 pub(super) fn push_entry(bytes: &mut Vec<u8>, sequence: Sequence, payload: &[u8]) {
-    let length = u32::try_from(payload.len()).expect("records are limited to 120 KiB");
+    let length = u32::try_from(payload.len()).expect("records are limited to 96 KiB");
     bytes.extend_from_slice(&length.to_le_bytes());
     bytes.extend_from_slice(&checksum(sequence, payload).to_le_bytes());
     bytes.extend_from_slice(&sequence.0.to_le_bytes());

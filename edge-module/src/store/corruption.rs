@@ -60,7 +60,8 @@ fn build(folder: &Path, random: &mut Random) -> PerLane<Vec<Stored>> {
     for _ in 0..14 {
         let mut group: Vec<Entry> = Vec::new();
         for _ in 0..40 + below(random, 80) {
-            let lane = [Lane::Readings, Lane::Readings, Lane::Readings, Lane::Events][below(random, 4)];
+            let lane =
+                [Lane::Readings, Lane::Readings, Lane::Readings, Lane::Events][below(random, 4)];
             let mut payload = vec![0; 8 + below(random, 900)];
             random.fill(&mut payload);
             group.push((lane, payload));

@@ -168,7 +168,10 @@ impl HeadFile {
         let mut loaded = None;
         for slot in 0..2 {
             let at = slot * SLOT_BYTES;
-            let Some((counter, found)) = this.decode(&bytes[at..at + SLOT_BYTES]) else { continue };
+            let slot_bytes = &bytes[at..at + SLOT_BYTES];
+            let Some((counter, found)) = decode(slot_bytes, generation, system_start) else {
+                continue;
+            };
             if counter > this.counter {
                 this.counter = counter;
                 this.slot = 1 - slot as u64;
@@ -176,6 +179,17 @@ impl HeadFile {
             }
         }
         Ok((this, loaded))
+    }
+
+    /// Reads the books without opening them for writing.
+    pub(super) fn read(path: &Path, generation: Generation) -> io::Result<Option<Books>> {
+        let bytes = match fs::read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let found = bytes.chunks(SLOT_BYTES).take(2).filter_map(|slot| decode(slot, generation, 0));
+        let newest = found.max_by_key(|(counter, _)| *counter);
+        Ok(newest.map(|(_, loaded)| loaded.books))
     }
 
     /// Writes the books; a kill does not undo it, a power cut may.
@@ -217,35 +231,35 @@ impl HeadFile {
         bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
         bytes
     }
+}
 
-    fn decode(&self, slot: &[u8]) -> Option<(u64, Loaded)> {
-        let mut fields = Fields(slot);
-        if fields.take(8)? != MAGIC {
-            return None;
-        }
-        let (counter, generation) = (fields.u64()?, fields.u64()?);
-        let (system_start, next) = (fields.u64()?, fields.u64()?);
-        let mut books = Books { next: Sequence(next), ..Books::default() };
-        for lane in Lane::ALL {
-            *books.last.get_mut(lane) = Sequence(fields.u64()?);
-        }
-        for lane in Lane::ALL {
-            *books.acknowledged.get_mut(lane) = Sequence(fields.u64()?);
-        }
-        let count = u32::from_le_bytes(fields.take(4)?.try_into().ok()?) as usize;
-        if count > GAPS_MAX {
-            return None;
-        }
-        for _ in 0..count {
-            books.gaps.push(fields.gap()?);
-        }
-        let length = slot.len() - fields.0.len();
-        let expected = u32::from_le_bytes(fields.take(4)?.try_into().ok()?);
-        let is_ours = generation == self.generation.0;
-        let is_whole = crc32c::crc32c(&slot[..length]) == expected;
-        let is_exact = system_start == self.system_start && system_start != 0;
-        (is_whole && is_ours).then_some((counter, Loaded { books, is_exact }))
+fn decode(slot: &[u8], of_generation: Generation, since: u64) -> Option<(u64, Loaded)> {
+    let mut fields = Fields(slot);
+    if fields.take(8)? != MAGIC {
+        return None;
     }
+    let (counter, generation) = (fields.u64()?, fields.u64()?);
+    let (system_start, next) = (fields.u64()?, fields.u64()?);
+    let mut books = Books { next: Sequence(next), ..Books::default() };
+    for lane in Lane::ALL {
+        *books.last.get_mut(lane) = Sequence(fields.u64()?);
+    }
+    for lane in Lane::ALL {
+        *books.acknowledged.get_mut(lane) = Sequence(fields.u64()?);
+    }
+    let count = u32::from_le_bytes(fields.take(4)?.try_into().ok()?) as usize;
+    if count > GAPS_MAX {
+        return None;
+    }
+    for _ in 0..count {
+        books.gaps.push(fields.gap()?);
+    }
+    let length = slot.len() - fields.0.len();
+    let expected = u32::from_le_bytes(fields.take(4)?.try_into().ok()?);
+    let is_ours = generation == of_generation.0;
+    let is_whole = crc32c::crc32c(&slot[..length]) == expected;
+    let is_exact = system_start == since && system_start != 0;
+    (is_whole && is_ours).then_some((counter, Loaded { books, is_exact }))
 }
 
 struct Fields<'a>(&'a [u8]);

@@ -101,8 +101,7 @@ impl PlainJournal {
 
     fn read_parts(&mut self, lane: Lane) -> Result<(), JournalError> {
         let prefix = format!("{}-", lane.as_str());
-        let entries =
-            fs::read_dir(&self.folder).map_err(JournalError::io("list", &self.folder))?;
+        let entries = fs::read_dir(&self.folder).map_err(JournalError::io("list", &self.folder))?;
         let mut parts = BTreeMap::new();
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -136,8 +135,9 @@ impl PlainJournal {
 
     fn write(&mut self, lane: Lane, bytes: &[u8]) -> Result<(), JournalError> {
         let mut parts = lock(self.shared.lanes.get(lane));
-        let is_full =
-            parts.last_key_value().is_none_or(|(_, part)| part.length >= self.settings.segment_bytes);
+        let is_full = parts
+            .last_key_value()
+            .is_none_or(|(_, part)| part.length >= self.settings.segment_bytes);
         if is_full || self.files.get(lane).is_none() {
             let path = self.folder.join(format!("{}-{:020}.log", lane.as_str(), self.next.0));
             let file = File::create(&path).map_err(JournalError::io("create", &path))?;
@@ -287,10 +287,8 @@ impl Journal for PlainJournal {
 impl JournalReader for Shared {
     fn read(&self, lane: Lane, after: Sequence, through: Sequence, records_max: usize) -> Batch {
         let mut batch = Batch::default();
-        let parts: Vec<(u64, Part)> = lock(self.lanes.get(lane))
-            .iter()
-            .map(|(floor, part)| (*floor, part.clone()))
-            .collect();
+        let parts: Vec<(u64, Part)> =
+            lock(self.lanes.get(lane)).iter().map(|(floor, part)| (*floor, part.clone())).collect();
         let mut cursor = lock(self.cursors.get(lane));
         for (floor, part) in parts {
             if part.last <= after || floor > through.0 || batch.records.len() >= records_max {

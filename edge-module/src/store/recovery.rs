@@ -88,7 +88,7 @@ fn find_generation(journal: &Path, now: EventTime) -> Result<Generation, Journal
     let mut found = Vec::new();
     for number in numbered(journal)?.into_keys() {
         let root = journal.join(digits(number));
-        if number <= FLOOR_MAX && (root.join("head").is_file() || has_segments(&root)?) {
+        if has_content(&root)? {
             found.push(number);
         } else {
             warn!(path = %root.display(), "folder is no generation of the journal, left alone");
@@ -114,6 +114,11 @@ fn new_generation(now: EventTime) -> Generation {
     }
     let random = std::hash::RandomState::new().build_hasher().finish();
     Generation((random % CLOCK_IS_SET_MICROS).max(1))
+}
+
+/// Whether a folder is a generation: an empty one that somebody made is not.
+pub(super) fn has_content(root: &Path) -> Result<bool, JournalError> {
+    Ok(root.join("head").is_file() || has_segments(root)?)
 }
 
 fn has_segments(root: &Path) -> Result<bool, JournalError> {
@@ -227,7 +232,10 @@ impl Recovery {
             *self.books.acknowledged.get_mut(lane) = oldest.previous().unwrap_or_default();
         }
         oldest.close();
-        warn!(lane = lane.as_str(), "the journal's head is lost: what was delivered from the segments that are left is sent again");
+        warn!(
+            lane = lane.as_str(),
+            "the journal's head is lost: what was delivered from the segments that are left is sent again"
+        );
     }
 
     /// An eviction that was on the books when the process ended is carried out.

@@ -260,8 +260,11 @@ impl SegmentedJournal {
     fn shrink(&mut self, lane: Lane) -> Result<(), JournalError> {
         let is_drained = self.books.acknowledged.get(lane) >= self.books.last.get(lane);
         let limit = self.settings.segment_bytes / SHRINK_SHARE;
-        let is_large =
-            self.active.get(lane).as_ref().is_some_and(|active| bytes_on_disk(&active.path) > limit);
+        let is_large = self
+            .active
+            .get(lane)
+            .as_ref()
+            .is_some_and(|active| bytes_on_disk(&active.path) > limit);
         if is_drained && is_large {
             self.roll(lane)?;
             self.delete_drained(lane)?;
@@ -273,7 +276,8 @@ impl SegmentedJournal {
         let acknowledged = *self.books.acknowledged.get(lane);
         let mut is_saved = false;
         while let Some((floor, next_floor, segment)) = self.oldest_closed(lane, |_| true) {
-            let last = lock(&segment).closed().map_or(Sequence(next_floor - 1), |closed| closed.last);
+            let last =
+                lock(&segment).closed().map_or(Sequence(next_floor - 1), |closed| closed.last);
             if last > acknowledged {
                 break;
             }
@@ -658,7 +662,10 @@ impl Shared {
 
     fn has_new_hole(&self, lane: Lane, chain: &Chain) -> bool {
         let gaps = lock(&self.gaps);
-        chain.holes.iter().any(|(first, last)| !unknown_parts(&gaps, lane, *first, *last).is_empty())
+        chain
+            .holes
+            .iter()
+            .any(|(first, last)| !unknown_parts(&gaps, lane, *first, *last).is_empty())
     }
 }
 

@@ -120,7 +120,12 @@ fn the_tail_reaches_back_over_segments() {
     }
     assert!(floors(folder.path()).len() >= 3);
     let numbers = |count| -> Vec<u64> {
-        journal.reader().tail(Lane::Readings, count).iter().map(|stored| stored.sequence.0).collect()
+        journal
+            .reader()
+            .tail(Lane::Readings, count)
+            .iter()
+            .map(|stored| stored.sequence.0)
+            .collect()
     };
     assert_eq!(numbers(3), [248, 249, 250]);
     assert_eq!(numbers(240), (11..=250).collect::<Vec<_>>());
@@ -226,11 +231,29 @@ fn a_record_over_the_limit_is_refused_and_nothing_is_written() {
     let records =
         vec![(Lane::Readings, b"small".to_vec()), (Lane::Readings, vec![0; RECORD_BYTES_MAX + 1])];
     let error = journal.append(&records).expect_err("refused");
-    assert_eq!(error.to_string(), "record of 122881 bytes, at most 122880 can be journalled");
+    assert_eq!(error.to_string(), "record of 98305 bytes, at most 98304 can be journalled");
     assert_eq!(journal.next_sequence(), Sequence(1));
     assert!(read_all(&journal, Lane::Readings, 0).is_empty());
     journal.append(&[(Lane::Readings, vec![5; RECORD_BYTES_MAX])]).expect("at the limit");
     assert_eq!(journal.reader().tail(Lane::Readings, 1)[0].payload.len(), RECORD_BYTES_MAX);
+}
+
+#[test]
+fn the_engine_puts_nothing_into_files_that_it_does_not_sync() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut journal =
+        open_with(folder.path(), JournalSettings { segment_bytes: 1 << 30, ..SETTINGS });
+    for _ in 0..120 {
+        journal.append(&[(Lane::Waveforms, vec![5; RECORD_BYTES_MAX])]).expect("appended");
+        journal.append(&large(20)).expect("appended");
+    }
+    for lane in [Lane::Waveforms, Lane::Readings] {
+        let lane = lane_folder(folder.path(), lane);
+        for path in numbered(&lane).expect("listed").into_values() {
+            let blobs = fs::read_dir(path.join("blobs")).expect("the engine's folder");
+            assert_eq!(blobs.count(), 0, "{}", path.display());
+        }
+    }
 }
 
 #[test]
@@ -317,7 +340,8 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let append = proptest::collection::vec((0..4_usize, 0..3_000_u16), 1..60).prop_map(Step::Append);
+    let append =
+        proptest::collection::vec((0..4_usize, 0..3_000_u16), 1..60).prop_map(Step::Append);
     let read = (0..4_usize, 1..300_usize).prop_map(|(lane, count)| Step::Read { lane, count });
     let trim = (0..4_usize, any::<u8>()).prop_map(|(lane, share)| Step::Trim { lane, share });
     let step = prop_oneof![6 => append, 3 => read, 2 => trim, 1 => Just(Step::Restart)];
