@@ -46,9 +46,9 @@ lint: ## Format, clippy and rustdoc, warnings are errors
 	cargo clippy --workspace --all-targets --locked --features e2e-tests/services -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
-long: ## New seeds for the simulation and the property tests, ROUNDS of each
+long: ## New seeds for the simulation and the property tests, new kills, power cuts and full disks for the journal, ROUNDS of each
 	@$(SETUP) test
-	SIMULATION_ROUNDS=$(ROUNDS) PROPTEST_CASES=$(ROUNDS) cargo test --workspace --locked
+	SIMULATION_ROUNDS=$(ROUNDS) PROPTEST_CASES=$(ROUNDS) JOURNAL_ROUNDS=$(ROUNDS) cargo test --workspace --locked
 
 audit: ## Licences, bans, sources and advisories of the dependencies
 	@command -v cargo-deny >/dev/null || cargo install --locked --version 0.20.2 cargo-deny

@@ -3,9 +3,14 @@
 //!
 //! What a scenario leaves behind lies in `target/tmp/scenarios-<process id>/<name>` and is deleted by the next run.
 
+#[allow(dead_code, reason = "each test binary uses its part of it")]
+#[path = "../../edge-module/tests/disk/mod.rs"]
+mod disk;
+
 mod bad_input;
 mod operation;
 mod outages;
 mod pair;
 mod plant;
 mod servers;
+mod stop_isolation;
