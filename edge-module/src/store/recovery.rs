@@ -273,6 +273,10 @@ impl Recovery {
                 // The head knows of more: perhaps the engine dropped what can still be found.
                 Ok(last) if last >= named || segment.closed().is_some() => found = last,
                 Err(error) if !error.is_damage() => return Err(error),
+                Err(_) if segment.was_never_begun() => {
+                    segment.delete()?;
+                    continue;
+                }
                 Ok(_) | Err(_) => {
                     self.examine_room()?;
                     self.is_newest_damaged = true;

@@ -39,6 +39,8 @@ const LOCK_STEP: Duration = Duration::from_millis(2);
 const SNAPSHOT_PREFIX: &str = "snap.";
 /// Marks a folder whose deletion has begun.
 pub(super) const DELETED_EXTENSION: &str = "deleted";
+/// A segment whose header was synced takes more than this on disk.
+const BEGUN_BYTES: u64 = 64 << 10;
 /// sled's own segments; 17 records of the largest size stay below a quarter of it.
 const ENGINE_SEGMENT_BYTES: usize = 8 << 20;
 const _: () = assert!(18 * (RECORD_BYTES_MAX + 1024) < ENGINE_SEGMENT_BYTES / 4);
@@ -141,13 +143,14 @@ impl Segment {
         remove_if_there(&name.path)?;
         let mut this = Self::new(name, cache_bytes);
         let database = this.open_database()?;
+        // From here on the segment closes it, also after an error.
+        this.database = Some(database.clone());
         let header = this.name.header(previous);
         database.insert(HEADER_KEY, header).map_err(JournalError::engine(&this.name.path))?;
         sync_database(&database, &this.name.path)?;
         this.sync_files()?;
         sync_folder(&this.name.path)?;
         this.previous = Some(previous);
-        this.database = Some(database);
         Ok(this)
     }
 
@@ -165,18 +168,32 @@ impl Segment {
             if !self.name.path.join(DATABASE_FILE).is_file() {
                 return Err(self.foreign("its database file is missing"));
             }
-            let database = self.open_database()?;
-            let header = guard(&self.name.path, || {
-                database.get(HEADER_KEY).map_err(JournalError::engine(&self.name.path))
-            })?;
-            let Some(header) = header else { return Err(self.foreign("it has no header")) };
-            let Some(previous) = self.name.check_header(&header) else {
-                return Err(self.foreign("its header is that of another segment"));
-            };
-            self.previous = Some(previous);
-            self.database = Some(database);
+            self.database = Some(self.open_database()?);
+            match self.read_header() {
+                Ok(previous) => self.previous = Some(previous),
+                Err(error) => {
+                    self.close();
+                    return Err(error);
+                }
+            }
         }
         Ok(self.database.as_ref().expect("opened above"))
+    }
+
+    fn read_header(&self) -> Result<Sequence, JournalError> {
+        let Some(database) = &self.database else { return Err(self.foreign("it is closed")) };
+        let header = guard(&self.name.path, || {
+            database.get(HEADER_KEY).map_err(JournalError::engine(&self.name.path))
+        })?;
+        let Some(header) = header else { return Err(self.foreign("it has no header")) };
+        self.name
+            .check_header(&header)
+            .ok_or_else(|| self.foreign("its header is that of another segment"))
+    }
+
+    /// Whether it was being made when the process ended: nothing can have been acknowledged in it.
+    pub(super) fn was_never_begun(&self) -> bool {
+        bytes_on_disk(&self.name.path) < BEGUN_BYTES
     }
 
     fn open_database(&self) -> Result<sled::Db, JournalError> {
@@ -235,12 +252,8 @@ impl Segment {
         Ok(())
     }
 
-    const fn foreign_error(path: PathBuf, what: &'static str) -> JournalError {
-        JournalError::Foreign { path, what }
-    }
-
     fn foreign(&self, what: &'static str) -> JournalError {
-        Self::foreign_error(self.name.path.clone(), what)
+        JournalError::Foreign { path: self.name.path.clone(), what }
     }
 
     pub(super) fn close(&mut self) {

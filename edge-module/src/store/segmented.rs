@@ -38,6 +38,8 @@ pub(super) struct Shared {
     last: PerLane<AtomicU64>,
     /// Highest record of each lane that a reader was given: it may be in flight.
     handed_out: PerLane<AtomicU64>,
+    /// Everything of each lane up to here was delivered: what is gone of it is no loss.
+    acknowledged: PerLane<AtomicU64>,
     gaps: Mutex<Vec<Gap>>,
 }
 
@@ -54,6 +56,7 @@ impl Shared {
             lanes: PerLane::default(),
             last: PerLane::default(),
             handed_out: PerLane::default(),
+            acknowledged: PerLane::default(),
             gaps: Mutex::default(),
         }
     }
@@ -154,6 +157,8 @@ impl SegmentedJournal {
     fn publish(&mut self) {
         for lane in Lane::ALL {
             self.shared.last.get(lane).store(self.books.last.get(lane).0, Ordering::Release);
+            let acknowledged = self.books.acknowledged.get(lane).0;
+            self.shared.acknowledged.get(lane).store(acknowledged, Ordering::Release);
         }
         self.publish_gaps();
     }
@@ -434,6 +439,7 @@ impl Journal for SegmentedJournal {
             return Ok(());
         }
         *acknowledged = through;
+        self.shared.acknowledged.get(lane).store(through.0, Ordering::Release);
         let before = self.books.gaps.len();
         self.books.forget_delivered();
         if self.books.gaps.len() != before {
@@ -589,9 +595,8 @@ impl Shared {
             chain.through = through;
             chain.expect(through.min(self.last(lane)));
         }
-        let gaps = lock(&self.gaps);
         for (first, last) in chain.holes {
-            batch.losses.extend(unknown_parts(&gaps, lane, first, last));
+            batch.losses.extend(self.unknown(lane, first, last));
         }
         batch.records = chain.records;
         batch
@@ -660,12 +665,14 @@ impl Shared {
         }
     }
 
+    /// Parts of a hole that were neither delivered nor are on the books.
+    fn unknown(&self, lane: Lane, first: Sequence, last: Sequence) -> Vec<Loss> {
+        let acknowledged = Sequence(self.acknowledged.get(lane).load(Ordering::Acquire));
+        unknown_parts(&lock(&self.gaps), lane, first.max(acknowledged.next()), last)
+    }
+
     fn has_new_hole(&self, lane: Lane, chain: &Chain) -> bool {
-        let gaps = lock(&self.gaps);
-        chain
-            .holes
-            .iter()
-            .any(|(first, last)| !unknown_parts(&gaps, lane, *first, *last).is_empty())
+        chain.holes.iter().any(|(first, last)| !self.unknown(lane, *first, *last).is_empty())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use edge_module::store::{Journal, Lane};
+use edge_module::store::{Journal as _, Lane, SegmentedJournal};
 use shared_proto::model::{EventTime, Sequence};
 
 use crate::writer::{Told, lane_of, number_of, payload_of, settings};
@@ -26,7 +26,7 @@ pub(crate) struct Books {
     issued: u64,
     next_sequence: u64,
     generation: Option<u64>,
-    trimmed: [u64; 3],
+    trimmed: [u64; 4],
     acknowledged: u64,
     /// What was wrong with what was told.
     fault: Option<String>,
@@ -82,12 +82,13 @@ impl Books {
     }
 
     /// Opens the journal in `folder` and looks at all of it.
-    pub(crate) fn check(&mut self, folder: &Path, now: EventTime) -> Result<Journal, String> {
+    pub(crate) fn check(&mut self, folder: &Path, now: EventTime) -> Result<SegmentedJournal, String> {
         if let Some(fault) = &self.fault {
             return Err(fault.clone());
         }
-        let (journal, losses) = Journal::open(folder, settings(), now)
+        let journal = SegmentedJournal::open(folder, settings(), now)
             .map_err(|error| format!("does not open: {}", edge_module::journal::chain(&error)))?;
+        let losses = journal.losses();
         if !losses.is_empty() {
             return Err(format!("losses reported: {losses:?}"));
         }
@@ -127,7 +128,7 @@ impl Books {
         Ok(journal)
     }
 
-    fn read_lane(&self, journal: &Journal, lane: Lane) -> Result<Held, String> {
+    fn read_lane(&self, journal: &SegmentedJournal, lane: Lane) -> Result<Held, String> {
         let through = Sequence(journal.next_sequence().0 - 1);
         let reader = journal.reader();
         let name = lane.as_str();

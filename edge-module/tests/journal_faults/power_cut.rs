@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use edge_module::store::Journal;
+use edge_module::store::{Journal as _, SegmentedJournal};
 use shared_proto::model::EventTime;
 
 use crate::books::Books;
@@ -118,7 +118,7 @@ fn check(folder: &Path, books: &mut Books) -> Result<(), String> {
     Ok(())
 }
 
-fn go_on(mut journal: Journal, books: &mut Books) -> Result<(), String> {
+fn go_on(mut journal: SegmentedJournal, books: &mut Books) -> Result<(), String> {
     let first = books.next_number();
     let end = first + 20;
     books.hear(Told::Offered { first, end });

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use edge_module::store::{Journal, JournalError, JournalSettings, Lane};
+use edge_module::store::{Journal as _, JournalError, JournalSettings, Lane, SegmentedJournal};
 use shared_proto::model::{EventTime, Sequence};
 
 use crate::random::Random;
@@ -106,7 +106,12 @@ impl Told {
 
 /// The only place that names all fields.
 pub(crate) fn settings() -> JournalSettings {
-    JournalSettings { segment_bytes: 128 * 1024, bytes_max: 1 << 30, cache_bytes: 1 << 20 }
+    JournalSettings {
+        segment_bytes: 128 * 1024,
+        bytes_max: 1 << 30,
+        free_bytes_min: 0,
+        cache_bytes: 1 << 20,
+    }
 }
 
 /// Where a record belongs.
@@ -114,6 +119,7 @@ pub(crate) fn lane_of(number: u64) -> Lane {
     match Random::new(number).of(0..10) {
         0 | 1 => Lane::Events,
         2 => Lane::DeadLetters,
+        3 => Lane::Waveforms,
         _ => Lane::Readings,
     }
 }
@@ -211,14 +217,14 @@ impl Drop for Writer {
 #[test]
 fn child() {
     let Some(folder) = std::env::var_os(ROLE).map(PathBuf::from) else { return };
-    let number = |name: &str| -> i64 {
+    let number = |name: &str| -> u64 {
         std::env::var(name).expect(name).parse().unwrap_or_else(|_| panic!("{name}"))
     };
     let task = Task {
-        first_number: number(FIRST_NUMBER) as u64,
-        seed: number(SEED) as u64,
-        steps: number(STEPS) as u64,
-        now: EventTime::from_micros(number(NOW)),
+        first_number: number(FIRST_NUMBER),
+        seed: number(SEED),
+        steps: number(STEPS),
+        now: EventTime::from_micros(number(NOW).cast_signed()),
     };
     Work::new(folder, task).run(task.steps);
 }
@@ -234,9 +240,9 @@ struct Work {
     folder: PathBuf,
     random: Random,
     now: EventTime,
-    journal: Option<Journal>,
+    journal: Option<SegmentedJournal>,
     next_number: u64,
-    trimmed: [u64; 3],
+    trimmed: [u64; 4],
 }
 
 impl Work {
@@ -247,7 +253,7 @@ impl Work {
             now: task.now,
             journal: None,
             next_number: task.first_number,
-            trimmed: [0; 3],
+            trimmed: [0; 4],
         }
     }
 
@@ -266,7 +272,7 @@ impl Work {
         std::fs::File::open("/.disk-mark/die").expect_err("never there");
     }
 
-    fn journal(&mut self) -> &mut Journal {
+    fn journal(&mut self) -> &mut SegmentedJournal {
         self.journal.as_mut().expect("opened at the start")
     }
 
@@ -274,8 +280,8 @@ impl Work {
     fn open(&mut self) {
         self.journal = None;
         let mut tries = 0;
-        let (journal, losses) = loop {
-            match Journal::open(&self.folder, settings(), self.now) {
+        let journal = loop {
+            match SegmentedJournal::open(&self.folder, settings(), self.now) {
                 Ok(opened) => break opened,
                 Err(error) => refused(&mut tries, &error),
             }
@@ -283,7 +289,7 @@ impl Work {
         tell(Told::Opened {
             generation: journal.generation().0,
             next_sequence: journal.next_sequence().0,
-            losses: losses.len() as u64,
+            losses: journal.losses().len() as u64,
         });
         self.journal = Some(journal);
     }
@@ -310,7 +316,7 @@ impl Work {
     }
 
     fn trim(&mut self) {
-        let lane = Lane::ALL[self.random.of(0..3) as usize];
+        let lane = Lane::ALL[self.random.of(0..4) as usize];
         let newest = self.journal().next_sequence().0 - 1;
         let through = newest.saturating_sub(self.random.of(0..2_000));
         let trimmed = &mut self.trimmed[Lane::ALL.iter().position(|of| *of == lane).expect("one")];
@@ -324,7 +330,7 @@ impl Work {
         if let Err(error) = journal.trim(lane, Sequence(through)) {
             eprintln!("trim: {error}");
         }
-        if is_saved && let Err(error) = journal.save_acknowledged() {
+        if is_saved && let Err(error) = journal.save() {
             eprintln!("save: {error}");
         }
     }
@@ -333,7 +339,7 @@ impl Work {
     fn read(&mut self) {
         let newest = self.journal().next_sequence().0 - 1;
         let after = newest.saturating_sub(self.random.of(0..3_000));
-        let lane = Lane::ALL[self.random.of(0..3) as usize];
+        let lane = Lane::ALL[self.random.of(0..4) as usize];
         let reader = self.journal().reader();
         let batch = reader.read(lane, Sequence(after), Sequence(newest), 300);
         assert!(batch.losses.is_empty(), "the reader found {:?}", batch.losses);
