@@ -130,8 +130,8 @@ mod tests {
     use super::*;
 
     fn latch(machine: &str) -> LatchSnapshot {
-        let machine_id = MachineId::new(machine).expect("valid");
-        LatchSnapshot { machine_id, trip_count: 3, trip: None, machine_state: None }
+        let json = serde_json::json!({ "machine_id": machine, "trip_count": 3 });
+        serde_json::from_value(json).expect("all else is optional")
     }
 
     fn wait_for(condition: impl Fn() -> bool) {
@@ -153,6 +153,33 @@ mod tests {
             Some(RestoredLatch::Known(read)) => assert_eq!(read, latch),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn latches_of_older_versions_are_in_force() {
+        let old = r#"{
+  "machine_id": "press-1",
+  "trip_count": 7,
+  "trip": {
+    "trip_id": "press-1-1767225600000000-7",
+    "cause": { "kind": "limit", "rule": "hot", "sensor": "press-1/oil", "value": 121.5, "limit": 120.0 },
+    "since": 1767225600000000,
+    "stop": "confirmed",
+    "later_causes": [{ "kind": "silence", "sensor": "press-1/oil", "limit_ms": 5000 }]
+  },
+  "machine_state": "stopped"
+}"#;
+        let folder = tempfile::tempdir().expect("folder");
+        let latches = LatchFolder::open(folder.path()).expect("opened");
+        let machine_id = MachineId::new("press-1").expect("valid");
+        fs::write(latches.path(&machine_id), old).expect("written");
+        let Some(RestoredLatch::Known(read)) = latches.read(&machine_id) else {
+            panic!("yesterday's latch is not read");
+        };
+        let trip = read.trip.expect("latched");
+        assert_eq!(trip.trip_id, "press-1-1767225600000000-7");
+        assert_eq!((trip.later_causes.len(), trip.rule_version.as_str()), (1, ""));
+        assert!(read.shelved.is_empty() && !read.dry_run);
     }
 
     #[test]

@@ -24,6 +24,9 @@
 //! samples are judged a minute at a time, with whole minutes counted from the sensor's first sample.
 
 
+#[cfg(test)]
+mod tests;
+
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};

@@ -441,6 +441,8 @@ struct Model {
     trips_on_silence: bool,
     values: Vec<(&'static str, f64)>,
     rms: Vec<(&'static str, Option<f64>)>,
+    /// Those of windows whose sensor was not at fault.
+    judged_rms: Vec<(&'static str, Option<f64>)>,
     scores: Vec<(&'static str, f64)>,
     /// When a watched sensor delivered while nothing of it was unusable.
     heard: Vec<(&'static str, Instant)>,
@@ -458,9 +460,15 @@ impl Model {
         value.is_none_or(|(_, value)| value.is_finite()) && !is_rms_bad
     }
 
+    /// Whether the sensor's last value is a number: one that is none voids what else it sends.
+    fn is_value_usable(&self, on: &str) -> bool {
+        let value = self.values.iter().rev().find(|(name, _)| *name == on);
+        value.is_none_or(|(_, value)| value.is_finite())
+    }
+
     fn is_limit_passed(&self) -> bool {
         let mut values = self.values.iter().rev();
-        let mut rms = self.rms.iter().rev();
+        let mut rms = self.judged_rms.iter().rev();
         let value = values.find(|(on, value)| *on == "t1" && value.is_finite());
         let rms = rms.find(|(on, rms)| *on == "v1" && is_finite(*rms));
         value.is_some_and(|(_, value)| is_temperature_limit_passed(*value))
@@ -497,12 +505,14 @@ impl Model {
             Input::Rms(on, rms) => {
                 self.rms.push((on, rms));
                 self.hear(on, now);
-                on == "v1" && is_finite(rms) && rms > Some(1.0)
+                let is_usable = self.is_value_usable(on);
+                if is_usable {
+                    self.judged_rms.push((on, rms));
+                }
+                on == "v1" && is_usable && is_finite(rms) && rms > Some(1.0)
             }
             Input::Score(on, score) => {
-                // A sensor whose last value is none is at fault: its windows do not vote.
-                let value = self.values.iter().rev().find(|(name, _)| *name == on);
-                if value.is_none_or(|(_, value)| value.is_finite()) {
+                if self.is_value_usable(on) {
                     self.scores.push((on, score));
                 }
                 self.has_votes(on)
@@ -537,6 +547,7 @@ fn run(inputs: &[Input], trips_on_silence: bool) {
         trips_on_silence,
         values: vec![],
         rms: vec![],
+        judged_rms: vec![],
         scores: vec![],
         heard: vec![("t1", start), ("v1", start)],
         is_tripped: false,
