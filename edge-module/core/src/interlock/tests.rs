@@ -1,5 +1,8 @@
 //! Each rule by example, then random runs against a slow, obvious model.
 
+mod properties;
+mod rules;
+
 use proptest::prelude::*;
 
 use super::*;
