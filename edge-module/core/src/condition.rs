@@ -21,8 +21,8 @@
 //! Each fault is raised once. It is over when the sensor has delivered without it for `recovers_after`, seen by
 //! at least two samples if that is above zero, so that a loose contact does not report at every sample. A
 //! sample that says nothing about a fault (a NaN about the range) neither keeps nor ends it. Rates and missing
-//! samples are judged a minute at a time, with whole minutes counted from the sensor's first sample.
-
+//! samples are judged a minute at a time, with whole minutes counted from the sensor's first sample; of a sensor that sends
+//! blocks and readings the rate is that of its blocks.
 
 #[cfg(test)]
 mod tests;
@@ -248,7 +248,12 @@ impl ConditionSettings {
         };
         let tolerance = self.frozen.map(|frozen| frozen.tolerance);
         let at_least_zero = "a finite number from 0";
-        number("frozen-tolerance", tolerance, |value| value >= 0.0 && value.is_finite(), at_least_zero);
+        number(
+            "frozen-tolerance",
+            tolerance,
+            |value| value >= 0.0 && value.is_finite(),
+            at_least_zero,
+        );
         let above_zero = "a finite number above 0";
         let is_above_zero = |value: f64| value > 0.0 && value.is_finite();
         let full_scale = self.saturation.and_then(|saturation| saturation.full_scale);
@@ -259,7 +264,12 @@ impl ConditionSettings {
         let saturation = self.saturation.map(|saturation| saturation.share);
         number("saturation", saturation, is_share, share);
         number("sample-rate-tolerance", self.rate.map(|rate| rate.tolerance), is_share, share);
-        number("missing-samples-max", self.missing_share_max, |value| value > 0.0 && value < 1.0, "above 0 and below 1");
+        number(
+            "missing-samples-max",
+            self.missing_share_max,
+            |value| value > 0.0 && value < 1.0,
+            "above 0 and below 1",
+        );
         let allowed = "above 0 and at most a week";
         let waits = [
             ("frozen-after", self.frozen.map(|frozen| frozen.after)),
@@ -326,6 +336,8 @@ pub struct Condition {
     minute: Option<Minute>,
     /// Where the next block should start.
     expected: Option<EventTime>,
+    /// Its rate is that of its blocks; its readings may come as they like.
+    sends_blocks: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -406,6 +418,9 @@ impl Condition {
     ) {
         let micros = block.samples.len() as f64 / block.sample_rate_hz * 1e6;
         let end = block.first_sample.saturating_add_micros(micros as i64);
+        if !std::mem::replace(&mut self.sends_blocks, true) {
+            self.minute = None;
+        }
         self.judge_clock(Some(end), now, changes);
         if let Some(rate) = self.settings.rate {
             let is_off = (block.sample_rate_hz - rate.hz).abs() > rate.hz * rate.tolerance;
@@ -489,7 +504,7 @@ impl Condition {
 
     /// Readings: so many in a minute are expected.
     fn count_readings(&mut self, now: Instant, changes: &mut Vec<FaultChange>) {
-        let Some(rate) = self.settings.rate else { return };
+        let Some(rate) = self.settings.rate.filter(|_| !self.sends_blocks) else { return };
         let Some(minute) = &mut self.minute else {
             self.minute = Some(Minute { began: now, received: 0.0, missing: 0.0 });
             return;

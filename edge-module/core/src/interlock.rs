@@ -48,9 +48,7 @@ pub use settings::{
     RuleAction, SCORE_RULE, SENSOR_FAULT_RULE, SILENCE_RULE, STARTUP_MAX, ScoreVote, SensorRule,
     SettingsFault, Silence, VOTE_WINDOWS_MAX, WAIT_MAX,
 };
-pub use shelving::{
-    REASON_CHARACTERS_MAX, ShelveRefused, ShelveRequest, ShelvedRule, UnshelvedBy,
-};
+pub use shelving::{REASON_CHARACTERS_MAX, ShelveRefused, ShelveRequest, ShelvedRule, UnshelvedBy};
 
 pub use crate::condition::SensorFaultKind;
 use crate::condition::{Condition, FaultChange, Measured};
@@ -348,7 +346,12 @@ impl Interlock {
             trip.pass_time(self.settings.confirmation, now.instant, &mut actions);
         }
         let mut due = self.catch_up(now);
-        if actions.is_empty() { due } else { actions.append(&mut due); actions }
+        if actions.is_empty() {
+            due
+        } else {
+            actions.append(&mut due);
+            actions
+        }
     }
 
     /// When to call [`Interlock::handle_timeout`] next. May be early, is never late.

@@ -158,9 +158,7 @@ impl Sensor {
             saturation: self
                 .saturation
                 .map(|share| SaturationRule { share, full_scale: self.full_scale }),
-            rate: self
-                .sample_rate
-                .map(|hz| RateRule { hz, tolerance: self.sample_rate_tolerance }),
+            rate: self.sample_rate.map(|hz| RateRule { hz, tolerance: self.sample_rate_tolerance }),
             missing_share_max: self.missing_samples_max,
             clock_drift_max: self.clock_drift_max,
             recovers_after: self.recovers_after,

@@ -337,7 +337,12 @@ mod tests {
         check("plant/press-1/state", r#"{"state":"stopped"}"#, true, "press-1 State(Stopped)");
         check("plant/press-1/state", r#"{"state":"asleep"}"#, false, "expected {\"state\"");
         check("plant/press-1/reset", r#"{"operator":"Kim"}"#, false, "Reset { operator: \"Kim\" }");
-        check("plant/press-1/reset", r#"{"operator":"Kim"}"#, true, "retained reset or shelving is ignored");
+        check(
+            "plant/press-1/reset",
+            r#"{"operator":"Kim"}"#,
+            true,
+            "retained reset or shelving is ignored",
+        );
         check("plant/press-1/reset", r#"{"operator":" "}"#, false, "operator is empty");
         let shelving = r#"{"operator":"Kim","rule":"hot","for":"2h","reason":"probe is out"}"#;
         check("plant/press-1/shelve", shelving, false, "rule: \"hot\", duration: 7200s");

@@ -227,7 +227,8 @@ fn rate_of_readings_is_counted_over_a_minute() {
     let check = |distance_ms: u64, expected: &str| {
         let rate = Some(RateRule { hz: 1.0, tolerance: 0.05 });
         let missing_share_max = Some(0.2);
-        let settings = ConditionSettings { rate, missing_share_max, ..ConditionSettings::default() };
+        let settings =
+            ConditionSettings { rate, missing_share_max, ..ConditionSettings::default() };
         let mut bench = Bench::new(settings);
         let mut seen = String::new();
         for _ in 0..120_000 / distance_ms {

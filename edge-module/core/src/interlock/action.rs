@@ -287,7 +287,9 @@ pub enum ResetRefused {
         machine: MachineId,
     },
     /// The latest value is still past its limit, or not back by the hysteresis.
-    #[error("limit {rule}: latest value {value} of {sensor} is not back from {limit} by its hysteresis of {hysteresis}")]
+    #[error(
+        "limit {rule}: latest value {value} of {sensor} is not back from {limit} by its hysteresis of {hysteresis}"
+    )]
     LimitPresent {
         /// Name of the limit rule.
         rule: String,

@@ -201,7 +201,9 @@ pub enum SettingsFault {
         rule: String,
     },
     /// A violation that could never end, or that ends before it begins.
-    #[error("limit {rule}: hysteresis {hysteresis} must be a finite number from 0 that leaves room between below and above")]
+    #[error(
+        "limit {rule}: hysteresis {hysteresis} must be a finite number from 0 that leaves room between below and above"
+    )]
     Hysteresis {
         /// Name of the rule.
         rule: String,
@@ -308,9 +310,11 @@ impl InterlockSettings {
             }
             let mut found = Vec::new();
             rule.condition.validate(&mut found);
-            faults.extend(found.into_iter().map(|fault| {
-                SettingsFault::Condition { sensor: sensor.clone(), fault }
-            }));
+            faults.extend(
+                found
+                    .into_iter()
+                    .map(|fault| SettingsFault::Condition { sensor: sensor.clone(), fault }),
+            );
         }
     }
 }

@@ -95,7 +95,9 @@ pub enum ShelveRefused {
         known: String,
     },
     /// Shelving is no way round a reset that is refused.
-    #[error("rule {rule} cannot be shelved while a trip is latched: remove the cause and reset first")]
+    #[error(
+        "rule {rule} cannot be shelved while a trip is latched: remove the cause and reset first"
+    )]
     Tripped {
         /// Which rule.
         rule: String,

@@ -84,8 +84,7 @@ impl Watched {
         let count = votes.count(rule.of);
         let suppression = force.suppression(RuleName::Score(sensor), rule.during_startup);
         let is_violated = count >= rule.votes;
-        let effect =
-            votes.response.respond(is_violated, rule.action, suppression, force.is_armed);
+        let effect = votes.response.respond(is_violated, rule.action, suppression, force.is_armed);
         findings.extend(effect.map(|effect| (effect, votes.cause(sensor, rule))));
     }
 
@@ -119,9 +118,8 @@ impl Watched {
 
     /// Why a reset must wait for this sensor.
     pub(super) fn refusal(&self, sensor: &SensorId, force: Force<'_>) -> Option<ResetRefused> {
-        let is_in_force = |rule, action| {
-            action == RuleAction::Trip && !force.shelf.is_shelved(rule, force.now)
-        };
+        let is_in_force =
+            |rule, action| action == RuleAction::Trip && !force.shelf.is_shelved(rule, force.now);
         let limit = self
             .limits
             .iter()
@@ -136,8 +134,8 @@ impl Watched {
         };
         let silence = || {
             let silent_at = self.heard? + self.silence_trips(force.settings)?;
-            let is_present = silent_at <= force.now
-                && is_in_force(RuleName::Silence(sensor), RuleAction::Trip);
+            let is_present =
+                silent_at <= force.now && is_in_force(RuleName::Silence(sensor), RuleAction::Trip);
             is_present.then(|| ResetRefused::SensorSilent { sensor: sensor.clone() })
         };
         let fault = || {

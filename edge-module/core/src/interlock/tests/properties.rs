@@ -13,7 +13,14 @@ const STARTUP_TICKS: u64 = 6;
 const SHELVING_TICKS_MAX: u64 = 10;
 
 const RULES: [&str; 9] = [
-    "hot", "warm", "hotter", "zone-d", "score", "silence", "sensor-fault", "silence:v1",
+    "hot",
+    "warm",
+    "hotter",
+    "zone-d",
+    "score",
+    "silence",
+    "sensor-fault",
+    "silence:v1",
     "sensor-fault:t1",
 ];
 
@@ -81,8 +88,22 @@ enum Input {
 
 fn any_input() -> impl Strategy<Value = Input> {
     let numbers = vec![
-        20.0, 20.0, 60.0, 77.0, 79.0, 81.0, 94.0, 97.0, 101.0, 103.0, 149.0, 151.0, -51.0, -44.0,
-        1254.0, f64::NAN,
+        20.0,
+        20.0,
+        60.0,
+        77.0,
+        79.0,
+        81.0,
+        94.0,
+        97.0,
+        101.0,
+        103.0,
+        149.0,
+        151.0,
+        -51.0,
+        -44.0,
+        1254.0,
+        f64::NAN,
     ];
     let value = (
         prop::sample::select(vec!["t1", "t1", "t1", "v1", "x9"]),
