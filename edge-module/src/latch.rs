@@ -23,7 +23,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub enum RestoredLatch {
     /// The last state written.
-    Known(LatchSnapshot),
+    Known(Box<LatchSnapshot>),
     /// There is a file, and it cannot be read.
     Unknown(MachineId),
 }
@@ -54,7 +54,7 @@ impl LatchFolder {
         match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => unknown(error.to_string()),
-            Ok(bytes) => match serde_json::from_slice::<LatchSnapshot>(&bytes) {
+            Ok(bytes) => match serde_json::from_slice::<Box<LatchSnapshot>>(&bytes) {
                 Ok(snapshot) if snapshot.machine_id == *machine_id => {
                     Some(RestoredLatch::Known(snapshot))
                 }
@@ -150,7 +150,7 @@ mod tests {
         assert!(latches.read(&latch.machine_id).is_none());
         latches.write(&latch).expect("written");
         match latches.read(&latch.machine_id) {
-            Some(RestoredLatch::Known(read)) => assert_eq!(read, latch),
+            Some(RestoredLatch::Known(read)) => assert_eq!(*read, latch),
             other => panic!("{other:?}"),
         }
     }

@@ -148,7 +148,7 @@ impl Protection {
                 RestoredLatch::Known(snapshot) => {
                     let machine_id = snapshot.machine_id.clone();
                     let Some(interlock) = self.interlocks.get_mut(&machine_id) else { continue };
-                    (machine_id, interlock.restore(snapshot, moment()))
+                    (machine_id, interlock.restore(*snapshot, moment()))
                 }
                 RestoredLatch::Unknown(machine_id) => {
                     let Some(interlock) = self.interlocks.get_mut(&machine_id) else { continue };

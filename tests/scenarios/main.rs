@@ -8,4 +8,5 @@ mod operation;
 mod outages;
 mod pair;
 mod plant;
+mod rules;
 mod servers;

@@ -159,9 +159,9 @@ impl Model {
     fn value_faults(&self, on: &str, length: usize) -> Vec<SensorFaultKind> {
         let samples: Vec<(u64, f64, bool)> = self.log[..length]
             .iter()
-            .filter_map(|(at, input)| match input {
-                Input::Value { on: of, value, is_bad } if *of == on => Some((*at, *value, *is_bad)),
-                _ => None,
+            .filter_map(|(at, input)| {
+                let Input::Value { on: of, value, is_bad } = input else { return None };
+                (*of == on).then_some((*at, *value, *is_bad))
             })
             .collect();
         let good: Vec<(u64, f64)> =
@@ -229,20 +229,17 @@ impl Model {
     }
 
     fn is_feature_bad(&self, length: usize) -> bool {
-        let last = self.log[..length].iter().rev().find_map(|(_, input)| match input {
-            Input::Rms(rms) => Some(!rms.is_some_and(f64::is_finite)),
-            _ => None,
+        let last = self.log[..length].iter().rev().find_map(|(_, input)| {
+            let Input::Rms(rms) = input else { return None };
+            Some(!rms.is_some_and(f64::is_finite))
         });
         last.unwrap_or(false)
     }
 
     fn is_silent(&self, on: &str) -> bool {
         let heard = self.log.iter().enumerate().rev().find(|(index, (_, input))| {
-            let is_of = match input {
-                Input::Value { on: of, .. } => *of == on,
-                Input::Rms(_) => on == "v1",
-                _ => false,
-            };
+            let is_of = matches!(input, Input::Value { on: of, .. } if *of == on)
+                || (on == "v1" && matches!(input, Input::Rms(_)));
             let is_nan =
                 self.value_faults(on, index + 1).contains(&SensorFaultKind::ValueNotFinite);
             is_of && !is_nan && !(on == "v1" && self.is_feature_bad(index + 1))
@@ -259,9 +256,9 @@ impl Model {
     }
 
     fn is_starting(&self) -> bool {
-        let states = self.log.iter().filter_map(|(at, input)| match input {
-            Input::State(state) => Some((*at, *state)),
-            _ => None,
+        let states = self.log.iter().filter_map(|(at, input)| {
+            let Input::State(state) = input else { return None };
+            Some((*at, *state))
         });
         let (mut has_stood, mut ends) = (false, None);
         for ((at, state), was_armed) in states.zip(&self.was_armed) {
@@ -385,7 +382,7 @@ impl Model {
         let is_of_sensors = rule.starts_with("sensor-fault") || rule.starts_with("silence");
         let may = match count {
             0 => self.is_shelved(rule),
-            _ => count <= SHELVING_TICKS_MAX && (is_of_sensors || !self.is_tripped),
+            1.. => count <= SHELVING_TICKS_MAX && (is_of_sensors || !self.is_tripped),
         };
         assert_eq!(answer.is_ok(), may, "{answer:?}");
         if may {
