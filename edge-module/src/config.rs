@@ -10,11 +10,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use config::{Case, Config, ConfigError, Environment, File, FileFormat, Value, ValueKind};
+use edge_core::interlock::{DuringStartup, RuleAction};
 use serde::Deserialize;
 use shared_proto::Encoding;
 use shared_proto::model::{DeviceId, MachineId, MetricType, SensorId};
 
+mod machine;
 mod validate;
+
+pub use machine::Sensor;
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
 /// Every key that an entry of `machines` may have: the default file has no machine.
@@ -25,13 +29,36 @@ scored-sensors = []
 votes = 1
 of = 1
 score-threshold = 1.0
+score-action = "trip"
+score-during-startup = "enforce"
 trip-on-silence = "1s"
+on-fault = "alarm"
+startup-suppression = "0s"
+dry-run = false
 [[machines.limits]]
 name = ""
 sensor = ""
 quantity = ""
 above = 1.0
 below = 0.0
+hysteresis = 0.0
+on-delay = "0s"
+off-delay = "0s"
+action = "trip"
+during-startup = "enforce"
+[[machines.sensors]]
+id = ""
+range = { min = 0.0, max = 1.0 }
+frozen-after = "1s"
+frozen-tolerance = 0.0
+saturation = 1.0
+full-scale = 1.0
+sample-rate = 1.0
+sample-rate-tolerance = 0.0
+missing-samples-max = 0.5
+clock-drift-max = "1s"
+recovers-after = "1s"
+on-fault = "alarm"
 "#;
 /// Tables whose keys are free, such as librdkafka's properties.
 const FREE_TABLES: [&str; 3] =
@@ -176,6 +203,11 @@ pub struct Protection {
     pub state_topic: String,
     /// A person's reset.
     pub reset_topic: String,
+    /// A person's shelving.
+    pub shelve_topic: String,
+    /// Longest shelving; 0: none.
+    #[serde(with = "humantime_serde")]
+    pub shelving_max: Duration,
     /// The interlock's own state, retained.
     pub interlock_topic: String,
     /// Sign of life.
@@ -190,6 +222,8 @@ pub struct Protection {
     pub stop_attempts_max: u32,
     /// After a latch file that cannot be read.
     pub unknown_latch: UnknownLatch,
+    /// After each start.
+    pub after_restart: AfterRestart,
     /// Machine events that may wait for the journal.
     pub event_queue_length: usize,
 }
@@ -202,6 +236,16 @@ pub enum UnknownLatch {
     Tripped,
     /// Watch as if nothing had been.
     Armed,
+}
+
+/// In which state a machine's interlock starts.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum AfterRestart {
+    /// As it was left: tripped if a trip was latched, armed otherwise.
+    Latched,
+    /// Tripped, until a person resets it.
+    Tripped,
 }
 
 /// `[vibration]`.
@@ -246,12 +290,34 @@ pub struct Machine {
     /// Instead of the bundle's threshold.
     #[serde(default)]
     pub score_threshold: Option<f64>,
+    /// What enough votes do.
+    #[serde(default)]
+    pub score_action: RuleAction,
+    /// Whether votes act while the machine starts.
+    #[serde(default)]
+    pub score_during_startup: DuringStartup,
     /// Silence that trips.
     #[serde(default, with = "humantime_serde")]
     pub trip_on_silence: Option<Duration>,
+    /// What faults of its sensors do.
+    #[serde(default = "default_on_fault")]
+    pub on_fault: RuleAction,
+    /// How long rules that say so wait for a start.
+    #[serde(default, with = "humantime_serde")]
+    pub startup_suppression: Duration,
+    /// Judges and reports, stops nothing.
+    #[serde(default)]
+    pub dry_run: bool,
     /// Fixed limits.
     #[serde(default)]
     pub limits: Vec<Limit>,
+    /// Conditions of sensors.
+    #[serde(default)]
+    pub sensors: Vec<Sensor>,
+}
+
+const fn default_on_fault() -> RuleAction {
+    RuleAction::Alarm
 }
 
 const fn default_votes() -> u32 {
@@ -272,12 +338,27 @@ pub struct Limit {
     pub sensor: SensorId,
     /// `value` or a feature.
     pub quantity: String,
-    /// Trips above.
+    /// Violated above.
     #[serde(default)]
     pub above: Option<f64>,
-    /// Trips below.
+    /// Violated below.
     #[serde(default)]
     pub below: Option<f64>,
+    /// How far the value must come back.
+    #[serde(default)]
+    pub hysteresis: f64,
+    /// How long it must be past the limit.
+    #[serde(default, with = "humantime_serde")]
+    pub on_delay: Duration,
+    /// How long it must be back.
+    #[serde(default, with = "humantime_serde")]
+    pub off_delay: Duration,
+    /// What a violation does.
+    #[serde(default)]
+    pub action: RuleAction,
+    /// Whether it acts while the machine starts.
+    #[serde(default)]
+    pub during_startup: DuringStartup,
 }
 
 /// `[deadband]`.

@@ -55,6 +55,12 @@ impl InputTopics {
         self.readings.iter().chain(&self.waveforms).cloned().collect()
     }
 
+    /// Whether waveform blocks are expected on the topic.
+    #[must_use]
+    pub fn is_waveform(&self, topic: &str) -> bool {
+        self.waveforms.iter().any(|filter| matches(topic, filter))
+    }
+
     /// Reads a message. Text that begins with `{` or `[` is JSON, anything else protobuf.
     ///
     /// # Errors
@@ -71,7 +77,7 @@ impl InputTopics {
             });
         }
         let encoding = encoding_of(payload);
-        if self.waveforms.iter().any(|filter| matches(topic, filter)) {
+        if self.is_waveform(topic) {
             return Ok(Input::Waveform(codec::decode_waveform_block(payload, encoding)?));
         }
         if !self.readings.iter().any(|filter| matches(topic, filter)) {

@@ -23,7 +23,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub enum RestoredLatch {
     /// The last state written.
-    Known(LatchSnapshot),
+    Known(Box<LatchSnapshot>),
     /// There is a file, and it cannot be read.
     Unknown(MachineId),
 }
@@ -54,7 +54,7 @@ impl LatchFolder {
         match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => unknown(error.to_string()),
-            Ok(bytes) => match serde_json::from_slice::<LatchSnapshot>(&bytes) {
+            Ok(bytes) => match serde_json::from_slice::<Box<LatchSnapshot>>(&bytes) {
                 Ok(snapshot) if snapshot.machine_id == *machine_id => {
                     Some(RestoredLatch::Known(snapshot))
                 }
@@ -130,8 +130,8 @@ mod tests {
     use super::*;
 
     fn latch(machine: &str) -> LatchSnapshot {
-        let machine_id = MachineId::new(machine).expect("valid");
-        LatchSnapshot { machine_id, trip_count: 3, trip: None, machine_state: None }
+        let json = serde_json::json!({ "machine_id": machine, "trip_count": 3 });
+        serde_json::from_value(json).expect("all else is optional")
     }
 
     fn wait_for(condition: impl Fn() -> bool) {
@@ -150,9 +150,36 @@ mod tests {
         assert!(latches.read(&latch.machine_id).is_none());
         latches.write(&latch).expect("written");
         match latches.read(&latch.machine_id) {
-            Some(RestoredLatch::Known(read)) => assert_eq!(read, latch),
+            Some(RestoredLatch::Known(read)) => assert_eq!(*read, latch),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn latches_of_older_versions_are_in_force() {
+        let old = r#"{
+  "machine_id": "press-1",
+  "trip_count": 7,
+  "trip": {
+    "trip_id": "press-1-1767225600000000-7",
+    "cause": { "kind": "limit", "rule": "hot", "sensor": "press-1/oil", "value": 121.5, "limit": 120.0 },
+    "since": 1767225600000000,
+    "stop": "confirmed",
+    "later_causes": [{ "kind": "silence", "sensor": "press-1/oil", "limit_ms": 5000 }]
+  },
+  "machine_state": "stopped"
+}"#;
+        let folder = tempfile::tempdir().expect("folder");
+        let latches = LatchFolder::open(folder.path()).expect("opened");
+        let machine_id = MachineId::new("press-1").expect("valid");
+        fs::write(latches.path(&machine_id), old).expect("written");
+        let Some(RestoredLatch::Known(read)) = latches.read(&machine_id) else {
+            panic!("yesterday's latch is not read");
+        };
+        let trip = read.trip.expect("latched");
+        assert_eq!(trip.trip_id, "press-1-1767225600000000-7");
+        assert_eq!((trip.later_causes.len(), trip.rule_version.as_str()), (1, ""));
+        assert!(read.shelved.is_empty() && !read.dry_run);
     }
 
     #[test]

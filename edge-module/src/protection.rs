@@ -4,24 +4,28 @@
 //! What it owes to others it hands over without waiting: machine events to the journal and latches to their files go into
 //! bounded queues; events that do not fit are kept here, the oldest dropped and counted past `event-queue-length`.
 
+mod report;
+mod unusable;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use edge_core::interlock::{
-    Action, Interlock, LatchSnapshot, MachineState, Moment, StopProgress, TripCause,
+    Action, Interlock, LatchSnapshot, MachineState, Moment, ShelveRequest, StopProgress, StopReach,
+    TripCause,
 };
 use rumqttc::Publish;
 use shared_proto::model::{
-    DeviceId, MachineEvent, MachineEventDetails, MachineEventType, MachineId, MetricType, SensorId,
+    DeviceId, MachineEvent, MachineEventDetails, MachineEventType, MachineId, SensorId,
 };
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
 use crate::admin::{Board, Part};
 use crate::analysis::Analysis;
-use crate::config::Settings;
+use crate::config::{AfterRestart, Settings};
 use crate::intake::{Input, InputTopics};
 use crate::kafka::now;
 use crate::latch::RestoredLatch;
@@ -29,6 +33,7 @@ use crate::mqtt::actuator::{Actuator, Report, Topics};
 use crate::mqtt::source::SessionEvent;
 use crate::scoring::Bundle;
 use crate::telemetry;
+use report::cause_details;
 
 /// The longest sleep of the loop: a deadline that is missed by a bug is missed by no more than this.
 const TIMEOUT_MAX: Duration = Duration::from_millis(500);
@@ -91,11 +96,14 @@ impl Protection {
         let mut machine_of_sensor = BTreeMap::new();
         for machine in &settings.machines {
             let interlock_settings = settings.interlock(machine, threshold);
-            for sensor in interlock_settings.silence.iter().flat_map(|silence| &silence.sensors) {
-                machine_of_sensor.insert(sensor.clone(), machine.id.clone());
-            }
             let interlock = Interlock::new(machine.id.clone(), interlock_settings, Instant::now())
                 .map_err(|faults| anyhow::anyhow!("machine {}: {faults:?}", machine.id))?;
+            for sensor in interlock.sensors() {
+                machine_of_sensor.insert(sensor.clone(), machine.id.clone());
+            }
+            if interlock.is_dry_run() {
+                warn!(machine_id = %machine.id, "dry run: judged and reported, not stopped");
+            }
             interlocks.insert(machine.id.clone(), interlock);
         }
         let topics = Topics::new(&settings.protection, interlocks.keys());
@@ -116,7 +124,21 @@ impl Protection {
             unsaved: BTreeSet::new(),
         };
         this.restore(restored);
+        match settings.protection.after_restart {
+            AfterRestart::Latched => {}
+            AfterRestart::Tripped => this.start_tripped(),
+        }
         Ok(this)
+    }
+
+    /// A person must release each machine after a restart.
+    fn start_tripped(&mut self) {
+        let received = Instant::now();
+        for machine_id in self.interlocks.keys().cloned().collect::<Vec<_>>() {
+            let Some(interlock) = self.interlocks.get_mut(&machine_id) else { continue };
+            let actions = interlock.handle_restart(moment());
+            self.perform(&machine_id, actions, received);
+        }
     }
 
     fn restore(&mut self, restored: Vec<RestoredLatch>) {
@@ -126,7 +148,7 @@ impl Protection {
                 RestoredLatch::Known(snapshot) => {
                     let machine_id = snapshot.machine_id.clone();
                     let Some(interlock) = self.interlocks.get_mut(&machine_id) else { continue };
-                    (machine_id, interlock.restore(snapshot, moment()))
+                    (machine_id, interlock.restore(*snapshot, moment()))
                 }
                 RestoredLatch::Unknown(machine_id) => {
                     let Some(interlock) = self.interlocks.get_mut(&machine_id) else { continue };
@@ -215,17 +237,39 @@ impl Protection {
     /// Refused input is counted and kept by the recording session; here it is passed over.
     fn judge(&mut self, publish: &Publish, received: Instant) {
         match self.inputs.decode(&publish.topic, &publish.payload) {
-            Err(error) => debug!(topic = publish.topic, error = %error.detail, "not judged"),
+            Err(error) => {
+                debug!(topic = publish.topic, error = %error.detail, "not judged");
+                if self.inputs.is_waveform(&publish.topic) {
+                    let is_nan = error.reason == "not-finite";
+                    let sensor = unusable::sensor_of_block(&publish.payload).filter(|_| is_nan);
+                    self.judge_unusable(sensor, received);
+                } else {
+                    self.judge_unusable(unusable::sensors_of_readings(&publish.payload), received);
+                }
+            }
             Ok(Input::Readings(readings)) => {
-                for reading in
-                    readings.into_iter().filter_map(|element| Some(element.result.ok()?.reading))
-                {
+                for element in readings {
+                    let Ok(decoded) = element.result else {
+                        let sensors = unusable::sensors_of_readings(element.raw);
+                        self.judge_unusable(sensors, received);
+                        continue;
+                    };
+                    let reading = decoded.reading;
                     self.judge_one(&reading.sensor_id, received, |interlock, now| {
-                        interlock.handle_reading(&reading.sensor_id, reading.value, now)
+                        interlock.handle_reading(&reading.sensor_id, &reading, now)
                     });
                 }
             }
             Ok(Input::Waveform(block)) => self.judge_block(&block, received),
+        }
+    }
+
+    /// A number that is none is a fault of its sensor.
+    fn judge_unusable(&mut self, sensors: impl IntoIterator<Item = SensorId>, received: Instant) {
+        for sensor in sensors {
+            self.judge_one(&sensor, received, |interlock, now| {
+                interlock.handle_reading(&sensor, f64::NAN, now)
+            });
         }
     }
 
@@ -250,7 +294,7 @@ impl Protection {
         };
         let Some(interlock) = self.interlocks.get_mut(&machine_id) else { return };
         let sensor = &block.sensor_id;
-        let mut actions = Vec::new();
+        let mut actions = interlock.handle_block(block, moment());
         let mut windows = 0;
         let result = self.analysis.handle_block(block, |_, features, score| {
             windows += 1;
@@ -310,28 +354,30 @@ impl Protection {
                 self.perform(machine_id, actions, received);
             }
             Report::Reset { operator } => self.reset(machine_id, &operator),
+            Report::Shelve(request) => self.shelve(machine_id, &request, received),
+        }
+    }
+
+    fn shelve(&mut self, machine_id: &MachineId, request: &ShelveRequest, received: Instant) {
+        let Some(interlock) = self.interlocks.get_mut(machine_id) else { return };
+        let mut actions = Vec::new();
+        let result = interlock.shelve(request, moment(), &mut actions);
+        self.perform(machine_id, actions, received);
+        if let Err(refusal) = result {
+            let ShelveRequest { operator, rule, .. } = request;
+            warn!(%machine_id, operator, rule, reason = %refusal, "shelving refused");
+            metrics::counter!(telemetry::INPUT_REFUSED, "reason" => "shelving").increment(1);
         }
     }
 
     fn reset(&mut self, machine_id: &MachineId, operator: &str) {
         let Some(interlock) = self.interlocks.get_mut(machine_id) else { return };
-        let detail = Some(format!("operator {operator}"));
         match interlock.reset(moment()) {
             Ok(done) => {
-                info!(%machine_id, operator, trip_id = done.trip_id, "interlock reset");
-                let details = MachineEventDetails { detail, ..cause_details(&done.cause) };
-                self.report(machine_id, MachineEventType::Reset, details);
+                self.tell_reset(machine_id, operator, done);
                 self.publish_latch(machine_id);
             }
-            Err(refusal) => {
-                warn!(%machine_id, operator, reason = %refusal, "reset refused");
-                let details = MachineEventDetails {
-                    cause: Some(refusal.as_str().to_owned()),
-                    detail: Some(format!("operator {operator}: {refusal}")),
-                    ..MachineEventDetails::default()
-                };
-                self.report(machine_id, MachineEventType::ResetRefused, details);
-            }
+            Err(refusal) => self.tell_reset_refused(machine_id, operator, &refusal),
         }
     }
 
@@ -340,8 +386,8 @@ impl Protection {
         let is_latch_changed = !actions.is_empty();
         for action in actions {
             match action {
-                Action::SendStop { trip_id, attempt } => {
-                    self.send_stop(machine_id, &trip_id, attempt, received);
+                Action::SendStop { trip_id, attempt, reach } => {
+                    self.send_stop(machine_id, &trip_id, attempt, reach, received);
                 }
                 Action::Trip { trip_id, cause } => {
                     self.open_trip(machine_id, &trip_id, &cause, received)
@@ -350,46 +396,25 @@ impl Protection {
                     self.confirm_stop(machine_id, &trip_id, attempts, received);
                 }
                 Action::StopNotConfirmed { trip_id, attempts, is_escalated, after } => {
-                    error!(%machine_id, trip_id, attempts, is_escalated, after_ms = after.as_millis() as u64, "stop not confirmed: stop the machine by hand");
-                    metrics::counter!(telemetry::INTERLOCK_STOPS_NOT_CONFIRMED).increment(1);
-                    let detail = format!(
-                        "trip {trip_id}, ordered {attempts} times, escalated {is_escalated}"
-                    );
-                    self.report_detail(
-                        machine_id,
-                        MachineEventType::StopNotConfirmed,
-                        "no-read-back",
-                        detail,
-                    );
+                    self.tell_not_confirmed(machine_id, trip_id, attempts, is_escalated, after);
                 }
                 Action::MovedWhileTripped { trip_id, machine_state } => {
-                    error!(%machine_id, trip_id, state = machine_state.as_str(), "machine moves although its trip is latched; stop ordered again");
-                    let detail =
-                        format!("trip {trip_id}, machine reports {}", machine_state.as_str());
-                    self.report_detail(
-                        machine_id,
-                        MachineEventType::StopNotConfirmed,
-                        "moved-while-tripped",
-                        detail,
-                    );
+                    self.tell_moved(machine_id, trip_id, machine_state);
                 }
                 Action::SensorFault { sensor, kind } => {
-                    warn!(%machine_id, %sensor, kind = kind.as_str(), "sensor fault");
-                    self.report_sensor(
-                        machine_id,
-                        MachineEventType::SensorFault,
-                        sensor,
-                        kind.as_str(),
-                    );
+                    self.tell_sensor(machine_id, sensor, kind, true);
                 }
                 Action::SensorRecovered { sensor, kind } => {
-                    info!(%machine_id, %sensor, kind = kind.as_str(), "sensor recovered");
-                    self.report_sensor(
-                        machine_id,
-                        MachineEventType::SensorRecovered,
-                        sensor,
-                        kind.as_str(),
-                    );
+                    self.tell_sensor(machine_id, sensor, kind, false);
+                }
+                Action::Alarm { cause } => self.tell_alarm(machine_id, &cause, true),
+                Action::AlarmCleared { cause } => self.tell_alarm(machine_id, &cause, false),
+                Action::TripSuppressed { cause, by } => {
+                    self.tell_suppressed(machine_id, &cause, by);
+                }
+                Action::Shelved { shelved } => self.tell_shelved(machine_id, shelved),
+                Action::Unshelved { shelved, by, operator } => {
+                    self.tell_unshelved(machine_id, shelved, by, operator);
                 }
             }
         }
@@ -403,8 +428,10 @@ impl Protection {
         machine_id: &MachineId,
         trip_id: &str,
         attempt: u32,
+        reach: StopReach,
         received: Instant,
     ) {
+        debug!(%machine_id, trip_id, attempt, reach = reach.as_str(), "stop command");
         match self.actuator.stop(machine_id, trip_id, attempt) {
             Ok(()) => {
                 let stop = UnwrittenStop { machine_id: machine_id.clone(), received };
@@ -427,6 +454,7 @@ impl Protection {
         let details = MachineEventDetails {
             model: self.model.as_deref().map(str::to_owned),
             detail: Some(format!("trip {trip_id}")),
+            trip_id: Some(trip_id.to_owned()),
             ..cause_details(cause)
         };
         let event = Some(self.event(machine_id, MachineEventType::Trip, details));
@@ -465,6 +493,7 @@ impl Protection {
         let details = MachineEventDetails {
             confirmation_latency_micros: latency.map(micros),
             detail: Some(format!("trip {trip_id}, ordered {attempts} times")),
+            trip_id: Some(trip_id.to_owned()),
             ..MachineEventDetails::default()
         };
         self.report(machine_id, MachineEventType::StopConfirmed, details);
@@ -484,7 +513,7 @@ impl Protection {
         for (machine_id, trip_id) in open {
             let received =
                 self.trips.get(&machine_id).map_or_else(Instant::now, |trip| trip.received);
-            self.send_stop(&machine_id, &trip_id, 1, received);
+            self.send_stop(&machine_id, &trip_id, 1, StopReach::First, received);
         }
         for machine_id in self.interlocks.keys().cloned().collect::<BTreeSet<_>>() {
             self.publish_latch(&machine_id);
@@ -503,8 +532,18 @@ impl Protection {
             self.unsaved.insert(machine_id.clone());
         }
         self.sinks.board.show_latch(latch);
-        let tripped = self.interlocks.values().filter(|interlock| interlock.is_tripped()).count();
+        self.count_states();
+    }
+
+    fn count_states(&self) {
+        let count = |of: fn(&Interlock) -> usize| self.interlocks.values().map(of).sum::<usize>();
+        let tripped = count(|interlock| usize::from(interlock.is_tripped()));
         metrics::gauge!(telemetry::INTERLOCK_TRIPPED).set(tripped as f64);
+        let dry_run = count(|interlock| usize::from(interlock.is_dry_run()));
+        metrics::gauge!(telemetry::INTERLOCK_DRY_RUN).set(dry_run as f64);
+        metrics::gauge!(telemetry::INTERLOCK_SHELVED).set(count(Interlock::shelved_rules) as f64);
+        let faults = count(Interlock::sensor_faults);
+        metrics::gauge!(telemetry::SENSOR_FAULTS_PRESENT).set(faults as f64);
     }
 
     fn send_heartbeats(&mut self) {
@@ -518,62 +557,6 @@ impl Protection {
         // Nothing is written while the broker is away: the books must not grow.
         let excess = self.unwritten.len().saturating_sub(self.event_queue_length.max(4096));
         self.unwritten.drain(..excess);
-    }
-
-    fn report_sensor(
-        &mut self,
-        machine_id: &MachineId,
-        event_type: MachineEventType,
-        sensor: SensorId,
-        cause: &str,
-    ) {
-        let details = MachineEventDetails {
-            cause: Some(cause.to_owned()),
-            sensor_id: Some(sensor),
-            ..MachineEventDetails::default()
-        };
-        self.report(machine_id, event_type, details);
-    }
-
-    fn report_detail(
-        &mut self,
-        machine_id: &MachineId,
-        event_type: MachineEventType,
-        cause: &str,
-        detail: String,
-    ) {
-        let details = MachineEventDetails {
-            cause: Some(cause.to_owned()),
-            detail: Some(detail),
-            ..MachineEventDetails::default()
-        };
-        self.report(machine_id, event_type, details);
-    }
-
-    fn report(
-        &mut self,
-        machine_id: &MachineId,
-        event_type: MachineEventType,
-        details: MachineEventDetails,
-    ) {
-        let event = self.event(machine_id, event_type, details);
-        self.waiting_events.push_back(event);
-    }
-
-    fn event(
-        &self,
-        machine_id: &MachineId,
-        event_type: MachineEventType,
-        details: MachineEventDetails,
-    ) -> MachineEvent {
-        MachineEvent {
-            event_type,
-            machine_id: machine_id.clone(),
-            timestamp: now(),
-            identity: None,
-            historical: false,
-            details,
-        }
     }
 
     /// Hands latches that found their queue full to their files, in their newest state.
@@ -615,33 +598,4 @@ fn moment() -> Moment {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-fn cause_details(cause: &TripCause) -> MachineEventDetails {
-    let mut details = MachineEventDetails {
-        cause: Some(cause.as_str().to_owned()),
-        sensor_id: cause.sensor().cloned(),
-        ..MachineEventDetails::default()
-    };
-    match cause {
-        TripCause::Limit { rule, value, limit, .. } => {
-            details.rule = Some(rule.clone());
-            details.value = Some(*value);
-            details.limit = Some(*limit);
-        }
-        TripCause::Score { score, threshold, .. } => {
-            details.rule = Some("score".to_owned());
-            details.metric_type = MetricType::new("vibration").ok();
-            details.score = Some(*score);
-            details.limit = Some(*threshold);
-        }
-        TripCause::Silence { limit_ms, .. } => {
-            details.rule = Some("silence".to_owned());
-            details.detail = Some(format!("silent for {limit_ms} ms"));
-        }
-        TripCause::UnknownLatch => {
-            details.rule = Some("unknown-latch".to_owned());
-        }
-    }
-    details
 }

@@ -35,6 +35,18 @@ pub const INTERLOCK_TRIPS: &str = "interlock_trips_total";
 pub const INTERLOCK_STOPS_NOT_CONFIRMED: &str = "interlock_stops_not_confirmed_total";
 /// Machines whose latch is set.
 pub const INTERLOCK_TRIPPED: &str = "interlock_tripped_machines";
+/// Violations that did not stop a machine, by `reason`.
+pub const INTERLOCK_SUPPRESSED: &str = "interlock_trips_suppressed_total";
+/// Alarms raised, by `cause`.
+pub const INTERLOCK_ALARMS: &str = "interlock_alarms_total";
+/// Rules that people took out of force.
+pub const INTERLOCK_SHELVED: &str = "interlock_shelved_rules";
+/// Machines in dry run.
+pub const INTERLOCK_DRY_RUN: &str = "interlock_dry_run_machines";
+/// Sensor faults raised, by `kind`.
+pub const SENSOR_FAULTS: &str = "sensor_faults_total";
+/// Sensor faults that are present.
+pub const SENSOR_FAULTS_PRESENT: &str = "sensor_faults_present";
 /// Last sample received to stop command written, in seconds.
 pub const STOP_COMMAND_LATENCY: &str = "stop_command_latency_seconds";
 /// Last sample received to standstill confirmed, in seconds.
@@ -63,7 +75,7 @@ pub const OUTBOX_RECORDS: &str = "outbox_records";
 pub const OUTBOX_OLDEST_AGE: &str = "outbox_oldest_record_age_seconds";
 
 /// Every metric name; a scenario checks that each is exported.
-pub const COUNTERS: [&str; 18] = [
+pub const COUNTERS: [&str; 21] = [
     MQTT_MESSAGES,
     MQTT_DISCONNECTS,
     MQTT_SESSIONS_DISCARDED,
@@ -77,6 +89,9 @@ pub const COUNTERS: [&str; 18] = [
     SCORE_FAILURES,
     INTERLOCK_TRIPS,
     INTERLOCK_STOPS_NOT_CONFIRMED,
+    INTERLOCK_SUPPRESSED,
+    INTERLOCK_ALARMS,
+    SENSOR_FAULTS,
     EVENTS_DROPPED,
     JOURNAL_RECORDS,
     JOURNAL_LOST,

@@ -12,5 +12,6 @@ mod operation;
 mod outages;
 mod pair;
 mod plant;
+mod rules;
 mod servers;
 mod stop_isolation;

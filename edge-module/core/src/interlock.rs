@@ -1,32 +1,64 @@
 //! Decides when a machine must stop: armed, then tripped and latched until a person resets it.
 //!
-//! Inputs are readings, features, scores, reports of the machine side and the passing of time; answers are
-//! [`Action`]s in the order to perform them, the stop command always first. Limits and the model's votes are
-//! judged apart from each other: a score can add a trip and never takes one away. A number that is not
-//! finite is a fault of its sensor, neither a trip nor a proof that all is well: it leaves the latest
-//! finite number in force and does not count as a sign of life.
+//! Inputs are readings, blocks, features, scores, reports of the machine side, words of people and the passing of
+//! time; answers are [`Action`]s in the order to perform them, the stop command always first.
 //!
-//! The caller keeps [`LatchSnapshot`]s durable and hands the last one to [`Interlock::restore`] after a
-//! restart. The path of an input that changes nothing allocates nothing.
+//! - **Limits** (`limit`) have hysteresis, on-delay and off-delay; **votes** (`vote`) count the model's scores. They
+//!   are judged apart from each other: a score can add a trip and never takes one away. Either trips, or only alarms.
+//! - **Sensor faults** ([`crate::condition`]) are no values: what a sensor sends while a fault voids its values
+//!   raises no trip and proves nothing; the last usable value stands, and so does an on-delay that it began. The
+//!   policy for faults (`on_fault`) and for silence says whether they trip.
+//! - **Start-up** (`startup`), **shelving** (`shelving`) and **dry run** keep a violation from acting, each
+//!   reported once. When the first two end, a rule that is still violated acts at once.
+//! - **Dry run** judges and reports everything and sends and latches nothing. A latch that was restored is of a
+//!   real trip: it stays in force, orders its stop and waits for its reset.
+//! - **Reset** is refused while a rule in force is violated, a value is past its limit or not yet back, or the
+//!   stop is not confirmed. It never starts a machine. A limit or vote cannot be shelved while a trip is latched,
+//!   since that would be a way round the refusal; the policies for sensors can, since a broken sensor would
+//!   otherwise hold its machine until it is replaced.
+//!
+//! Each input first brings the state up to its moment, as if every timer had been handled when it was due. The
+//! caller keeps [`LatchSnapshot`]s durable and hands the last one to [`Interlock::restore`] after a restart. The
+//! path of an input that changes nothing allocates nothing.
 
 mod action;
+mod limit;
+mod response;
 mod settings;
+mod shelving;
+mod startup;
+mod trip;
+mod vote;
+mod watched;
+
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use shared_proto::model::{EventTime, MachineId, SensorId};
+use shared_proto::model::{EventTime, MachineId, SensorId, WaveformBlock};
 
 pub use action::{
-    Action, LatchSnapshot, LatchedTrip, MachineState, ResetDone, ResetRefused, SensorFaultKind,
-    StopProgress, TripCause,
+    Action, FaultySensor, LatchSnapshot, LatchedTrip, MachineState, ResetDone, ResetRefused,
+    StopProgress, StopReach, Suppression, TripCause,
 };
 pub use settings::{
-    ConfirmationSettings, InterlockSettings, LimitRule, Quantity, ScoreVote, SettingsFault,
-    Silence, VOTE_WINDOWS_MAX, WAIT_MAX,
+    ConfirmationSettings, DELAY_MAX, DuringStartup, InterlockSettings, LimitRule, Quantity,
+    RuleAction, SCORE_RULE, SENSOR_FAULT_RULE, SILENCE_RULE, STARTUP_MAX, ScoreVote, SensorRule,
+    SettingsFault, Silence, VOTE_WINDOWS_MAX, WAIT_MAX,
 };
+pub use shelving::{REASON_CHARACTERS_MAX, ShelveRefused, ShelveRequest, ShelvedRule, UnshelvedBy};
+
+pub use crate::condition::SensorFaultKind;
+use crate::condition::{Condition, FaultChange, Measured};
+use limit::Limit;
+use response::Effect;
+use shelving::Shelf;
+use startup::Startup;
+use trip::Trip;
+use vote::Votes;
+use watched::{Finding, Force, Watched};
 
 /// Most causes kept beside the first while a trip is latched; further ones are not recorded.
 pub const LATER_CAUSES_MAX: usize = 16;
@@ -36,7 +68,7 @@ pub const LATER_CAUSES_MAX: usize = 16;
 pub struct Moment {
     /// Processing time: deadlines are counted on it.
     pub instant: Instant,
-    /// Calendar time, for the names and the reports of trips only.
+    /// Calendar time, for names and reports, for the clocks of sensors, and for shelvings over a restart.
     pub time: EventTime,
 }
 
@@ -49,61 +81,16 @@ pub struct Interlock {
     latch: Latch,
     trip_count: u64,
     machine_state: Option<MachineState>,
-    /// No sensor turns silent before this: sensors heard since only move their own deadline back.
-    silence_check_at: Option<Instant>,
+    shelf: Shelf,
+    startup: Startup,
+    /// Nothing but a stop's deadline is due before this. May be early: a sensor that is heard moves its own time only.
+    wake_at: Option<Instant>,
 }
 
 #[derive(Debug)]
 enum Latch {
     Armed,
     Tripped(Trip),
-}
-
-#[derive(Debug)]
-struct Trip {
-    trip_id: String,
-    cause: TripCause,
-    since: EventTime,
-    decided: Instant,
-    stop: Stop,
-    later_causes: Vec<TripCause>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Stop {
-    Ordered { attempt: u32, deadline: Instant, is_reported: bool },
-    Exhausted { attempts: u32 },
-    Confirmed,
-}
-
-/// What is known of one sensor that a rule names.
-#[derive(Debug, Default)]
-struct Watched {
-    limits: Vec<WatchedLimit>,
-    votes: Option<Votes>,
-    /// Present if silence of this sensor is watched.
-    heard: Option<Instant>,
-    faults: Faults,
-}
-
-#[derive(Debug)]
-struct WatchedLimit {
-    rule: LimitRule,
-    latest: Option<f64>,
-}
-
-/// One bit a window, the newest lowest.
-#[derive(Debug, Default)]
-struct Votes {
-    windows: u64,
-}
-
-#[derive(Debug, Default)]
-struct Faults {
-    is_silent: bool,
-    is_value_bad: bool,
-    is_feature_bad: bool,
-    is_score_bad: bool,
 }
 
 impl Interlock {
@@ -120,33 +107,47 @@ impl Interlock {
         let mut sensors: BTreeMap<SensorId, Watched> = BTreeMap::new();
         for rule in &settings.limits {
             let watched = sensors.entry(rule.sensor.clone()).or_default();
-            watched.limits.push(WatchedLimit { rule: rule.clone(), latest: None });
+            watched.limits.push(Limit::new(rule.clone()));
         }
         for sensor in settings.score_vote.iter().flat_map(|vote| &vote.sensors) {
             sensors.entry(sensor.clone()).or_default().votes = Some(Votes::default());
         }
-        let mut silence_check_at = None;
-        if let Some(silence) = &settings.silence {
-            for sensor in &silence.sensors {
-                sensors.entry(sensor.clone()).or_default().heard = Some(started);
-                silence_check_at = Some(started + silence.after);
-            }
+        for sensor in settings.silence.iter().flat_map(|silence| &silence.sensors) {
+            sensors.entry(sensor.clone()).or_default().heard = Some(started);
         }
-        Ok(Self {
+        for rule in &settings.sensors {
+            sensors.entry(rule.sensor.clone()).or_default();
+        }
+        for (sensor, watched) in &mut sensors {
+            let rule = settings.sensors.iter().find(|rule| rule.sensor == *sensor);
+            watched.condition = Condition::new(rule.map(|rule| rule.condition).unwrap_or_default());
+            watched.on_fault = rule.map_or(settings.on_fault, |rule| rule.on_fault);
+        }
+        let mut this = Self {
             machine_id,
+            startup: Startup::new(settings.startup_suppression),
             settings,
             sensors,
             latch: Latch::Armed,
             trip_count: 0,
             machine_state: None,
-            silence_check_at,
-        })
+            shelf: Shelf::default(),
+            wake_at: None,
+        };
+        this.find_wake(started);
+        Ok(this)
     }
 
     /// The machine it protects.
     #[must_use]
     pub const fn machine_id(&self) -> &MachineId {
         &self.machine_id
+    }
+
+    /// Version of the rules in force, as it was given.
+    #[must_use]
+    pub fn rule_version(&self) -> &str {
+        &self.settings.rule_version
     }
 
     /// Whether a trip is latched.
@@ -164,25 +165,72 @@ impl Interlock {
         self.sensors.contains_key(sensor)
     }
 
+    /// The sensors that a rule of this machine names.
+    pub fn sensors(&self) -> impl Iterator<Item = &SensorId> {
+        self.sensors.keys()
+    }
+
+    /// Rules that are out of force by a person's word.
+    #[must_use]
+    pub fn shelved_rules(&self) -> usize {
+        self.shelf.rules().count()
+    }
+
+    /// Faults of sensors that are present.
+    #[must_use]
+    pub fn sensor_faults(&self) -> usize {
+        self.sensors.values().map(|watched| watched.condition.present().count()).sum()
+    }
+
+    /// Whether it judges and reports, and stops nothing.
+    #[must_use]
+    pub const fn is_dry_run(&self) -> bool {
+        self.settings.dry_run
+    }
+
+    /// Name of the trip that is latched.
+    #[must_use]
+    pub fn trip_id(&self) -> Option<&str> {
+        match &self.latch {
+            Latch::Armed => None,
+            Latch::Tripped(trip) => Some(&trip.trip_id),
+        }
+    }
+
     /// Judges one scalar reading, in the sensor's unit.
     #[must_use = "a stop may have to be sent"]
-    pub fn handle_reading(&mut self, sensor: &SensorId, value: f64, now: Moment) -> Vec<Action> {
-        let Some(watched) = self.sensors.get_mut(sensor) else { return Vec::new() };
-        let mut actions = Vec::new();
-        let is_bad = !value.is_finite();
-        if set(&mut watched.faults.is_value_bad, is_bad) {
-            actions.push(fault_action(sensor, SensorFaultKind::ValueNotFinite, is_bad));
-        }
-        let mut causes = Vec::new();
-        if !is_bad {
+    pub fn handle_reading(
+        &mut self,
+        sensor: &SensorId,
+        measured: impl Into<Measured>,
+        now: Moment,
+    ) -> Vec<Action> {
+        let measured = measured.into();
+        let mut actions = self.catch_up(now);
+        let Some(watched) = self.sensors.get_mut(sensor) else { return actions };
+        let mut changes = Vec::new();
+        watched.condition.handle_value(measured, now, &mut changes);
+        if watched.condition.is_usable() {
             for limit in &mut watched.limits {
                 if limit.rule.quantity == Quantity::Value {
-                    causes.extend(limit.judge(value));
+                    limit.handle_value(measured.value, now.instant);
                 }
             }
         }
-        self.hear(sensor, now.instant, &mut actions);
-        self.apply(causes, now, &mut actions);
+        self.hear(sensor, now.instant, &mut changes);
+        self.settle(sensor, &changes, now, &mut actions);
+        actions
+    }
+
+    /// Takes a block of samples before its windows are judged: it may show a fault of its sensor.
+    #[must_use = "a stop may have to be sent"]
+    pub fn handle_block(&mut self, block: &WaveformBlock, now: Moment) -> Vec<Action> {
+        let mut actions = self.catch_up(now);
+        let sensor = &block.sensor_id;
+        let Some(watched) = self.sensors.get_mut(sensor) else { return actions };
+        let mut changes = Vec::new();
+        watched.condition.handle_block(block, now, &mut changes);
+        self.settle(sensor, &changes, now, &mut actions);
         actions
     }
 
@@ -195,113 +243,140 @@ impl Interlock {
         feature: impl Fn(&str) -> Option<f64>,
         now: Moment,
     ) -> Vec<Action> {
-        let Some(watched) = self.sensors.get_mut(sensor) else { return Vec::new() };
-        let mut actions = Vec::new();
-        let mut causes = Vec::new();
-        let mut is_bad = false;
+        let mut actions = self.catch_up(now);
+        let Some(watched) = self.sensors.get_mut(sensor) else { return actions };
+        let mut changes = Vec::new();
+        let mut are_usable = true;
+        let is_sensor_usable = watched.condition.is_usable();
         for limit in &mut watched.limits {
             let Quantity::Feature(name) = &limit.rule.quantity else { continue };
             match feature(name).filter(|value| value.is_finite()) {
-                Some(value) => causes.extend(limit.judge(value)),
-                None => is_bad = true,
+                Some(value) if is_sensor_usable => limit.handle_value(value, now.instant),
+                Some(_) => {}
+                None => are_usable = false,
             }
         }
-        if set(&mut watched.faults.is_feature_bad, is_bad) {
-            actions.push(fault_action(sensor, SensorFaultKind::FeatureNotUsable, is_bad));
-        }
-        self.hear(sensor, now.instant, &mut actions);
-        self.apply(causes, now, &mut actions);
+        watched.condition.handle_features(are_usable, now, &mut changes);
+        self.hear(sensor, now.instant, &mut changes);
+        self.settle(sensor, &changes, now, &mut actions);
         actions
     }
 
     /// Counts the model's score of one window, 0 to 1. A score is no sign of life: it is ours.
     #[must_use = "a stop may have to be sent"]
     pub fn handle_score(&mut self, sensor: &SensorId, score: f64, now: Moment) -> Vec<Action> {
-        let Some(rule) = &self.settings.score_vote else { return Vec::new() };
-        let Some(watched) = self.sensors.get_mut(sensor) else { return Vec::new() };
-        let Some(votes) = &mut watched.votes else { return Vec::new() };
-        let mut actions = Vec::new();
-        let is_bad = !score.is_finite();
-        if set(&mut watched.faults.is_score_bad, is_bad) {
-            actions.push(fault_action(sensor, SensorFaultKind::ScoreNotFinite, is_bad));
+        let mut actions = self.catch_up(now);
+        let Some(rule) = &self.settings.score_vote else { return actions };
+        let Some(watched) = self.sensors.get_mut(sensor) else { return actions };
+        let Some(votes) = &mut watched.votes else { return actions };
+        let mut changes = Vec::new();
+        watched.condition.handle_score(score.is_finite(), &mut changes);
+        if score.is_finite() && watched.condition.is_usable() {
+            votes.push(score, rule.threshold);
         }
-        if is_bad {
-            return actions;
-        }
-        votes.push(score >= rule.threshold);
-        let votes = votes.count(rule.of);
-        if votes >= rule.votes {
-            let threshold = rule.threshold;
-            let cause = TripCause::Score { sensor: sensor.clone(), score, threshold, votes };
-            self.apply(vec![cause], now, &mut actions);
-        }
+        self.settle(sensor, &changes, now, &mut actions);
         actions
     }
 
-    /// Takes a report of the machine side: the read-back of a stop, or a machine that moves again.
+    /// Takes a report of the machine side: the read-back of a stop, a machine that moves again, or one that starts.
     /// Only a report of standstill that comes after the stop command confirms it.
     #[must_use = "a stop may have to be sent"]
     pub fn handle_machine_state(&mut self, state: MachineState, now: Moment) -> Vec<Action> {
+        let was_armed = !self.is_tripped();
+        let mut actions = self.catch_up(now);
         self.machine_state = Some(state);
-        let deadline = now.instant + self.settings.confirmation.deadline;
-        let Latch::Tripped(trip) = &mut self.latch else { return Vec::new() };
-        match (state, trip.stop) {
-            (MachineState::Stopped, Stop::Ordered { attempt: attempts, .. })
-            | (MachineState::Stopped, Stop::Exhausted { attempts }) => {
-                trip.stop = Stop::Confirmed;
-                let after = now.instant.saturating_duration_since(trip.decided);
-                let trip_id = trip.trip_id.clone();
-                vec![Action::StopConfirmed { trip_id, attempts, after }]
-            }
-            (MachineState::Running | MachineState::Stopping, Stop::Confirmed) => {
-                let send = trip.order_stop(now.instant, deadline);
-                let trip_id = trip.trip_id.clone();
-                vec![send, Action::MovedWhileTripped { trip_id, machine_state: state }]
-            }
-            (MachineState::Stopped, Stop::Confirmed)
-            | (
-                MachineState::Running | MachineState::Stopping,
-                Stop::Ordered { .. } | Stop::Exhausted { .. },
-            ) => Vec::new(),
+        let begun = self.startup.handle_state(state, !self.is_tripped(), now.instant);
+        self.wake_by(begun);
+        if let Latch::Tripped(trip) = &mut self.latch
+            && !was_armed
+        {
+            trip.handle_state(state, self.settings.confirmation, now.instant, &mut actions);
         }
+        actions
     }
 
-    /// Acts on deadlines that have passed: silent sensors, stops not confirmed.
+    /// Takes a person's wish to take a rule out of force, or to put it in force again. The actions are to be
+    /// performed in either case.
+    ///
+    /// # Errors
+    /// Shelving is not allowed, not for so long, not of such a rule, or not now; or the rule is not shelved.
+    pub fn shelve(
+        &mut self,
+        request: &ShelveRequest,
+        now: Moment,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), ShelveRefused> {
+        actions.append(&mut self.catch_up(now));
+        let rule = request.rule.clone();
+        if request.duration.is_zero() {
+            let Some(shelved) = self.shelf.unshelve(&rule) else {
+                return Err(ShelveRefused::NotShelved { rule });
+            };
+            let operator = Some(request.operator.clone());
+            actions.push(Action::Unshelved { shelved, by: UnshelvedBy::Operator, operator });
+            self.settle_all(now, actions);
+            return Ok(());
+        }
+        let max = self.settings.shelving_max;
+        if max.is_zero() {
+            return Err(ShelveRefused::NotAllowed);
+        }
+        if request.duration > max {
+            return Err(ShelveRefused::TooLong { rule, asked: request.duration, max });
+        }
+        if !self.has_rule(&rule) {
+            return Err(ShelveRefused::UnknownRule { rule, known: self.rule_names() });
+        }
+        let is_of_sensors =
+            [SILENCE_RULE, SENSOR_FAULT_RULE].contains(&rule.split(':').next().unwrap_or_default());
+        if self.is_tripped() && !is_of_sensors {
+            return Err(ShelveRefused::Tripped { rule });
+        }
+        let shelved = self.shelf.shelve(request, now);
+        self.wake_by(self.shelf.next_timeout());
+        actions.push(Action::Shelved { shelved });
+        Ok(())
+    }
+
+    /// Acts on what is due: silent sensors, delays, the end of start-ups and shelvings, stops not confirmed.
     #[must_use = "a stop may have to be sent"]
     pub fn handle_timeout(&mut self, now: Moment) -> Vec<Action> {
         let mut actions = Vec::new();
-        self.repeat_stop(now.instant, &mut actions);
-        let causes = self.find_silent(now.instant, &mut actions);
-        self.apply(causes, now, &mut actions);
-        actions
+        if let Latch::Tripped(trip) = &mut self.latch {
+            trip.pass_time(self.settings.confirmation, now.instant, &mut actions);
+        }
+        let mut due = self.catch_up(now);
+        if actions.is_empty() {
+            due
+        } else {
+            actions.append(&mut due);
+            actions
+        }
     }
 
     /// When to call [`Interlock::handle_timeout`] next. May be early, is never late.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let deadline = match &self.latch {
-            Latch::Tripped(Trip { stop: Stop::Ordered { deadline, .. }, .. }) => Some(*deadline),
-            Latch::Tripped(_) | Latch::Armed => None,
+            Latch::Tripped(trip) => trip.next_timeout(),
+            Latch::Armed => None,
         };
-        [deadline, self.silence_check_at].into_iter().flatten().min()
+        [deadline, self.wake_at].into_iter().flatten().min()
     }
 
     /// Clears the latch on a person's word. Never starts a machine.
     ///
     /// # Errors
-    /// Nothing is latched, the stop is not confirmed, or a cause is present: the latest value of any limit
-    /// is past it, the votes are enough, a sensor whose silence trips is silent.
+    /// Nothing is latched, the stop is not confirmed, or a cause is present of a rule that trips and is not
+    /// shelved: a limit whose value is not back, enough votes, a silent sensor, a sensor at fault.
     pub fn reset(&mut self, now: Moment) -> Result<ResetDone, ResetRefused> {
         let Latch::Tripped(trip) = &self.latch else {
             return Err(ResetRefused::NotTripped { machine: self.machine_id.clone() });
         };
-        match trip.stop {
-            Stop::Confirmed => {}
-            Stop::Ordered { .. } | Stop::Exhausted { .. } => {
-                return Err(ResetRefused::StopNotConfirmed { machine: self.machine_id.clone() });
-            }
-        }
-        if let Some(refusal) = self.find_present_cause(now.instant) {
+        let force = self.force(now.instant);
+        let mut causes =
+            self.sensors.iter().filter_map(|(sensor, watched)| watched.refusal(sensor, force));
+        if let Some(refusal) = trip.refusal(&self.machine_id).or_else(|| causes.next()) {
             return Err(refusal);
         }
         let done = ResetDone { trip_id: trip.trip_id.clone(), cause: trip.cause.clone() };
@@ -310,126 +385,153 @@ impl Interlock {
     }
 
     /// Takes over the state of the previous run. A latched trip orders the stop again, under its old name,
-    /// since the machine may have been moved while nobody watched.
+    /// since the machine may have been moved while nobody watched. Shelvings go on with what is left of them.
     #[must_use = "a stop may have to be sent"]
     pub fn restore(&mut self, snapshot: LatchSnapshot, now: Moment) -> Vec<Action> {
+        let mut actions = Vec::new();
         self.trip_count = self.trip_count.max(snapshot.trip_count);
-        let Some(latched) = snapshot.trip else { return Vec::new() };
-        let deadline = now.instant + self.settings.confirmation.deadline;
-        let mut trip = Trip {
-            trip_id: latched.trip_id,
-            cause: latched.cause,
-            since: latched.since,
-            decided: now.instant,
-            stop: Stop::Confirmed,
-            later_causes: latched.later_causes,
-        };
-        trip.later_causes.truncate(LATER_CAUSES_MAX);
-        let send = trip.order_stop(now.instant, deadline);
-        self.latch = Latch::Tripped(trip);
-        vec![send]
+        if let Some(latched) = snapshot.trip {
+            let (trip, send) = Trip::restore(latched, self.settings.confirmation, now);
+            self.latch = Latch::Tripped(trip);
+            actions.push(send);
+        }
+        for shelved in snapshot.shelved {
+            let is_known = self.has_rule(&shelved.rule);
+            let max = if is_known { self.settings.shelving_max } else { Duration::ZERO };
+            if let Err(shelved) = self.shelf.restore(shelved, max, now) {
+                let by = UnshelvedBy::Restart;
+                actions.push(Action::Unshelved { shelved, by, operator: None });
+            }
+        }
+        self.wake_by(self.shelf.next_timeout());
+        actions
     }
 
     /// Trips because the state of the previous run cannot be known (the configured fail-safe rule).
     #[must_use = "a stop must be sent"]
     pub fn handle_unknown_latch(&mut self, now: Moment) -> Vec<Action> {
-        let mut actions = Vec::new();
-        self.apply(vec![TripCause::UnknownLatch], now, &mut actions);
-        actions
+        self.start_tripped(TripCause::UnknownLatch, now)
+    }
+
+    /// Trips because a person must release the machine after each restart (the configured rule). A trip that is
+    /// latched already stays as it is.
+    #[must_use = "a stop must be sent"]
+    pub fn handle_restart(&mut self, now: Moment) -> Vec<Action> {
+        if self.is_tripped() { Vec::new() } else { self.start_tripped(TripCause::Restart, now) }
     }
 
     /// The state for status pages and for the durable latch.
     #[must_use]
     pub fn snapshot(&self) -> LatchSnapshot {
-        let trip = match &self.latch {
-            Latch::Armed => None,
-            Latch::Tripped(trip) => Some(trip.snapshot()),
+        let faults = |(sensor, watched): (&SensorId, &Watched)| {
+            let sensor = sensor.clone();
+            let of_sensor = move |fault| FaultySensor { sensor: sensor.clone(), fault };
+            watched.condition.present().map(of_sensor).collect::<Vec<_>>()
         };
+        let alarms = self
+            .sensors
+            .iter()
+            .flat_map(|(sensor, watched)| watched.alarms(sensor, &self.settings));
         LatchSnapshot {
             machine_id: self.machine_id.clone(),
             trip_count: self.trip_count,
-            trip,
+            trip: match &self.latch {
+                Latch::Armed => None,
+                Latch::Tripped(trip) => Some(trip.snapshot()),
+            },
             machine_state: self.machine_state,
+            shelved: self.shelf.rules().cloned().collect(),
+            alarms: alarms.collect(),
+            sensor_faults: self.sensors.iter().flat_map(faults).collect(),
+            dry_run: self.settings.dry_run,
+            rule_version: self.settings.rule_version.clone(),
         }
     }
 
     /// A sign of life, unless what the sensor sends cannot be used.
-    fn hear(&mut self, sensor: &SensorId, now: Instant, actions: &mut Vec<Action>) {
+    fn hear(&mut self, sensor: &SensorId, now: Instant, changes: &mut Vec<FaultChange>) {
         let Some(silence) = &self.settings.silence else { return };
         let Some(watched) = self.sensors.get_mut(sensor) else { return };
-        if watched.faults.is_value_bad || watched.faults.is_feature_bad {
+        let is_present = |kind| watched.condition.is_present(kind);
+        if is_present(SensorFaultKind::ValueNotFinite)
+            || is_present(SensorFaultKind::FeatureNotUsable)
+        {
             return;
         }
         let Some(heard) = &mut watched.heard else { return };
         *heard = now;
-        if set(&mut watched.faults.is_silent, false) {
-            actions.push(fault_action(sensor, SensorFaultKind::Silent, false));
-            let check_at = now + silence.after;
-            self.silence_check_at =
-                Some(self.silence_check_at.map_or(check_at, |at| at.min(check_at)));
+        let was_silent = watched.condition.is_present(SensorFaultKind::Silent);
+        watched.condition.handle_silence(false, changes);
+        if was_silent {
+            let silent_at = now + silence.after;
+            self.wake_by(Some(silent_at));
         }
     }
 
-    /// Raises the fault of each sensor that has just become silent and moves the next check.
-    fn find_silent(&mut self, now: Instant, actions: &mut Vec<Action>) -> Vec<TripCause> {
-        let mut causes = Vec::new();
-        if self.silence_check_at.is_none_or(|at| at > now) {
-            return causes;
+    /// Does what was due up to now. The state is then as if each timer had been handled in time.
+    fn catch_up(&mut self, now: Moment) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if self.wake_at.is_none_or(|at| at > now.instant) {
+            return actions;
         }
-        let Some(silence) = &self.settings.silence else { return causes };
-        self.silence_check_at = None;
+        let mut changes = Vec::new();
         for (sensor, watched) in &mut self.sensors {
-            let Some(heard) = watched.heard.filter(|_| !watched.faults.is_silent) else { continue };
-            let silent_at = heard + silence.after;
-            if silent_at > now {
-                let next = self.silence_check_at.map_or(silent_at, |at| at.min(silent_at));
-                self.silence_check_at = Some(next);
-                continue;
-            }
-            watched.faults.is_silent = true;
-            actions.push(fault_action(sensor, SensorFaultKind::Silent, true));
-            if silence.trips {
-                let limit_ms = whole_millis(silence.after);
-                causes.push(TripCause::Silence { sensor: sensor.clone(), limit_ms });
+            if watched.pass_time(&self.settings, now.instant) {
+                watched.condition.handle_silence(true, &mut changes);
+                report(sensor, &changes, &mut actions);
+                changes.clear();
             }
         }
-        causes
+        for shelved in self.shelf.expire(now.instant) {
+            actions.push(Action::Unshelved { shelved, by: UnshelvedBy::Expiry, operator: None });
+        }
+        self.settle_all(now, &mut actions);
+        self.find_wake(now.instant);
+        actions
     }
 
-    /// Orders a stop again whose deadline has passed, or gives up ordering it.
-    fn repeat_stop(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let Latch::Tripped(trip) = &mut self.latch else { return };
-        let Stop::Ordered { attempt, deadline, is_reported } = trip.stop else { return };
-        if deadline > now {
-            return;
+    /// Acts on the rules of one sensor after an input.
+    fn settle(
+        &mut self,
+        sensor: &SensorId,
+        changes: &[FaultChange],
+        now: Moment,
+        actions: &mut Vec<Action>,
+    ) {
+        report(sensor, changes, actions);
+        let mut findings = Vec::new();
+        let Self { settings, sensors, latch, shelf, startup, .. } = self;
+        let Some(watched) = sensors.get_mut(sensor) else { return };
+        let is_armed = matches!(latch, Latch::Armed);
+        let force = Force { settings, shelf, startup, is_armed, now: now.instant };
+        watched.settle(sensor, force, &mut findings);
+        let timeout = watched.limits.iter().filter_map(Limit::next_timeout).min();
+        self.wake_by(timeout);
+        self.act(findings, now, actions);
+    }
+
+    fn settle_all(&mut self, now: Moment, actions: &mut Vec<Action>) {
+        let mut findings = Vec::new();
+        let Self { settings, sensors, latch, shelf, startup, .. } = self;
+        let is_armed = matches!(latch, Latch::Armed);
+        let force = Force { settings, shelf, startup, is_armed, now: now.instant };
+        for (sensor, watched) in sensors {
+            watched.settle(sensor, force, &mut findings);
         }
-        let is_escalated = attempt >= self.settings.confirmation.attempts_max;
-        if is_escalated {
-            trip.stop = Stop::Exhausted { attempts: attempt };
-        } else {
-            let attempt = attempt + 1;
-            let deadline = now + self.settings.confirmation.deadline;
-            trip.stop = Stop::Ordered { attempt, deadline, is_reported: true };
-            actions.push(Action::SendStop { trip_id: trip.trip_id.clone(), attempt });
-        }
-        if is_escalated || !is_reported {
-            let trip_id = trip.trip_id.clone();
-            let after = now.saturating_duration_since(trip.decided);
-            actions.push(Action::StopNotConfirmed {
-                trip_id,
-                attempts: attempt,
-                is_escalated,
-                after,
-            });
-        }
+        self.act(findings, now, actions);
     }
 
     /// Trips on the first cause if armed; records the others.
-    fn apply(&mut self, causes: Vec<TripCause>, now: Moment, actions: &mut Vec<Action>) {
-        for cause in causes {
-            match &mut self.latch {
-                Latch::Tripped(trip) => trip.record(cause),
-                Latch::Armed => self.trip(cause, now, actions),
+    fn act(&mut self, findings: Vec<Finding>, now: Moment, actions: &mut Vec<Action>) {
+        for (effect, cause) in findings {
+            match effect {
+                Effect::Trip => match &mut self.latch {
+                    Latch::Tripped(trip) => trip.record(cause),
+                    Latch::Armed => self.trip(cause, now, actions),
+                },
+                Effect::Suppressed(by) => actions.push(Action::TripSuppressed { cause, by }),
+                Effect::Alarm => actions.push(Action::Alarm { cause }),
+                Effect::AlarmCleared => actions.push(Action::AlarmCleared { cause }),
             }
         }
     }
@@ -437,122 +539,73 @@ impl Interlock {
     fn trip(&mut self, cause: TripCause, now: Moment, actions: &mut Vec<Action>) {
         self.trip_count += 1;
         let trip_id = format!("{}-{}-{}", self.machine_id, now.time.micros(), self.trip_count);
-        let deadline = now.instant + self.settings.confirmation.deadline;
-        let mut trip = Trip {
-            trip_id: trip_id.clone(),
-            cause: cause.clone(),
-            since: now.time,
-            decided: now.instant,
-            stop: Stop::Confirmed,
-            later_causes: Vec::new(),
-        };
-        actions.insert(0, trip.order_stop(now.instant, deadline));
+        let version = self.settings.rule_version.clone();
+        let (trip, send) =
+            Trip::new(trip_id.clone(), cause.clone(), version, self.settings.confirmation, now);
+        actions.insert(0, send);
         actions.push(Action::Trip { trip_id, cause });
         self.latch = Latch::Tripped(trip);
     }
 
-    fn find_present_cause(&self, now: Instant) -> Option<ResetRefused> {
-        let sensors = || self.sensors.iter();
-        let limit = sensors().flat_map(|(_, watched)| &watched.limits).find_map(|limit| {
-            let value = limit.latest?;
-            let passed = limit.rule.passed(value)?;
-            Some(ResetRefused::LimitPresent {
-                rule: limit.rule.name.clone(),
-                sensor: limit.rule.sensor.clone(),
-                value,
-                limit: passed,
-            })
-        });
-        let score = self.settings.score_vote.as_ref().and_then(|rule| {
-            sensors().find_map(|(sensor, watched)| {
-                let votes = watched.votes.as_ref()?.count(rule.of);
-                (votes >= rule.votes).then(|| ResetRefused::VotesPresent {
-                    sensor: sensor.clone(),
-                    votes,
-                    needed: rule.votes,
-                })
-            })
-        });
-        let silence = self.settings.silence.as_ref().filter(|silence| silence.trips);
-        let silent = silence.and_then(|silence| {
-            sensors().find_map(|(sensor, watched)| {
-                let heard = watched.heard?;
-                (heard + silence.after <= now)
-                    .then(|| ResetRefused::SensorSilent { sensor: sensor.clone() })
-            })
-        });
-        limit.or(score).or(silent)
-    }
-}
-
-impl Trip {
-    /// Starts a round of stop commands; the deadline of the first is given.
-    fn order_stop(&mut self, now: Instant, deadline: Instant) -> Action {
-        self.decided = now;
-        self.stop = Stop::Ordered { attempt: 1, deadline, is_reported: false };
-        Action::SendStop { trip_id: self.trip_id.clone(), attempt: 1 }
+    fn start_tripped(&mut self, cause: TripCause, now: Moment) -> Vec<Action> {
+        let by = Suppression::DryRun;
+        let effect = if self.settings.dry_run { Effect::Suppressed(by) } else { Effect::Trip };
+        let mut actions = Vec::new();
+        self.act(vec![(effect, cause)], now, &mut actions);
+        actions
     }
 
-    fn record(&mut self, cause: TripCause) {
-        let is_known = self.cause.is_same_rule(&cause)
-            || self.later_causes.iter().any(|known| known.is_same_rule(&cause));
-        if !is_known && self.later_causes.len() < LATER_CAUSES_MAX {
-            self.later_causes.push(cause);
+    const fn force(&self, now: Instant) -> Force<'_> {
+        let Self { settings, shelf, startup, .. } = self;
+        Force { settings, shelf, startup, is_armed: !self.is_tripped(), now }
+    }
+
+    fn wake_by(&mut self, at: Option<Instant>) {
+        self.wake_at = [self.wake_at, at].into_iter().flatten().min();
+    }
+
+    /// Looks for the next time that something but a stop's deadline is due.
+    fn find_wake(&mut self, now: Instant) {
+        let of_sensors =
+            self.sensors.values().filter_map(|watched| watched.next_timeout(&self.settings));
+        let startup = self.startup.ends().filter(|ends| *ends > now);
+        self.wake_at = of_sensors.chain(self.shelf.next_timeout()).chain(startup).min();
+    }
+
+    /// Whether a person may mean a rule of this machine by this name.
+    fn has_rule(&self, name: &str) -> bool {
+        let (stem, of) = match name.split_once(':') {
+            Some((stem, of)) => (stem, Some(of)),
+            None => (name, None),
+        };
+        let is_there = |is_of_rule: &dyn Fn(&Watched) -> bool| {
+            self.sensors.iter().any(|(sensor, watched)| {
+                of.is_none_or(|of| of == sensor.as_str()) && is_of_rule(watched)
+            })
+        };
+        match stem {
+            SCORE_RULE => is_there(&|watched| watched.votes.is_some()),
+            SILENCE_RULE => is_there(&|watched| watched.heard.is_some()),
+            SENSOR_FAULT_RULE => is_there(&|_| true),
+            _ => self.settings.limits.iter().any(|rule| rule.name == name),
         }
     }
 
-    fn snapshot(&self) -> LatchedTrip {
-        LatchedTrip {
-            trip_id: self.trip_id.clone(),
-            cause: self.cause.clone(),
-            since: self.since,
-            stop: match self.stop {
-                Stop::Ordered { is_reported: false, .. } => StopProgress::Ordered,
-                Stop::Ordered { is_reported: true, .. } | Stop::Exhausted { .. } => {
-                    StopProgress::NotConfirmed
-                }
-                Stop::Confirmed => StopProgress::Confirmed,
-            },
-            later_causes: self.later_causes.clone(),
+    fn rule_names(&self) -> String {
+        let policies = [SCORE_RULE, SILENCE_RULE, SENSOR_FAULT_RULE].into_iter();
+        let policies = policies.filter(|name| self.has_rule(name));
+        let limits = self.settings.limits.iter().map(|rule| rule.name.as_str());
+        limits.chain(policies).collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn report(sensor: &SensorId, changes: &[FaultChange], actions: &mut Vec<Action>) {
+    actions.extend(changes.iter().map(|change| {
+        let (sensor, kind) = (sensor.clone(), change.kind);
+        if change.is_present {
+            Action::SensorFault { sensor, kind }
+        } else {
+            Action::SensorRecovered { sensor, kind }
         }
-    }
-}
-
-impl WatchedLimit {
-    /// Takes a finite value as the latest and answers with a cause if it is past the limit.
-    fn judge(&mut self, value: f64) -> Option<TripCause> {
-        self.latest = Some(value);
-        let limit = self.rule.passed(value)?;
-        let (rule, sensor) = (self.rule.name.clone(), self.rule.sensor.clone());
-        Some(TripCause::Limit { rule, sensor, value, limit })
-    }
-}
-
-impl Votes {
-    fn push(&mut self, is_vote: bool) {
-        self.windows = (self.windows << 1) | u64::from(is_vote);
-    }
-
-    /// Votes among the last `of` windows, `of` from 1 to 64.
-    const fn count(&self, of: u32) -> u32 {
-        (self.windows << (u64::BITS - of)).count_ones()
-    }
-}
-
-/// Sets a flag and answers whether it changed.
-fn set(flag: &mut bool, value: bool) -> bool {
-    std::mem::replace(flag, value) != value
-}
-
-fn fault_action(sensor: &SensorId, kind: SensorFaultKind, is_fault: bool) -> Action {
-    let sensor = sensor.clone();
-    if is_fault {
-        Action::SensorFault { sensor, kind }
-    } else {
-        Action::SensorRecovered { sensor, kind }
-    }
-}
-
-fn whole_millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+    }));
 }

@@ -1,9 +1,10 @@
 //! Decisions of the edge module, without IO: time and identity are arguments, actions are answers.
 //!
-//! `vibration` cuts blocks of samples into windows and `features` describes them; `interlock` decides when a
-//! machine must stop. On the other path `deadband` holds back what says nothing new and `outbox` keeps the
+//! `vibration` cuts blocks of samples into windows and `features` describes them; `condition` says what is wrong with a
+//! sensor; `interlock` decides when a machine must stop. On the other path `deadband` holds back what says nothing new and `outbox` keeps the
 //! books of what is owed to the cloud.
 
+pub mod condition;
 pub mod deadband;
 pub mod features;
 pub mod interlock;

@@ -126,3 +126,124 @@ fn secrets_do_not_show() {
     assert_eq!(secret.expose(), "hunter2");
     assert_eq!(format!("{secret:?}"), "***");
 }
+
+const FULL_MACHINE: &str = r#"
+[protection]
+shelving-max = "8h"
+after-restart = "tripped"
+[[machines]]
+id = "press-1"
+on-fault = "trip"
+startup-suppression = "10s"
+dry-run = true
+[[machines.limits]]
+name = "hot"
+sensor = "press-1/oil"
+quantity = "value"
+above = 120.0
+hysteresis = 5.0
+on-delay = "3s"
+off-delay = "1s"
+action = "alarm"
+during-startup = "suppress"
+[[machines.limits]]
+name = "cold"
+sensor = "press-1/oil"
+quantity = "value"
+below = 1.0
+[[machines.sensors]]
+id = "press-1/oil"
+range = { min = -50, max = 300.0 }
+frozen-after = "5m"
+frozen-tolerance = 0.05
+sample-rate = 1.0
+missing-samples-max = 0.2
+clock-drift-max = "30s"
+[[machines.sensors]]
+id = "press-1/bearing"
+saturation = 0.01
+full-scale = 48.0
+recovers-after = "0s"
+on-fault = "alarm"
+"#;
+
+#[test]
+fn rules_and_conditions_of_a_machine_become_an_interlock() {
+    use edge_core::interlock::{DuringStartup, RuleAction};
+
+    let settings = with(FULL_MACHINE, &[]).expect("valid");
+    assert_eq!(settings.protection.after_restart, AfterRestart::Tripped);
+    let interlock = settings.interlock(&settings.machines[0], 0.5);
+    let hot = &interlock.limits[0];
+    assert_eq!((hot.hysteresis, hot.on_delay), (5.0, Duration::from_secs(3)));
+    assert_eq!((hot.action, hot.during_startup), (RuleAction::Alarm, DuringStartup::Suppress));
+    let cold = &interlock.limits[1];
+    assert_eq!((cold.hysteresis, cold.on_delay), (0.0, Duration::ZERO));
+    assert_eq!((cold.action, cold.during_startup), (RuleAction::Trip, DuringStartup::Enforce));
+    let [oil, bearing] = &interlock.sensors[..] else { panic!("two sensors") };
+    assert_eq!((oil.on_fault, bearing.on_fault), (RuleAction::Trip, RuleAction::Alarm));
+    assert_eq!(oil.condition.range.expect("a range").max, 300.0);
+    assert_eq!(oil.condition.rate.expect("a rate").tolerance, 0.05);
+    assert_eq!(oil.condition.recovers_after, Duration::from_secs(1));
+    assert_eq!(bearing.condition.saturation.expect("a rule").full_scale, Some(48.0));
+    let silence = interlock.silence.expect("watched");
+    assert_eq!((silence.sensors.len(), silence.trips), (2, false));
+    assert_eq!(interlock.shelving_max, Duration::from_secs(8 * 3600));
+    assert!(interlock.dry_run);
+}
+
+#[test]
+fn a_rule_version_names_what_the_rules_mean() {
+    let version = |text: &str| {
+        let settings = with(text, &[]).expect("valid");
+        settings.interlock(&settings.machines[0], 0.5).rule_version
+    };
+    let full = version(FULL_MACHINE);
+    assert_eq!(full.len(), 12);
+    assert!(full.bytes().all(|byte| byte.is_ascii_hexdigit()), "{full}");
+    assert_eq!(version(&FULL_MACHINE.replace("120.0", "120")), full, "the same number");
+    assert_eq!(version(&FULL_MACHINE.replace("\"10s\"", "\"10000ms\"")), full, "the same time");
+    let start = FULL_MACHINE.find("[[machines.limits]]").expect("limits");
+    let second = FULL_MACHINE.rfind("[[machines.limits]]").expect("limits");
+    let end = FULL_MACHINE.find("[[machines.sensors]]").expect("sensors");
+    let swapped = [
+        &FULL_MACHINE[..start],
+        &FULL_MACHINE[second..end],
+        &FULL_MACHINE[start..second],
+        &FULL_MACHINE[end..],
+    ];
+    assert_eq!(version(&swapped.concat()), full, "in another order");
+    for (from, to) in [
+        ("120.0", "120.5"),
+        ("hysteresis = 5.0", "hysteresis = 4.0"),
+        ("dry-run = true", "dry-run = false"),
+        ("\"8h\"", "\"7h\""),
+        ("0.2", "0.3"),
+    ] {
+        assert_ne!(version(&FULL_MACHINE.replace(from, to)), full, "{from} to {to}");
+    }
+}
+
+#[test]
+fn rules_and_conditions_that_cannot_work_are_named() {
+    let check = |from: &str, to: &str, expected: &str| {
+        let text = complaint(&FULL_MACHINE.replacen(from, to, 1), &[]);
+        assert!(text.contains(expected), "{expected} is missing in:\n{text}");
+    };
+    check("\"10s\"", "\"0s\"", "machines[0].startup-suppression: is 0 although");
+    check("\"10s\"", "\"11m\"", "startup suppression is 660s, at most 600s");
+    check("saturation = 0.01", "", "machines[0].sensors.full-scale: press-1/bearing: needs");
+    check("sample-rate = 1.0", "", "machines[0].sensors.missing-samples-max: press-1/oil");
+    check("max = 300.0", "max = -60", "sensor press-1/oil: range -50 to -60 is empty");
+    check("\"press-1/bearing\"", "\"press-1/oil\"", "sensor press-1/oil is there twice");
+    check("\"hot\"", "\"score\"", "limit name \"score\"");
+    check("hysteresis = 5.0", "hysteresis = -5.0", "limit hot: hysteresis -5");
+    check("\"8h\"", "\"8d\"", "longest shelving is 691200s, at most 604800s");
+    check("\"tripped\"", "\"armed\"", "after-restart");
+    check("max = 300.0", "maximum = 300.0", "machines[0].sensors[0].range.maximum: unknown key");
+    check(
+        "[protection]",
+        "[protection]\nshelve-topic = \"plant/shelve\"",
+        "protection.shelve-topic: ",
+    );
+}

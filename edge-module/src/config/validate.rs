@@ -4,15 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use edge_core::deadband::DeadbandSettings;
-use edge_core::interlock::{
-    ConfirmationSettings, InterlockSettings, LimitRule, Quantity, ScoreVote, Silence,
-};
+use edge_core::interlock::DuringStartup;
 use edge_core::vibration::WindowShape;
 
 use super::{Fault, Machine, Settings, read_secret};
 
-/// Silence after which a sensor is reported when its machine has no limit of its own.
-const SILENCE_REPORTED_AFTER: Duration = Duration::from_secs(60);
 /// Properties that the promises of the forwarder rest on.
 const RESERVED_PROPERTIES: [&str; 6] = [
     "enable.gapless.guarantee",
@@ -110,6 +106,7 @@ impl Settings {
             ("protection.command-topic", &protection.command_topic),
             ("protection.state-topic", &protection.state_topic),
             ("protection.reset-topic", &protection.reset_topic),
+            ("protection.shelve-topic", &protection.shelve_topic),
             ("protection.interlock-topic", &protection.interlock_topic),
             ("protection.heartbeat-topic", &protection.heartbeat_topic),
         ];
@@ -167,7 +164,8 @@ impl Settings {
                 );
             }
             let limited = machine.limits.iter().map(|limit| &limit.sensor);
-            for sensor in limited.chain(&machine.scored_sensors) {
+            let conditioned = machine.sensors.iter().map(|sensor| &sensor.id);
+            for sensor in limited.chain(&machine.scored_sensors).chain(conditioned) {
                 let other = machine_of_sensor.entry(sensor).or_insert(&machine.id);
                 if **other != machine.id {
                     faults.add(&path, format!("sensor {sensor} already protects {other}; a sensor belongs to one machine"));
@@ -182,6 +180,8 @@ impl Settings {
             for limit in &machine.limits {
                 self.check_quantity(&path, &limit.quantity, faults);
             }
+            check_startup(&path, machine, faults);
+            check_sensors(&path, machine, faults);
             if !machine.scored_sensors.is_empty() && self.model.bundle_dir.as_os_str().is_empty() {
                 faults.add(
                     format!("{path}.scored-sensors"),
@@ -275,41 +275,42 @@ impl Settings {
             sensors_max: self.deadband.sensors_max,
         }
     }
+}
 
-    /// The interlock of one machine as the core wants it; `threshold` is the score's.
-    #[must_use]
-    pub fn interlock(&self, machine: &Machine, threshold: f64) -> InterlockSettings {
-        let limits = machine.limits.iter().map(|limit| LimitRule {
-            name: limit.name.clone(),
-            sensor: limit.sensor.clone(),
-            quantity: match limit.quantity.as_str() {
-                "value" => Quantity::Value,
-                feature => Quantity::Feature(feature.to_owned()),
-            },
-            above: limit.above,
-            below: limit.below,
-        });
-        let mut sensors: Vec<_> = machine.limits.iter().map(|limit| limit.sensor.clone()).collect();
-        sensors.extend(machine.scored_sensors.iter().cloned());
-        sensors.sort_unstable();
-        sensors.dedup();
-        InterlockSettings {
-            limits: limits.collect(),
-            score_vote: (!machine.scored_sensors.is_empty()).then(|| ScoreVote {
-                sensors: machine.scored_sensors.clone(),
-                threshold: machine.score_threshold.unwrap_or(threshold),
-                votes: machine.votes,
-                of: machine.of,
-            }),
-            silence: (!sensors.is_empty()).then(|| Silence {
-                sensors,
-                after: machine.trip_on_silence.unwrap_or(SILENCE_REPORTED_AFTER),
-                trips: machine.trip_on_silence.is_some(),
-            }),
-            confirmation: ConfirmationSettings {
-                deadline: self.protection.confirmation_deadline,
-                attempts_max: self.protection.stop_attempts_max,
-            },
+/// A rule that waits for a start that is never suppressed is a mistake.
+fn check_startup(path: &str, machine: &Machine, faults: &mut Faults) {
+    let waits = |during| match during {
+        DuringStartup::Suppress => true,
+        DuringStartup::Enforce => false,
+    };
+    let is_marked = waits(machine.score_during_startup)
+        || machine.limits.iter().any(|limit| waits(limit.during_startup));
+    if is_marked && machine.startup_suppression.is_zero() {
+        faults.add(
+            format!("{path}.startup-suppression"),
+            "is 0 although a rule is suppressed during start-up: say for how long",
+        );
+    }
+}
+
+/// Settings of a sensor that do nothing without another.
+fn check_sensors(path: &str, machine: &Machine, faults: &mut Faults) {
+    for sensor in &machine.sensors {
+        if sensor.full_scale.is_some() && sensor.saturation.is_none() {
+            faults.add(
+                format!("{path}.sensors.full-scale"),
+                format!("{}: needs saturation, the share of samples that is a fault", sensor.id),
+            );
+        }
+        let has_limit = machine
+            .limits
+            .iter()
+            .any(|limit| limit.sensor == sensor.id && limit.quantity == "value");
+        if has_limit && sensor.missing_samples_max.is_some() && sensor.sample_rate.is_none() {
+            faults.add(
+                format!("{path}.sensors.missing-samples-max"),
+                format!("{}: readings can only be missing at a known sample-rate", sensor.id),
+            );
         }
     }
 }

@@ -7,10 +7,12 @@
 //! | `plant/{machine}/interlock` | out | the latch: `{"state":"armed",…}` | yes |
 //! | `plant/{machine}/state` | in | `{"state":"running" \| "stopping" \| "stopped"}` | as the machine likes |
 //! | `plant/{machine}/reset` | in | `{"operator":"name"}` | ignored if retained |
+//! | `plant/{machine}/shelve` | in | `{"operator":"name","rule":…,"for":"2h","reason":…}` | ignored if retained |
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use edge_core::interlock::{LatchSnapshot, MachineState};
+use edge_core::interlock::{LatchSnapshot, MachineState, REASON_CHARACTERS_MAX, ShelveRequest};
 use rumqttc::{AsyncClient, ClientError, QoS};
 use serde::{Deserialize, Serialize};
 use shared_proto::model::MachineId;
@@ -31,6 +33,8 @@ pub enum Report {
         /// Who.
         operator: String,
     },
+    /// A person takes a rule out of force, or puts it in force again.
+    Shelve(ShelveRequest),
 }
 
 /// Why a report is none.
@@ -63,8 +67,14 @@ pub enum ReportError {
         /// Where it came in.
         topic: String,
     },
-    /// A reset that lay in the broker.
-    #[error("{topic}: a retained reset is ignored; publish it without the retain flag")]
+    /// A shelving without a reason.
+    #[error("{topic}: reason is empty or longer than {REASON_CHARACTERS_MAX} characters")]
+    Reason {
+        /// Where it came in.
+        topic: String,
+    },
+    /// A person's word that lay in the broker.
+    #[error("{topic}: a retained reset or shelving is ignored; publish it without the retain flag")]
     Retained {
         /// Where it came in.
         topic: String,
@@ -75,6 +85,7 @@ pub enum ReportError {
 enum ReportKind {
     State,
     Reset,
+    Shelve,
 }
 
 /// Topics of all machines, both ways.
@@ -99,6 +110,8 @@ impl Topics {
             topics.incoming.insert(of(&protection.state_topic), state);
             let reset = (machine.clone(), ReportKind::Reset);
             topics.incoming.insert(of(&protection.reset_topic), reset);
+            let shelve = (machine.clone(), ReportKind::Shelve);
+            topics.incoming.insert(of(&protection.shelve_topic), shelve);
             let outgoing = Outgoing {
                 command: of(&protection.command_topic),
                 interlock: of(&protection.interlock_topic),
@@ -139,21 +152,54 @@ impl Topics {
                     .map_err(|source| ReportError::Json { topic, expected, source })?;
                 Report::State(state.state)
             }
-            ReportKind::Reset if is_retained => return Err(ReportError::Retained { topic }),
+            ReportKind::Reset | ReportKind::Shelve if is_retained => {
+                return Err(ReportError::Retained { topic });
+            }
             ReportKind::Reset => {
                 let expected = "{\"operator\":\"name\"}";
                 let reset: ResetPayload = serde_json::from_slice(payload).map_err(|source| {
                     ReportError::Json { topic: topic.clone(), expected, source }
                 })?;
-                let characters = reset.operator.trim().chars().count();
-                if !(1..=OPERATOR_CHARACTERS_MAX).contains(&characters) {
+                if !is_length(&reset.operator, OPERATOR_CHARACTERS_MAX) {
                     return Err(ReportError::Operator { topic });
                 }
                 Report::Reset { operator: reset.operator }
             }
+            ReportKind::Shelve => Report::Shelve(parse_shelving(topic, payload)?),
         };
         Ok((machine.clone(), report))
     }
+}
+
+fn parse_shelving(topic: String, payload: &[u8]) -> Result<ShelveRequest, ReportError> {
+    let expected = "{\"operator\":\"name\",\"rule\":\"name\",\"for\":\"2h\",\"reason\":\"why\"}";
+    let shelving: ShelvePayload = serde_json::from_slice(payload)
+        .map_err(|source| ReportError::Json { topic: topic.clone(), expected, source })?;
+    if !is_length(&shelving.operator, OPERATOR_CHARACTERS_MAX) {
+        return Err(ReportError::Operator { topic });
+    }
+    // Putting a rule in force again needs no reason.
+    let is_shelving = !shelving.duration.is_zero();
+    if is_shelving && !is_length(&shelving.reason, REASON_CHARACTERS_MAX) {
+        return Err(ReportError::Reason { topic });
+    }
+    let ShelvePayload { operator, rule, duration, reason } = shelving;
+    Ok(ShelveRequest { operator, rule, duration, reason })
+}
+
+/// Whether there is text, and not too much.
+fn is_length(text: &str, characters_max: usize) -> bool {
+    (1..=characters_max).contains(&text.trim().chars().count())
+}
+
+#[derive(Deserialize)]
+struct ShelvePayload {
+    operator: String,
+    rule: String,
+    #[serde(rename = "for", with = "humantime_serde")]
+    duration: Duration,
+    #[serde(default)]
+    reason: String,
 }
 
 #[derive(Deserialize)]
@@ -291,8 +337,25 @@ mod tests {
         check("plant/press-1/state", r#"{"state":"stopped"}"#, true, "press-1 State(Stopped)");
         check("plant/press-1/state", r#"{"state":"asleep"}"#, false, "expected {\"state\"");
         check("plant/press-1/reset", r#"{"operator":"Kim"}"#, false, "Reset { operator: \"Kim\" }");
-        check("plant/press-1/reset", r#"{"operator":"Kim"}"#, true, "retained reset is ignored");
+        check(
+            "plant/press-1/reset",
+            r#"{"operator":"Kim"}"#,
+            true,
+            "retained reset or shelving is ignored",
+        );
         check("plant/press-1/reset", r#"{"operator":" "}"#, false, "operator is empty");
+        let shelving = r#"{"operator":"Kim","rule":"hot","for":"2h","reason":"probe is out"}"#;
+        check("plant/press-1/shelve", shelving, false, "rule: \"hot\", duration: 7200s");
+        check("plant/press-1/shelve", shelving, true, "retained reset or shelving is ignored");
+        let unshelving = r#"{"operator":"Kim","rule":"hot","for":"0s"}"#;
+        check("plant/press-1/shelve", unshelving, false, "duration: 0ns");
+        let check_shelving = |change: (&str, &str), expected: &str| {
+            check("plant/press-1/shelve", &shelving.replace(change.0, change.1), false, expected);
+        };
+        check_shelving(("probe is out", " "), "reason is empty");
+        check_shelving(("Kim", ""), "operator is empty");
+        check_shelving(("2h", "soon"), "expected {\"operator\"");
+        check_shelving(("2h", "-2h"), "expected {\"operator\"");
         check("plant/press-2/state", r#"{"state":"stopped"}"#, false, "no configured machine");
         check("plant/press-1/state", &"x".repeat(5000), false, "5000 bytes, at most 4096");
     }

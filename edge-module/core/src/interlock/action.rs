@@ -5,6 +5,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use shared_proto::model::{EventTime, MachineId, SensorId};
 
+use super::settings::{SCORE_RULE, SENSOR_FAULT_RULE, SILENCE_RULE};
+use super::shelving::{ShelvedRule, UnshelvedBy};
+use crate::condition::SensorFaultKind;
+
 /// What the machine side says about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -29,7 +33,7 @@ impl MachineState {
     }
 }
 
-/// Why a machine had to stop. All numbers are finite.
+/// Why a machine had to stop, or what an alarm is about. All numbers are finite.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum TripCause {
@@ -62,19 +66,43 @@ pub enum TripCause {
         /// How long it may be silent, in milliseconds.
         limit_ms: u64,
     },
+    /// A sensor is at fault, and the policy says that this trips. It says nothing about the machine.
+    SensorFault {
+        /// The sensor at fault.
+        sensor: SensorId,
+        /// What is wrong with it.
+        fault: SensorFaultKind,
+    },
     /// The latch of the previous run could not be read, and the configured fail-safe rule is to stop.
     UnknownLatch,
+    /// The configured rule is that a person releases the machine after each restart.
+    Restart,
 }
 
 impl TripCause {
-    /// The word used in machine events: `limit`, `score`, `silence` or `unknown-latch`.
+    /// The word used in machine events: `limit`, `score`, `silence`, `sensor-fault`, `unknown-latch` or `restart`.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Limit { .. } => "limit",
-            Self::Score { .. } => "score",
-            Self::Silence { .. } => "silence",
+            Self::Score { .. } => SCORE_RULE,
+            Self::Silence { .. } => SILENCE_RULE,
+            Self::SensorFault { .. } => SENSOR_FAULT_RULE,
             Self::UnknownLatch => "unknown-latch",
+            Self::Restart => "restart",
+        }
+    }
+
+    /// Name of the rule: that of the limit, or the policy's own.
+    #[must_use]
+    pub fn rule(&self) -> &str {
+        match self {
+            Self::Limit { rule, .. } => rule,
+            Self::Score { .. }
+            | Self::Silence { .. }
+            | Self::SensorFault { .. }
+            | Self::UnknownLatch
+            | Self::Restart => self.as_str(),
         }
     }
 
@@ -84,54 +112,59 @@ impl TripCause {
         match self {
             Self::Limit { sensor, .. }
             | Self::Score { sensor, .. }
-            | Self::Silence { sensor, .. } => Some(sensor),
-            Self::UnknownLatch => None,
+            | Self::Silence { sensor, .. }
+            | Self::SensorFault { sensor, .. } => Some(sensor),
+            Self::UnknownLatch | Self::Restart => None,
         }
     }
 
     /// Whether both name the same rule and sensor, whatever the numbers.
     pub(super) fn is_same_rule(&self, other: &Self) -> bool {
-        match (self, other) {
-            (
-                Self::Limit { rule, sensor, .. },
-                Self::Limit { rule: other_rule, sensor: other_sensor, .. },
-            ) => rule == other_rule && sensor == other_sensor,
-            (Self::Score { sensor, .. }, Self::Score { sensor: other_sensor, .. })
-            | (Self::Silence { sensor, .. }, Self::Silence { sensor: other_sensor, .. }) => {
-                sensor == other_sensor
-            }
-            (Self::UnknownLatch, Self::UnknownLatch) => true,
-            (
-                Self::Limit { .. } | Self::Score { .. } | Self::Silence { .. } | Self::UnknownLatch,
-                _,
-            ) => false,
-        }
+        self.as_str() == other.as_str()
+            && self.rule() == other.rule()
+            && self.sensor() == other.sensor()
     }
 }
 
-/// What is wrong with a sensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SensorFaultKind {
-    /// Nothing usable for longer than allowed.
-    Silent,
-    /// A reading that is NaN or infinite.
-    ValueNotFinite,
-    /// A feature that a limit needs is missing, NaN or infinite.
-    FeatureNotUsable,
-    /// A score that is NaN or infinite.
-    ScoreNotFinite,
+/// Why a violation does not stop the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suppression {
+    /// The machine is starting, and the rule says that it waits for that.
+    Startup,
+    /// A person shelved the rule.
+    Shelved,
+    /// The machine is in dry run.
+    DryRun,
 }
 
-impl SensorFaultKind {
+impl Suppression {
     /// The word used in machine events.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Silent => "silent",
-            Self::ValueNotFinite => "value-not-finite",
-            Self::FeatureNotUsable => "feature-not-usable",
-            Self::ScoreNotFinite => "score-not-finite",
+            Self::Startup => "startup",
+            Self::Shelved => "shelved",
+            Self::DryRun => "dry-run",
+        }
+    }
+}
+
+/// How far a stop command must reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReach {
+    /// The first way to the machine.
+    First,
+    /// All ways at once: the first did not lead to standstill.
+    All,
+}
+
+impl StopReach {
+    /// The word used in logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::All => "all",
         }
     }
 }
@@ -145,6 +178,8 @@ pub enum Action {
         trip_id: String,
         /// 1 for the first command; higher when it was not confirmed in time.
         attempt: u32,
+        /// How far it must reach.
+        reach: StopReach,
     },
     /// Report the trip, after the command left, and make the latch durable.
     Trip {
@@ -194,6 +229,37 @@ pub enum Action {
         /// What was wrong.
         kind: SensorFaultKind,
     },
+    /// Report that a rule which only warns is violated.
+    Alarm {
+        /// Which rule, and why.
+        cause: TripCause,
+    },
+    /// Report that it is not any more.
+    AlarmCleared {
+        /// Which rule, and what the alarm was last about.
+        cause: TripCause,
+    },
+    /// Report, once, a violation that does not stop the machine.
+    TripSuppressed {
+        /// What would have tripped.
+        cause: TripCause,
+        /// Why it does not.
+        by: Suppression,
+    },
+    /// Report that a person took a rule out of force, and make that durable.
+    Shelved {
+        /// Which rule, who, why, and until when.
+        shelved: ShelvedRule,
+    },
+    /// Report that a rule is in force again, and make that durable.
+    Unshelved {
+        /// What ended.
+        shelved: ShelvedRule,
+        /// Why.
+        by: UnshelvedBy,
+        /// Who, where a person did.
+        operator: Option<String>,
+    },
 }
 
 /// The latch was cleared. The machine is not started by this.
@@ -220,8 +286,10 @@ pub enum ResetRefused {
         /// The machine.
         machine: MachineId,
     },
-    /// The latest value is still past its limit.
-    #[error("limit {rule}: latest value {value} of {sensor} is still past {limit}")]
+    /// The latest value is still past its limit, or not back by the hysteresis.
+    #[error(
+        "limit {rule}: latest value {value} of {sensor} is not back from {limit} by its hysteresis of {hysteresis}"
+    )]
     LimitPresent {
         /// Name of the limit rule.
         rule: String,
@@ -229,8 +297,10 @@ pub enum ResetRefused {
         sensor: SensorId,
         /// Its latest finite value.
         value: f64,
-        /// The limit it is past.
+        /// The limit it was past.
         limit: f64,
+        /// How far it must come back.
+        hysteresis: f64,
     },
     /// Too many of the last windows are still at or above the threshold.
     #[error("{votes} of the last windows of {sensor} still vote for a stop, {needed} are enough")]
@@ -243,10 +313,18 @@ pub enum ResetRefused {
         needed: u32,
     },
     /// A sensor whose silence trips is still silent.
-    #[error("{sensor} is still silent; repair it or take it out of the policy")]
+    #[error("{sensor} is still silent; repair it or shelve the rule silence:{sensor}")]
     SensorSilent {
         /// The sensor.
         sensor: SensorId,
+    },
+    /// A sensor whose faults trip is still at fault.
+    #[error("{sensor} is still at fault: {}; repair it or shelve the rule sensor-fault:{sensor}", fault.as_str())]
+    SensorFaulty {
+        /// The sensor.
+        sensor: SensorId,
+        /// What is wrong with it.
+        fault: SensorFaultKind,
     },
 }
 
@@ -258,8 +336,9 @@ impl ResetRefused {
             Self::NotTripped { .. } => "not-tripped",
             Self::StopNotConfirmed { .. } => "stop-not-confirmed",
             Self::LimitPresent { .. } => "limit",
-            Self::VotesPresent { .. } => "score",
-            Self::SensorSilent { .. } => "silence",
+            Self::VotesPresent { .. } => SCORE_RULE,
+            Self::SensorSilent { .. } => SILENCE_RULE,
+            Self::SensorFaulty { .. } => SENSOR_FAULT_RULE,
         }
     }
 }
@@ -289,6 +368,18 @@ pub struct LatchedTrip {
     pub stop: StopProgress,
     /// What else would have tripped since, at most [`LATER_CAUSES_MAX`](super::LATER_CAUSES_MAX) different rules.
     pub later_causes: Vec<TripCause>,
+    /// Version of the machine's rules when it tripped; empty in latches of older versions.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub rule_version: String,
+}
+
+/// A sensor that is at fault.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultySensor {
+    /// Which sensor.
+    pub sensor: SensorId,
+    /// What is wrong with it.
+    pub fault: SensorFaultKind,
 }
 
 /// State of an interlock for status pages and for the durable latch.
@@ -302,13 +393,29 @@ pub struct LatchSnapshot {
     pub trip: Option<LatchedTrip>,
     /// Latest report of the machine side, if any.
     pub machine_state: Option<MachineState>,
+    /// Rules that are out of force; kept over a restart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shelved: Vec<ShelvedRule>,
+    /// Alarms that stand. For display: found anew after a restart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alarms: Vec<TripCause>,
+    /// Sensors at fault. For display: found anew after a restart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sensor_faults: Vec<FaultySensor>,
+    /// Judged and reported, not stopped. For display.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
+    /// Version of the rules in force. For display.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub rule_version: String,
 }
 
 impl LatchSnapshot {
-    /// The word for status pages and the interlock topic: `armed`, `tripped`, `stop-not-confirmed` or `stopped`.
+    /// The word for status pages and the interlock topic: `armed`, `dry-run`, `tripped`, `stop-not-confirmed` or `stopped`.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self.trip.as_ref().map(|trip| trip.stop) {
+            None if self.dry_run => "dry-run",
             None => "armed",
             Some(StopProgress::Ordered) => "tripped",
             Some(StopProgress::NotConfirmed) => "stop-not-confirmed",

@@ -1,5 +1,8 @@
 //! Each rule by example, then random runs against a slow, obvious model.
 
+mod properties;
+mod rules;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -21,7 +24,18 @@ fn sensor(name: &str) -> SensorId {
 fn limit(name: &str, on: &str, feature: Option<&str>, bounds: [Option<f64>; 2]) -> LimitRule {
     let quantity = feature.map_or(Quantity::Value, |name| Quantity::Feature(name.to_owned()));
     let [below, above] = bounds;
-    LimitRule { name: name.to_owned(), sensor: sensor(on), quantity, above, below }
+    LimitRule {
+        name: name.to_owned(),
+        sensor: sensor(on),
+        quantity,
+        above,
+        below,
+        hysteresis: 0.0,
+        on_delay: Duration::ZERO,
+        off_delay: Duration::ZERO,
+        action: RuleAction::Trip,
+        during_startup: DuringStartup::Enforce,
+    }
 }
 
 /// A temperature between -50 and 100, an rms up to 1, 3 of 5 votes of v1 and v2.
@@ -37,14 +51,27 @@ fn settings(trips_on_silence: Option<bool>) -> InterlockSettings {
             threshold: THRESHOLD,
             votes: 3,
             of: 5,
+            action: RuleAction::Trip,
+            during_startup: DuringStartup::Enforce,
         }),
         silence: trips_on_silence.map(|trips| Silence {
             sensors: vec![sensor("t1"), sensor("v1")],
             after: SILENCE,
             trips,
         }),
+        sensors: vec![],
+        on_fault: RuleAction::Alarm,
+        startup_suppression: Duration::ZERO,
+        shelving_max: Duration::ZERO,
+        dry_run: false,
         confirmation: ConfirmationSettings { deadline: DEADLINE, attempts_max: ATTEMPTS_MAX },
+        rule_version: "0123456789ab".to_owned(),
     }
+}
+
+fn vote_of(votes: u32, of: u32, threshold: f64) -> Option<ScoreVote> {
+    let (action, during_startup) = (RuleAction::Trip, DuringStartup::Enforce);
+    Some(ScoreVote { sensors: vec![], threshold, votes, of, action, during_startup })
 }
 
 struct Bench {
@@ -54,9 +81,12 @@ struct Bench {
 
 impl Bench {
     fn new(trips_on_silence: Option<bool>) -> Self {
+        Self::with(settings(trips_on_silence))
+    }
+
+    fn with(settings: InterlockSettings) -> Self {
         let now = Moment { instant: start(), time: EventTime::from_micros(1_000_000) };
         let machine = MachineId::new("press-1").expect("a name");
-        let settings = settings(trips_on_silence);
         let interlock = Interlock::new(machine, settings, now.instant).expect("valid settings");
         Self { interlock, now }
     }
@@ -141,7 +171,7 @@ fn trip_sends_the_stop_before_it_reports() {
         limit: 100.0,
     };
     let expected = vec![
-        Action::SendStop { trip_id: trip_id.clone(), attempt: 1 },
+        Action::SendStop { trip_id: trip_id.clone(), attempt: 1, reach: StopReach::First },
         Action::Trip { trip_id, cause },
     ];
     assert_eq!(bench.reading("t1", 101.0), expected);
@@ -185,7 +215,10 @@ fn unconfirmed_stop_is_repeated_then_escalated_and_still_heard() {
     let mut bench = Bench::new(None);
     assert_eq!(bench.reading("t1", 200.0).iter().filter(|action| is_send(action)).count(), 1);
     let id = "press-1-1000000-1".to_owned();
-    let send = |attempt| Action::SendStop { trip_id: id.clone(), attempt };
+    let send = |attempt| {
+        let (trip_id, reach) = (id.clone(), StopReach::All);
+        Action::SendStop { trip_id, attempt, reach }
+    };
     let not_confirmed = |attempts, is_escalated| Action::StopNotConfirmed {
         trip_id: id.clone(),
         attempts,
@@ -210,7 +243,9 @@ fn machine_that_moves_without_a_reset_is_stopped_again() {
     let _trip = bench.reading("t1", 200.0);
     let _confirmed = bench.state(MachineState::Stopped);
     let actions = bench.state(MachineState::Running);
-    assert!(is_send(&actions[0]), "{actions:?}");
+    let trip_id = "press-1-1000000-1".to_owned();
+    let again = Action::SendStop { trip_id, attempt: 1, reach: StopReach::All };
+    assert_eq!(actions[0], again, "by all ways");
     assert!(matches!(actions[1], Action::MovedWhileTripped { .. }), "{actions:?}");
     assert_eq!(bench.state(MachineState::Running), vec![], "the new stop is on its way");
     assert!(is_send(&bench.advance(DEADLINE)[0]), "and repeated");
@@ -310,12 +345,13 @@ fn latch_survives_a_restart_and_orders_the_stop_again() {
     let mut bench = Bench::new(None);
     let trip_id = "press-1-1000000-1".to_owned();
     let actions = bench.interlock.restore(read, bench.now);
-    assert_eq!(actions, vec![Action::SendStop { trip_id, attempt: 1 }]);
+    assert_eq!(actions, vec![Action::SendStop { trip_id, attempt: 1, reach: StopReach::First }]);
     assert!(matches!(bench.reset(), Err(ResetRefused::StopNotConfirmed { .. })));
     let _confirmed = bench.state(MachineState::Stopped);
     assert!(bench.reset().is_ok());
     let again = bench.reading("t1", 200.0);
-    let expected = Action::SendStop { trip_id: "press-1-1000000-2".to_owned(), attempt: 1 };
+    let trip_id = "press-1-1000000-2".to_owned();
+    let expected = Action::SendStop { trip_id, attempt: 1, reach: StopReach::First };
     assert_eq!(again[0], expected, "a name is never used twice");
 }
 
@@ -344,7 +380,7 @@ fn settings_report_all_faults_at_once() {
     bad.limits[1].above = None;
     bad.limits[2].name = "hotter".to_owned();
     bad.limits.push(limit("crossed", "t1", None, [Some(2.0), Some(1.0)]));
-    bad.score_vote = Some(ScoreVote { sensors: vec![], threshold: 1.1, votes: 6, of: 5 });
+    bad.score_vote = vote_of(6, 5, 1.1);
     bad.silence = Some(Silence { sensors: vec![], after: Duration::ZERO, trips: true });
     bad.confirmation = ConfirmationSettings { deadline: WAIT_MAX * 2, attempts_max: 0 };
     let faults = bad.validate().expect_err("everything is wrong");
@@ -352,7 +388,7 @@ fn settings_report_all_faults_at_once() {
     assert_eq!(faults.len(), 9, "{texts:#?}");
     let check = |votes, of, expected: bool| {
         let mut settings = settings(None);
-        settings.score_vote = Some(ScoreVote { sensors: vec![], threshold: 1.0, votes, of });
+        settings.score_vote = vote_of(votes, of, 1.0);
         assert_eq!(settings.validate().is_ok(), expected, "{votes} of {of}");
     };
     check(1, 1, true);
@@ -408,6 +444,8 @@ struct Model {
     trips_on_silence: bool,
     values: Vec<(&'static str, f64)>,
     rms: Vec<(&'static str, Option<f64>)>,
+    /// Those of windows whose sensor was not at fault.
+    judged_rms: Vec<(&'static str, Option<f64>)>,
     scores: Vec<(&'static str, f64)>,
     /// When a watched sensor delivered while nothing of it was unusable.
     heard: Vec<(&'static str, Instant)>,
@@ -425,9 +463,15 @@ impl Model {
         value.is_none_or(|(_, value)| value.is_finite()) && !is_rms_bad
     }
 
+    /// Whether the sensor's last value is a number: one that is none voids what else it sends.
+    fn is_value_usable(&self, on: &str) -> bool {
+        let value = self.values.iter().rev().find(|(name, _)| *name == on);
+        value.is_none_or(|(_, value)| value.is_finite())
+    }
+
     fn is_limit_passed(&self) -> bool {
         let mut values = self.values.iter().rev();
-        let mut rms = self.rms.iter().rev();
+        let mut rms = self.judged_rms.iter().rev();
         let value = values.find(|(on, value)| *on == "t1" && value.is_finite());
         let rms = rms.find(|(on, rms)| *on == "v1" && is_finite(*rms));
         value.is_some_and(|(_, value)| is_temperature_limit_passed(*value))
@@ -464,11 +508,17 @@ impl Model {
             Input::Rms(on, rms) => {
                 self.rms.push((on, rms));
                 self.hear(on, now);
-                on == "v1" && is_finite(rms) && rms > Some(1.0)
+                let is_usable = self.is_value_usable(on);
+                if is_usable {
+                    self.judged_rms.push((on, rms));
+                }
+                on == "v1" && is_usable && is_finite(rms) && rms > Some(1.0)
             }
             Input::Score(on, score) => {
-                self.scores.push((on, score));
-                score.is_finite() && self.has_votes(on)
+                if self.is_value_usable(on) {
+                    self.scores.push((on, score));
+                }
+                self.has_votes(on)
             }
             Input::Advance(_) => {
                 let silent = self.is_silent("t1", now) || self.is_silent("v1", now);
@@ -500,6 +550,7 @@ fn run(inputs: &[Input], trips_on_silence: bool) {
         trips_on_silence,
         values: vec![],
         rms: vec![],
+        judged_rms: vec![],
         scores: vec![],
         heard: vec![("t1", start), ("v1", start)],
         is_tripped: false,
@@ -599,7 +650,7 @@ proptest! {
         let mut votes = Votes::default();
         let mut seen = Vec::new();
         for score in scores {
-            votes.push(score >= THRESHOLD);
+            votes.push(score, THRESHOLD);
             seen.push(score);
             let last = seen.iter().rev().take(of as usize);
             let expected = last.filter(|score| **score >= THRESHOLD).count();

@@ -1,0 +1,86 @@
+//! Sensor faults and shelving as an operator meets them: over MQTT, on the interlock's topic, as machine events.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use e2e_tests::eventually::eventually;
+use e2e_tests::machine::{FakeMachine, Obedience};
+use e2e_tests::publisher::{Publisher, reading_json};
+
+use crate::plant::{DEADLINE, Plant, kafka, now};
+
+#[test]
+fn a_broken_thermometer_stops_nothing_and_a_shelved_limit_stops_when_it_is_in_force_again()
+-> anyhow::Result<()> {
+    let mut plant = Plant::new("rules")?;
+    plant.edge_settings.machines =
+        "[[machines]]\nid = \"press-1\"\n[[machines.limits]]\nname = \"oil-hot\"\n\
+         sensor = \"press-1/oil\"\nquantity = \"value\"\nabove = 120.0\nhysteresis = 10.0\n\
+         [[machines.sensors]]\nid = \"press-1/oil\"\nrange = { min = -50.0, max = 300.0 }\n\
+         recovers-after = \"0s\"\n"
+            .to_owned();
+    let shelving = ("EDGE__PROTECTION__SHELVING_MAX".to_owned(), "1h".to_owned());
+    plant.edge_settings.environment.push(shelving);
+    let port = plant.mosquitto.port();
+    let machine = FakeMachine::start(port, "press-1", Obedience::SpinsDown(Duration::ZERO))?;
+    let mut edge = plant.start_edge_module()?;
+    let mut publisher = Publisher::connect(port, "sensors");
+    let wait_for = |what: &str, is_there: &dyn Fn(&serde_json::Value) -> bool| {
+        eventually(what, DEADLINE, || {
+            let states = machine.interlock_states();
+            ensure!(states.last().is_some_and(is_there), "{:?}", states.last());
+            Ok(())
+        })
+    };
+    let mut send = |topic: &str, payload: String| {
+        publisher.publish(&format!("plant/press-1/{topic}"), payload)
+    };
+    let oil = |value: f64| reading_json("press-1", "press-1/oil", "temperature", now(), value);
+    send("readings", oil(1254.0))?;
+    wait_for("the fault is shown", &|state| {
+        state["sensor_faults"][0]["fault"] == "out-of-range" && state["state"] == "armed"
+    })?;
+    send("readings", oil(90.0).replace("90.0", "NaN"))?;
+    wait_for("NaN is shown", &|state| state["sensor_faults"].as_array().map(Vec::len) == Some(2))?;
+    let shelve = |time: &str| {
+        format!(r#"{{"operator":"Kim","rule":"oil-hot","for":"{time}","reason":"oil is changed"}}"#)
+    };
+    send("shelve", shelve("30m"))?;
+    wait_for("the shelving is shown", &|state| state["shelved"][0]["rule"] == "oil-hot")?;
+    send("readings", oil(121.0))?;
+    wait_for("the sensor is well again", &|state| state["sensor_faults"].is_null())?;
+    assert!(machine.is_running() && machine.commands().is_empty());
+
+    // A restart keeps what is left of the shelving.
+    edge.process().kill()?;
+    edge.restart()?;
+    wait_for("the shelving is shown again", &|state| state["shelved"][0]["operator"] == "Kim")?;
+    eventually("the stop path listens and the machine is stopped", DEADLINE, || {
+        send("readings", oil(121.0))?;
+        send("shelve", shelve("0s"))?;
+        ensure!(!machine.is_running(), "it runs");
+        Ok(())
+    })?;
+    machine.wait_for_interlock("stopped", DEADLINE)?;
+    send("readings", oil(111.0))?;
+    machine.ask_for_reset("Kim")?;
+
+    let expected = ["sensor-fault", "sensor-recovered", "shelved", "trip-suppressed", "unshelved"];
+    eventually("the events are on Kafka", DEADLINE, || {
+        let events = kafka()?.read_json(&plant.topic("machine-events"))?;
+        let find = |event_type: &str| events.iter().find(|e| e["event_type"] == event_type);
+        for event_type in expected {
+            ensure!(find(event_type).is_some(), "no {event_type} among {}", events.len());
+        }
+        let (Some(trip), Some(shelved)) = (find("trip"), find("shelved")) else {
+            anyhow::bail!("no trip yet");
+        };
+        ensure!(shelved["operator"] == "Kim" && shelved["rule"] == "oil-hot", "{shelved}");
+        let version = trip["rule_version"].as_str().unwrap_or_default();
+        ensure!(version.len() == 12 && shelved["rule_version"] == version, "{trip} {shelved}");
+        let Some(refused) = find("reset-refused") else { anyhow::bail!("no reset was refused") };
+        ensure!(refused["trip_id"] == trip["trip_id"] && refused["operator"] == "Kim", "{refused}");
+        ensure!(refused["cause"] == "limit" && refused["value"] == 111.0, "{refused}");
+        Ok(())
+    })
+}
