@@ -48,13 +48,15 @@ pub enum Lane {
     Events,
     /// Readings.
     Readings,
+    /// Raw samples around trips.
+    Waveforms,
     /// Refused input.
     DeadLetters,
 }
 
 impl Lane {
     /// All lanes, first to leave first.
-    pub const ALL: [Self; 3] = [Self::Events, Self::Readings, Self::DeadLetters];
+    pub const ALL: [Self; 4] = [Self::Events, Self::Readings, Self::Waveforms, Self::DeadLetters];
 
     /// The folder's name, and the label.
     #[must_use]
@@ -62,6 +64,7 @@ impl Lane {
         match self {
             Self::Events => "events",
             Self::Readings => "readings",
+            Self::Waveforms => "waveforms",
             Self::DeadLetters => "dead-letters",
         }
     }
@@ -72,6 +75,7 @@ impl Lane {
 pub struct PerLane<T> {
     events: T,
     readings: T,
+    waveforms: T,
     dead_letters: T,
 }
 
@@ -81,6 +85,7 @@ impl<T> PerLane<T> {
         match lane {
             Lane::Events => &self.events,
             Lane::Readings => &self.readings,
+            Lane::Waveforms => &self.waveforms,
             Lane::DeadLetters => &self.dead_letters,
         }
     }
@@ -90,6 +95,7 @@ impl<T> PerLane<T> {
         match lane {
             Lane::Events => &mut self.events,
             Lane::Readings => &mut self.readings,
+            Lane::Waveforms => &mut self.waveforms,
             Lane::DeadLetters => &mut self.dead_letters,
         }
     }
@@ -409,7 +415,7 @@ impl Journal {
     /// A segment cannot be deleted.
     pub fn evict(&mut self) -> Result<Vec<Loss>, JournalError> {
         let mut losses = Vec::new();
-        for lane in [Lane::Readings, Lane::DeadLetters, Lane::Events] {
+        for lane in [Lane::Readings, Lane::Waveforms, Lane::DeadLetters, Lane::Events] {
             while self.bytes() > self.settings.bytes_max {
                 let Some(loss) = self.evict_oldest(lane)? else { break };
                 losses.push(loss);

@@ -17,7 +17,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use shared_proto::model::{EventTime, MetricType, Quality, Reading, SensorId};
+use shared_proto::model::{MetricType, Quality, Reading, SensorId};
 
 /// Name of the feature that tells how many readings were folded.
 pub const COUNT_FEATURE: &str = "count";

@@ -10,6 +10,7 @@
 //! restart. The path of an input that changes nothing allocates nothing.
 
 mod action;
+mod replace;
 mod settings;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,7 @@
 use proptest::prelude::*;
 
+use shared_proto::model::EventTime;
+
 use super::*;
 use crate::deadband::{Deadband, DeadbandSettings, Verdict};
 
