@@ -50,11 +50,11 @@ mod tests {
                 table = format!("{name}.");
             } else if let Some((key, value)) = line.split_once(" = ") {
                 let value = value.trim_matches('"');
-                let is_number = value.chars().all(|c| c.is_ascii_digit() || c == '.');
+                let is_number = value.parse::<f64>().is_ok();
                 let unit = value.trim_start_matches(|c: char| c.is_ascii_digit());
                 let is_duration =
                     unit != value && ["ns", "us", "ms", "s", "m", "h"].contains(&unit);
-                if !value.is_empty() && (is_number || is_duration) {
+                if is_number || is_duration {
                     keys.push(format!("{table}{key}"));
                 }
             }

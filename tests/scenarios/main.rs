@@ -4,8 +4,10 @@
 //! What a scenario leaves behind lies in `target/tmp/scenarios-<process id>/<name>` and is deleted by the next run.
 
 mod bad_input;
+mod live_settings;
 mod operation;
 mod outages;
 mod pair;
 mod plant;
 mod servers;
+mod waveforms;

@@ -18,7 +18,7 @@ use shared_proto::model::EventTime;
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 const PARTITIONS: i32 = 3;
-const TOPICS: [&str; 7] = [
+pub(crate) const TOPICS: [&str; 7] = [
     "temperature",
     "pressure",
     "vibration",
