@@ -12,7 +12,7 @@ use axum::routing::get;
 use edge_core::interlock::LatchSnapshot;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
-use shared_proto::model::MachineId;
+use shared_proto::model::{EventTime, MachineId};
 use tokio::net::TcpListener;
 
 /// A part of the program that can be ready or not.
@@ -60,6 +60,21 @@ struct Shown {
     latches: BTreeMap<MachineId, LatchSnapshot>,
     model: Option<String>,
     generation: u64,
+    settings: ShownSettings,
+}
+
+/// The settings in force, and what became of the last attempt to change them.
+#[derive(Clone, Default, Serialize)]
+struct ShownSettings {
+    version: String,
+    since: String,
+    last_refusal: Option<Refusal>,
+}
+
+#[derive(Clone, Serialize)]
+struct Refusal {
+    at: String,
+    reason: String,
 }
 
 impl Board {
@@ -81,6 +96,26 @@ impl Board {
     /// Shows the latch of a machine.
     pub fn show_latch(&self, latch: LatchSnapshot) {
         self.with(|shown| shown.latches.insert(latch.machine_id.clone(), latch));
+    }
+
+    /// Takes a machine off that is no longer protected.
+    pub fn forget_latch(&self, machine_id: &MachineId) {
+        self.with(|shown| shown.latches.remove(machine_id));
+    }
+
+    /// Shows which settings are in force since when.
+    pub fn show_settings(&self, version: String, since: EventTime) {
+        self.with(|shown| {
+            shown.settings.version = version;
+            shown.settings.since = since.to_string();
+        });
+    }
+
+    /// Shows why other settings were refused last.
+    pub fn show_refusal(&self, at: EventTime, reason: String) {
+        self.with(|shown| {
+            shown.settings.last_refusal = Some(Refusal { at: at.to_string(), reason });
+        });
     }
 
     /// Shows what runs: the model's name and the journal's generation.
@@ -165,6 +200,7 @@ struct StatusPage {
     version: &'static str,
     generation: u64,
     model: Option<String>,
+    settings: ShownSettings,
     parts: BTreeMap<&'static str, String>,
     machines: Vec<MachineStatus>,
 }
@@ -182,6 +218,7 @@ async fn status(State(pages): State<Pages>) -> Response {
         version: env!("CARGO_PKG_VERSION"),
         generation: shown.generation,
         model: shown.model.clone(),
+        settings: shown.settings.clone(),
         parts: shown
             .parts
             .iter()

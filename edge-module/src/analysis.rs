@@ -91,6 +91,19 @@ impl Analysis {
         }
     }
 
+    /// Changes which sensors the model scores. One that is scored from now on, or no more, starts another window.
+    pub fn set_scored(&mut self, scored: Vec<SensorId>) {
+        self.scored = if self.model.is_some() { scored } else { Vec::new() };
+        let scored = &self.scored;
+        self.sensors.retain(|sensor, analysis| analysis.is_scored == scored.contains(sensor));
+    }
+
+    /// Sensors whose windows are kept.
+    #[must_use]
+    pub fn sensors(&self) -> usize {
+        self.sensors.len()
+    }
+
     /// Takes a block and hands each window that it completes to `judge`, oldest first.
     ///
     /// # Errors

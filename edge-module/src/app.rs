@@ -6,13 +6,13 @@
 //! | `journal` | own, one thread | the journal: its fsync blocks nobody else |
 //! | `latches` | none | writes latches |
 //! | `forwarder` | own, one thread | Kafka |
-//! | main | own, one thread | recording session, admin pages, signals |
+//! | main | own, one thread | recording session, admin pages, signals, settings read again |
 //!
 //! A panic on the protection thread ends the process: the machine side must take our silence as a trip.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -24,19 +24,20 @@ use tracing::{error, info, warn};
 
 use crate::admin::{self, Board, Part};
 use crate::cli::{EXIT_CONFIG, EXIT_DATA_DIR, EXIT_FAILURE};
-use crate::config::Settings;
+use crate::config::{Keys, Settings};
 use crate::intake::InputTopics;
 use crate::journal::{Connections, Delivered, JournalCommand, Recorder, durable_at_start};
 use crate::kafka::{Forwarder, Start, now};
 use crate::latch::{LatchFolder, RestoredLatch, write_all};
 use crate::mqtt::actuator::Topics;
 use crate::mqtt::source::{Session, SessionKind};
-use crate::protection::{Protection, Sinks};
-use crate::recording::Recording;
+use crate::protection::{self, NewMachines, Protection, Sinks};
+use crate::recording::{self, NewFilters, Recording};
+use crate::reload::{Reached, Reloader};
 use crate::scoring::Bundle;
 use crate::store::{Journal, JournalSettings, Lane, SegmentedJournal};
 use crate::supervise::run_again_after_panic;
-use crate::telemetry;
+use crate::telemetry::{self, LogFilter};
 
 /// Messages between a session and its path. Small: what waits here is not acknowledged.
 const SESSION_QUEUE_LENGTH: usize = 256;
@@ -96,13 +97,16 @@ fn ask_health(settings: &Settings) -> anyhow::Result<()> {
     bail!("answer {:?}", answer.lines().next().unwrap_or_default())
 }
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT. `file` is read again when it changes, and on SIGHUP.
 #[must_use]
-pub fn run(settings: Settings) -> ExitCode {
-    if let Err(error) = telemetry::start_logging(&settings.telemetry) {
-        eprintln!("edge-module: logging does not start: {error}");
-        return ExitCode::from(EXIT_FAILURE);
-    }
+pub fn run(settings: Settings, keys: Keys, file: Option<PathBuf>) -> ExitCode {
+    let log_filter = match telemetry::start_logging(&settings.telemetry) {
+        Ok(log_filter) => log_filter,
+        Err(error) => {
+            eprintln!("edge-module: logging does not start: {error}");
+            return ExitCode::from(EXIT_FAILURE);
+        }
+    };
     let _lock = match open_data_dir(&settings.device.data_dir) {
         Ok(lock) => lock,
         Err(error) => {
@@ -113,7 +117,7 @@ pub fn run(settings: Settings) -> ExitCode {
             return ExitCode::from(EXIT_DATA_DIR);
         }
     };
-    match run_tasks(&settings) {
+    match run_tasks(&settings, Sources { keys, file, log_filter }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!("{error:#}");
@@ -181,6 +185,13 @@ fn own_name(settings: &Settings) -> MachineId {
     MachineId::new(settings.device.id.as_str()).expect("both names obey the same rules")
 }
 
+/// Where the settings come from, to read them again.
+struct Sources {
+    keys: Keys,
+    file: Option<PathBuf>,
+    log_filter: LogFilter,
+}
+
 struct Stops {
     intake: watch::Sender<bool>,
     forwarder: watch::Sender<bool>,
@@ -198,13 +209,14 @@ struct Threads {
 struct MainTasks {
     session: Session,
     recording: Recording,
+    reloader: Reloader,
     events: mpsc::Sender<MachineEvent>,
     commands: mpsc::Sender<JournalCommand>,
     stops: Stops,
     threads: Threads,
 }
 
-fn run_tasks(settings: &Settings) -> anyhow::Result<()> {
+fn run_tasks(settings: &Settings, sources: Sources) -> anyhow::Result<()> {
     let metrics = telemetry::start_metrics().context("metrics do not start")?;
     let board = Board::new(&[Part::Protection, Part::Actuator, Part::Recording, Part::Journal]);
     let runtime = own_runtime()?;
@@ -212,13 +224,14 @@ fn run_tasks(settings: &Settings) -> anyhow::Result<()> {
         .block_on(admin::bind(settings.admin.listen))
         .with_context(|| format!("admin.listen {} cannot be bound", settings.admin.listen))?;
     info!(%address, "admin pages");
-    let tasks = start_threads(settings, &board)?;
+    let tasks = start_threads(settings, sources, &board)?;
     let device_id = settings.device.id.to_string();
     let result = runtime.block_on(async {
-        let MainTasks { session, recording, events, commands, stops, threads } = tasks;
+        let MainTasks { session, recording, reloader, events, commands, stops, threads } = tasks;
         let (session_events, session_receiver) = mpsc::channel(SESSION_QUEUE_LENGTH);
         let session = tokio::spawn(session.run(session_events));
         let path = tokio::spawn(recording.run(session_receiver, stops.intake.subscribe()));
+        let reloader = tokio::spawn(reloader.run(stops.intake.subscribe()));
         let mut stop = stops.intake.subscribe();
         let shown = board.clone();
         let pages = tokio::spawn(admin::serve(listener, shown, metrics, device_id, async move {
@@ -228,6 +241,7 @@ fn run_tasks(settings: &Settings) -> anyhow::Result<()> {
         let result = wait_for_end(&threads, &board).await;
         stops.intake.send_replace(true);
         drop(path.await);
+        drop(reloader.await);
         let finished = finish(settings, events, commands, stops, threads).await;
         session.abort();
         pages.abort();
@@ -253,8 +267,35 @@ fn open_journal(settings: &Settings) -> anyhow::Result<SegmentedJournal> {
         .context("journal does not open")
 }
 
+/// Channels by which other settings reach the paths, and trips the samples around them. Settings have one place: who sends
+/// the next waits for the answer to the one before.
+struct Lines {
+    machines: mpsc::Sender<NewMachines>,
+    filters: mpsc::Sender<NewFilters>,
+    historical_after: watch::Sender<Duration>,
+    protection: protection::Links,
+    recording: recording::Links,
+}
+
+fn connect_settings(settings: &Settings) -> Lines {
+    let (machines, new_machines) = mpsc::channel(1);
+    let (filters, new_filters) = mpsc::channel(1);
+    let (requests, snapshots) = mpsc::channel(settings.waveforms.queue_length);
+    Lines {
+        machines,
+        filters,
+        historical_after: watch::Sender::new(settings.kafka.historical_after),
+        protection: protection::Links { snapshots: requests, settings: new_machines },
+        recording: recording::Links { snapshots, settings: new_filters },
+    }
+}
+
 /// Opens the journal, loads the model, and starts every thread but this one.
-fn start_threads(settings: &Settings, board: &Board) -> anyhow::Result<MainTasks> {
+fn start_threads(
+    settings: &Settings,
+    sources: Sources,
+    board: &Board,
+) -> anyhow::Result<MainTasks> {
     let (model, refusal) = model_or_event(settings);
     let journal = open_journal(settings)?;
     let model_name = model.as_ref().map(Bundle::identity);
@@ -276,6 +317,7 @@ fn start_threads(settings: &Settings, board: &Board) -> anyhow::Result<MainTasks
     let reader = journal.reader();
     let recording =
         Recording::new(settings, model.as_ref(), &*reader, commands.clone(), board.clone())?;
+    let lines = connect_settings(settings);
     let durable = watch::Sender::new(durable_at_start(&journal));
     let (delivered, delivered_receiver) = watch::channel(Delivered::default());
     let start = Start {
@@ -287,7 +329,8 @@ fn start_threads(settings: &Settings, board: &Board) -> anyhow::Result<MainTasks
     };
     let kafka = settings.kafka.clone();
     let forwarder =
-        Forwarder::new(kafka, start, journal.reader(), commands.clone(), board.clone())?;
+        Forwarder::new(kafka, start, journal.reader(), commands.clone(), board.clone())?
+            .following(lines.historical_after.subscribe());
     let connections = Connections {
         events: event_receiver,
         commands: command_receiver,
@@ -307,6 +350,20 @@ fn start_threads(settings: &Settings, board: &Board) -> anyhow::Result<MainTasks
     let (latches, latch_receiver) = std::sync::mpsc::sync_channel(LATCH_QUEUE_LENGTH);
     let latch_folder = LatchFolder::open(&settings.device.data_dir)?;
     let sinks = Sinks { events: events.clone(), latches, board: board.clone() };
+    let reached = Reached {
+        protection: lines.machines,
+        recording: lines.filters,
+        historical_after: lines.historical_after,
+        log_filter: sources.log_filter,
+        events: events.clone(),
+        board: board.clone(),
+    };
+    let threshold = model.as_ref().map_or(1.0, |model| model.threshold().value());
+    let in_force = (settings.clone(), sources.keys);
+    let latches = latch_folder.clone();
+    let reloader =
+        Reloader::new(sources.file, in_force, threshold, latches, own_name(settings), reached);
+    let recording = recording.linked(lines.recording);
     let drain_timeout = settings.shutdown.drain_timeout;
     let intake = stops.intake.subscribe();
     let threads = Threads {
@@ -318,9 +375,16 @@ fn start_threads(settings: &Settings, board: &Board) -> anyhow::Result<MainTasks
             board.clone(),
         )?,
         latches: spawn_latches(latch_folder.clone(), latch_receiver, board.clone())?,
-        protection: spawn_protection(settings.clone(), model, &latch_folder, sinks, intake)?,
+        protection: spawn_protection(
+            settings.clone(),
+            model,
+            &latch_folder,
+            sinks,
+            lines.protection,
+            intake,
+        )?,
     };
-    Ok(MainTasks { session, recording, events, commands, stops, threads })
+    Ok(MainTasks { session, recording, reloader, events, commands, stops, threads })
 }
 
 /// In order: no more input, events of the stop path, what is in flight, the journal.
@@ -466,6 +530,7 @@ fn spawn_protection(
     model: Option<Bundle>,
     latch_folder: &LatchFolder,
     sinks: Sinks,
+    links: protection::Links,
     stop: watch::Receiver<bool>,
 ) -> anyhow::Result<JoinHandle<()>> {
     let restored = restored(&settings, latch_folder);
@@ -475,7 +540,8 @@ fn spawn_protection(
     let sensors = Session::new(&settings, SessionKind::Protection, filters)?;
     let machine_side = Session::new(&settings, SessionKind::Actuator, topics.filters())?;
     let protection =
-        Protection::new(&settings, model.as_ref(), restored, machine_side.client(), sinks)?;
+        Protection::new(&settings, model.as_ref(), restored, machine_side.client(), sinks)?
+            .linked(links);
     let heartbeat_interval = settings.protection.heartbeat_interval;
     spawn("protection", move || {
         let runtime = own_runtime()?;

@@ -15,13 +15,16 @@ use serde::Deserialize;
 use shared_proto::Encoding;
 use shared_proto::model::{DeviceId, MachineId, MetricType, SensorId};
 
+mod filters;
+mod keys;
 mod machine;
 mod validate;
 
+pub use keys::Keys;
 pub use machine::Sensor;
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
-/// Every key that an entry of `machines` may have: the default file has no machine.
+/// Every key that an entry of a list of tables may have: the default file has none.
 const MACHINE_KEYS: &str = r#"
 [[machines]]
 id = ""
@@ -59,6 +62,18 @@ missing-samples-max = 0.5
 clock-drift-max = "1s"
 recovers-after = "1s"
 on-fault = "alarm"
+[[deadband.rules]]
+sensor-prefix = ""
+metric-type = ""
+absolute = 0.0
+percent = 0.0
+heartbeat = "1s"
+[[aggregation]]
+sensor-prefix = ""
+metric-type = ""
+interval = "1s"
+value = "mean"
+statistics = []
 "#;
 /// Tables whose keys are free, such as librdkafka's properties.
 const FREE_TABLES: [&str; 3] =
@@ -138,6 +153,10 @@ pub struct Settings {
     pub machines: Vec<Machine>,
     /// `[deadband]`.
     pub deadband: Deadband,
+    /// `[[aggregation]]`.
+    pub aggregation: Vec<Aggregation>,
+    /// `[waveforms]`.
+    pub waveforms: Waveforms,
     /// `[journal]`.
     pub journal: Journal,
     /// `[kafka]`.
@@ -376,6 +395,90 @@ pub struct Deadband {
     pub always_above: BTreeMap<MetricType, f64>,
     /// Sensors remembered.
     pub sensors_max: usize,
+    /// Other widths for some sensors or metrics.
+    pub rules: Vec<DeadbandRule>,
+}
+
+/// One entry of `[[deadband.rules]]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct DeadbandRule {
+    /// Beginning of the sensor's name; empty: every sensor.
+    #[serde(default)]
+    pub sensor_prefix: String,
+    /// Absent: every metric.
+    #[serde(default)]
+    pub metric_type: Option<MetricType>,
+    /// In the reading's unit.
+    #[serde(default)]
+    pub absolute: f64,
+    /// Of the last value sent.
+    #[serde(default)]
+    pub percent: f64,
+    /// Absent: as in `[deadband]`.
+    #[serde(default, with = "humantime_serde")]
+    pub heartbeat: Option<Duration>,
+}
+
+/// One entry of `[[aggregation]]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Aggregation {
+    /// Beginning of the sensor's name; empty: every sensor.
+    #[serde(default)]
+    pub sensor_prefix: String,
+    /// Absent: every metric.
+    #[serde(default)]
+    pub metric_type: Option<MetricType>,
+    /// Event time that becomes one reading.
+    #[serde(with = "humantime_serde")]
+    pub interval: Duration,
+    /// What becomes the value.
+    pub value: Statistic,
+    /// What becomes features.
+    #[serde(default)]
+    pub statistics: Vec<Statistic>,
+}
+
+/// A number that stands for many.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Statistic {
+    /// The lowest.
+    Min,
+    /// The highest.
+    Max,
+    /// The arithmetic mean.
+    Mean,
+    /// The root mean square.
+    Rms,
+}
+
+/// `[waveforms]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Waveforms {
+    /// Whether trips have snapshots.
+    pub enabled: bool,
+    /// Whether alarms have them, too.
+    pub on_alarm: bool,
+    /// Event time before a trip.
+    #[serde(with = "humantime_serde")]
+    pub before: Duration,
+    /// Event time after a trip.
+    #[serde(with = "humantime_serde")]
+    pub after: Duration,
+    /// Longest time after the first trip.
+    #[serde(with = "humantime_serde")]
+    pub length_max: Duration,
+    /// Memory of one sensor.
+    pub sensor_bytes_max: usize,
+    /// Memory of all sensors.
+    pub bytes_max: usize,
+    /// Samples of one snapshot.
+    pub snapshot_bytes_max: usize,
+    /// Trips that may wait.
+    pub queue_length: usize,
 }
 
 /// `[journal]`.
@@ -470,6 +573,8 @@ pub struct Topics {
     pub machine_events: String,
     /// Refused input.
     pub dead_letters: String,
+    /// Raw samples around trips.
+    pub waveforms: String,
 }
 
 /// `[admin]`.
@@ -515,13 +620,29 @@ impl Settings {
     /// # Errors
     /// All faults at once, each with the path of its key and where it was set.
     pub fn load(file: Option<&Path>) -> Result<Self, SettingsError> {
-        Self::from_layers(file, None)
+        Ok(Self::load_with_keys(file)?.0)
     }
 
+    /// As [`Settings::load`], with every key that is set, in one list.
+    ///
+    /// # Errors
+    /// As [`Settings::load`].
+    pub fn load_with_keys(file: Option<&Path>) -> Result<(Self, Keys), SettingsError> {
+        Self::layers_with_keys(file, None)
+    }
+
+    #[cfg(test)]
     fn from_layers(
         file: Option<&Path>,
         variables: Option<config::Map<String, String>>,
     ) -> Result<Self, SettingsError> {
+        Ok(Self::layers_with_keys(file, variables)?.0)
+    }
+
+    fn layers_with_keys(
+        file: Option<&Path>,
+        variables: Option<config::Map<String, String>>,
+    ) -> Result<(Self, Keys), SettingsError> {
         let mut builder = Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
         if let Some(path) = file {
             builder = builder.add_source(File::from(path).format(FileFormat::Toml).required(true));
@@ -536,9 +657,10 @@ impl Settings {
         if !unknown.is_empty() {
             return Err(SettingsError::Faults(unknown));
         }
+        let keys = Keys::new(&config.cache);
         let settings: Self = config.try_deserialize().map_err(|error| read_error(&error))?;
         match settings.faults() {
-            faults if faults.is_empty() => Ok(settings),
+            faults if faults.is_empty() => Ok((settings, keys)),
             faults => Err(SettingsError::Faults(faults)),
         }
     }

@@ -107,7 +107,8 @@ fn describe_unknown(error: DecodeError, payload: &[u8]) -> Refusal {
     }
 }
 
-fn encoding_of(payload: &[u8]) -> Encoding {
+/// How a payload is to be read: text that begins with `{` or `[` is JSON.
+pub(crate) fn encoding_of(payload: &[u8]) -> Encoding {
     match payload.iter().find(|byte| !byte.is_ascii_whitespace()) {
         Some(b'{' | b'[') => Encoding::Json,
         Some(_) | None => Encoding::Protobuf,

@@ -45,6 +45,10 @@ const HOLD_AFTER: Duration = Duration::from_secs(1);
 /// Without a delivery for this long while records are in flight, Kafka counts as not reachable.
 const STALL_AFTER: Duration = Duration::from_secs(10);
 
+/// Pieces of waveforms handed to the producer and not yet acknowledged: each may have the size of a journal record.
+const WAVEFORMS_IN_FLIGHT_MAX: usize = 64;
+const LANES: usize = Lane::ALL.len();
+
 /// Why the forwarder cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum ForwardError {
@@ -105,15 +109,20 @@ pub struct Forwarder {
     producer: Option<ThreadedProducer<Reports>>,
     reports_sender: mpsc::Sender<Report>,
     reports: mpsc::Receiver<Report>,
-    outboxes: [(Lane, Outbox); 4],
-    last_delivery: Instant,
+    outboxes: [(Lane, Outbox); LANES],
+    /// For each lane: one whose topic is missing does not hold the others.
+    last_delivery: [Instant; LANES],
+    /// Of any lane.
+    last_report: Instant,
+    /// Followed while the module runs.
+    historical_after: Option<watch::Receiver<Duration>>,
     is_stalled: bool,
     /// Why the last delivery failed; shown while a lane has not recovered.
     last_failure: String,
     /// A broker refuses batches whole: after such a refusal records up to here leave one by one, to find the culprit.
-    alone_through: [Sequence; 4],
+    alone_through: [Sequence; LANES],
     /// The record last sent alone.
-    alone: [Option<Sequence>; 4],
+    alone: [Option<Sequence>; LANES],
     is_running: bool,
 }
 
@@ -128,7 +137,7 @@ pub struct Start {
     /// Which life of its journal.
     pub generation: Generation,
     /// How far delivery had come.
-    pub acknowledged: [(Lane, Sequence); 4],
+    pub acknowledged: [(Lane, Sequence); LANES],
 }
 
 impl Forwarder {
@@ -143,9 +152,9 @@ impl Forwarder {
         commands: mpsc::Sender<JournalCommand>,
         board: Board,
     ) -> Result<Self, ForwardError> {
-        let (reports_sender, reports) = mpsc::channel(settings.in_flight_max * 4 + 1);
+        let (reports_sender, reports) = mpsc::channel(settings.in_flight_max * LANES + 1);
         let outboxes = start.acknowledged.map(|(lane, acknowledged)| {
-            (lane, Outbox::new(acknowledged, outbox_settings(&settings)))
+            (lane, Outbox::new(acknowledged, outbox_settings(lane, &settings)))
         });
         let mut this = Self {
             settings,
@@ -161,15 +170,24 @@ impl Forwarder {
             reports_sender,
             reports,
             outboxes,
-            last_delivery: Instant::now(),
+            last_delivery: [Instant::now(); LANES],
+            last_report: Instant::now(),
+            historical_after: None,
             is_stalled: false,
             last_failure: String::new(),
-            alone_through: [Sequence(0); 4],
-            alone: [None; 4],
+            alone_through: [Sequence(0); LANES],
+            alone: [None; LANES],
             is_running: false,
         };
         this.producer = Some(this.connect()?);
         Ok(this)
+    }
+
+    /// Follows a setting that may change while the module runs.
+    #[must_use]
+    pub fn following(mut self, historical_after: watch::Receiver<Duration>) -> Self {
+        self.historical_after = Some(historical_after);
+        self
     }
 
     fn connect(&self) -> Result<ThreadedProducer<Reports>, ForwardError> {
@@ -186,7 +204,10 @@ impl Forwarder {
             .set("message.timeout.ms", "0")
             // A topic that is not there yet is waited for: an error would let later records overtake.
             .set("topic.metadata.propagation.max.ms", "3600000")
-            .set("queue.buffering.max.messages", (self.settings.in_flight_max * 4 + 1).to_string())
+            .set(
+                "queue.buffering.max.messages",
+                (self.settings.in_flight_max * LANES + 1).to_string(),
+            )
             .set("queue.buffering.max.kbytes", "1048576")
             .set("partitioner", "murmur2_random")
             .set("reconnect.backoff.max.ms", "2000")
@@ -234,11 +255,11 @@ impl Forwarder {
 
     /// Forgets what was in flight when a panic ended the last run. What was delivered is sent again, and dropped downstream.
     fn start_over(&mut self) {
-        let (reports_sender, reports) = mpsc::channel(self.settings.in_flight_max * 4 + 1);
+        let (reports_sender, reports) = mpsc::channel(self.settings.in_flight_max * LANES + 1);
         (self.reports_sender, self.reports) = (reports_sender, reports);
         self.letters.clear();
-        for (_, outbox) in &mut self.outboxes {
-            *outbox = Outbox::new(outbox.acknowledged(), outbox_settings(&self.settings));
+        for (lane, outbox) in &mut self.outboxes {
+            *outbox = Outbox::new(outbox.acknowledged(), outbox_settings(*lane, &self.settings));
         }
         match self.connect() {
             Ok(producer) => self.producer = Some(producer),
@@ -249,10 +270,11 @@ impl Forwarder {
     /// Sends what is durable and waits for its reports, as long as Kafka answers.
     async fn drain(&mut self, drain_timeout: Duration) {
         let deadline = Instant::now() + drain_timeout;
-        self.last_delivery = Instant::now();
+        self.last_delivery = [Instant::now(); LANES];
+        self.last_report = Instant::now();
         while self.owes_something()
             && Instant::now() < deadline
-            && self.last_delivery.elapsed() < DRAIN_PATIENCE
+            && self.last_report.elapsed() < DRAIN_PATIENCE
         {
             self.renew_producer_after_fatal();
             self.handle_letters();
@@ -281,16 +303,15 @@ impl Forwarder {
 
     /// Sends one batch of the first lane that has something. Says whether there may be more at once.
     fn send_some(&mut self) -> bool {
-        let in_flight: usize = self.outboxes.iter().map(|(_, outbox)| outbox.in_flight()).sum();
-        if in_flight == 0 {
-            self.last_delivery = Instant::now();
-        } else if self.last_delivery.elapsed() > HOLD_AFTER {
-            return false;
-        }
         let durable = *self.durable.borrow_and_update();
         for index in 0..self.outboxes.len() {
             let (lane, outbox) = &mut self.outboxes[index];
             let lane = *lane;
+            if outbox.in_flight() == 0 {
+                self.last_delivery[index] = Instant::now();
+            } else if self.last_delivery[index].elapsed() > HOLD_AFTER {
+                continue;
+            }
             let through = *durable.get(lane);
             let Some(after) = outbox.next_to_send(Instant::now()) else { continue };
             if after >= through {
@@ -300,7 +321,8 @@ impl Forwarder {
             if is_alone && outbox.in_flight() > 0 {
                 continue;
             }
-            let room = self.settings.in_flight_max.saturating_sub(outbox.in_flight()).max(1);
+            let in_flight_max = in_flight_max_of(lane, self.settings.in_flight_max);
+            let room = in_flight_max.saturating_sub(outbox.in_flight()).max(1);
             let records_max = if is_alone { 1 } else { room.min(READ_RECORDS_MAX) };
             let mut batch = self.journal.read(lane, after, through, records_max);
             // The journal reads whole chunks.
@@ -355,10 +377,9 @@ impl Forwarder {
                 return true;
             }
         };
-        let content_type = Header {
-            key: wire::CONTENT_TYPE_HEADER,
-            value: Some(self.settings.encoding.content_type()),
-        };
+        let encoding = encoding_of(lane, self.settings.encoding);
+        let content_type =
+            Header { key: wire::CONTENT_TYPE_HEADER, value: Some(encoding.content_type()) };
         let message = BaseRecord::with_opaque_to(outgoing.topic, Box::new((lane, record.sequence)))
             .key(&outgoing.key)
             .payload(&outgoing.payload)
@@ -387,9 +408,12 @@ impl Forwarder {
             generation: self.generation,
             sequence: record.sequence,
         });
-        let oldest_live = now().saturating_sub_micros(
-            i64::try_from(self.settings.historical_after.as_micros()).unwrap_or(i64::MAX),
-        );
+        let historical_after = self
+            .historical_after
+            .as_ref()
+            .map_or(self.settings.historical_after, |followed| *followed.borrow());
+        let oldest_live = now()
+            .saturating_sub_micros(i64::try_from(historical_after.as_micros()).unwrap_or(i64::MAX));
         let topics = &self.settings.topics;
         Ok(match lane {
             Lane::Readings => {
@@ -413,7 +437,15 @@ impl Forwarder {
                     payload: codec::encode_machine_event(&event, encoding),
                 }
             }
-            Lane::Waveforms => return Err(DecodeError::Empty),
+            Lane::Waveforms => {
+                let mut piece = codec::decode_waveform_snapshot(&record.payload)?;
+                piece.identity = identity;
+                Outgoing {
+                    topic: &topics.waveforms,
+                    key: piece.block.machine_id.as_str().to_owned(),
+                    payload: codec::encode_waveform_snapshot(&piece),
+                }
+            }
             Lane::DeadLetters => {
                 let mut letter = codec::decode_dead_letter(&record.payload, Encoding::Protobuf)?;
                 letter.identity = identity;
@@ -435,7 +467,8 @@ impl Forwarder {
                     metrics::counter!(telemetry::KAFKA_DELIVERED, "lane" => found.lane.as_str())
                         .increment(1);
                     self.outboxes[index].1.handle_acknowledged(found.sequence);
-                    self.last_delivery = Instant::now();
+                    self.last_delivery[index] = Instant::now();
+                    self.last_report = Instant::now();
                 }
                 Some(code) => self.handle_failure(index, found.sequence, code),
             }
@@ -550,9 +583,14 @@ impl Forwarder {
         let durable = *self.durable.borrow();
         let mut in_flight = 0;
         let mut delivered = Vec::new();
-        for (lane, outbox) in &self.outboxes {
+        let mut stalled_for = Duration::ZERO;
+        for ((lane, outbox), last_delivery) in self.outboxes.iter().zip(&mut self.last_delivery) {
             let acknowledged = outbox.acknowledged();
             in_flight += outbox.in_flight();
+            if outbox.in_flight() == 0 {
+                *last_delivery = Instant::now();
+            }
+            stalled_for = stalled_for.max(last_delivery.elapsed());
             let owed = durable.get(*lane).0.saturating_sub(acknowledged.0);
             metrics::gauge!(telemetry::OUTBOX_RECORDS, "lane" => lane.as_str()).set(owed as f64);
             delivered.push((*lane, acknowledged));
@@ -563,10 +601,8 @@ impl Forwarder {
             }
         });
         self.show_age(durable);
-        let is_stalled = in_flight > 0 && self.last_delivery.elapsed() > STALL_AFTER;
-        if in_flight == 0 {
-            self.last_delivery = Instant::now();
-        }
+        metrics::gauge!(telemetry::IN_USE, "name" => "kafka.in-flight-max").set(in_flight as f64);
+        let is_stalled = stalled_for > STALL_AFTER;
         if is_stalled && !self.is_stalled {
             warn!(in_flight, "kafka does not acknowledge; records wait in the journal");
         }
@@ -575,7 +611,7 @@ impl Forwarder {
         let state = if is_failing {
             Err(format!("{}; records wait in the journal", self.last_failure))
         } else if is_stalled {
-            Err(format!("no delivery for {} s", self.last_delivery.elapsed().as_secs()))
+            Err(format!("no delivery for {} s", stalled_for.as_secs()))
         } else {
             Ok(())
         };
@@ -595,9 +631,9 @@ impl Forwarder {
     }
 }
 
-fn outbox_settings(settings: &Kafka) -> OutboxSettings {
+fn outbox_settings(lane: Lane, settings: &Kafka) -> OutboxSettings {
     OutboxSettings {
-        in_flight_max: settings.in_flight_max,
+        in_flight_max: in_flight_max_of(lane, settings.in_flight_max),
         backoff_min: BACKOFF_MIN,
         backoff_max: BACKOFF_MAX,
     }
@@ -615,6 +651,21 @@ fn reading_topic<'a>(topics: &'a Topics, metric_type: &MetricType) -> &'a str {
         "pressure" => &topics.pressure,
         "vibration" => &topics.vibration,
         _ => &topics.other,
+    }
+}
+
+/// Waveforms are always protobuf: samples as text would be several times their size.
+const fn encoding_of(lane: Lane, configured: Encoding) -> Encoding {
+    match lane {
+        Lane::Events | Lane::Readings | Lane::DeadLetters => configured,
+        Lane::Waveforms => Encoding::Protobuf,
+    }
+}
+
+fn in_flight_max_of(lane: Lane, configured: usize) -> usize {
+    match lane {
+        Lane::Events | Lane::Readings | Lane::DeadLetters => configured,
+        Lane::Waveforms => configured.min(WAVEFORMS_IN_FLIGHT_MAX),
     }
 }
 

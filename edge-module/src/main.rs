@@ -4,23 +4,33 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use edge_module::cli::{Cli, Command, ConfigArgument, EXIT_CONFIG};
-use edge_module::config::Settings;
+use edge_module::config::{Keys, Settings};
 use edge_module::{app, journal_tool};
 
 fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Run(argument) => with_settings(&argument, app::run),
-        Command::CheckConfig(argument) => with_settings(&argument, app::check),
-        Command::Healthcheck(argument) => with_settings(&argument, app::healthcheck),
-        Command::Journal(arguments) => with_settings(&arguments.config, |settings| {
+        Command::Run(argument) => {
+            let file = argument.config.clone();
+            with_settings(&argument, |settings, keys| app::run(settings, keys, file))
+        }
+        Command::CheckConfig(argument) => {
+            with_settings(&argument, |settings, _| app::check(settings))
+        }
+        Command::Healthcheck(argument) => {
+            with_settings(&argument, |settings, _| app::healthcheck(settings))
+        }
+        Command::Journal(arguments) => with_settings(&arguments.config, |settings, _| {
             journal_tool::run(&settings, &arguments.action)
         }),
     }
 }
 
-fn with_settings(argument: &ConfigArgument, act: impl FnOnce(Settings) -> ExitCode) -> ExitCode {
-    match Settings::load(argument.config.as_deref()) {
-        Ok(settings) => act(settings),
+fn with_settings(
+    argument: &ConfigArgument,
+    act: impl FnOnce(Settings, Keys) -> ExitCode,
+) -> ExitCode {
+    match Settings::load_with_keys(argument.config.as_deref()) {
+        Ok((settings, keys)) => act(settings, keys),
         Err(faults) => {
             eprintln!("edge-module: wrong settings\n{faults}");
             ExitCode::from(EXIT_CONFIG)

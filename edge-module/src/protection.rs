@@ -35,6 +35,10 @@ use crate::scoring::Bundle;
 use crate::telemetry;
 use report::cause_details;
 
+mod reload;
+
+pub use reload::{Links, NewMachines};
+
 /// The longest sleep of the loop: a deadline that is missed by a bug is missed by no more than this.
 const TIMEOUT_MAX: Duration = Duration::from_millis(500);
 
@@ -56,6 +60,7 @@ pub struct Protection {
     heartbeats: u64,
     /// Machines whose latch waits for room in its queue.
     unsaved: BTreeSet<MachineId>,
+    links: Option<Links>,
 }
 
 /// Where decisions are told.
@@ -122,6 +127,7 @@ impl Protection {
             trips: BTreeMap::new(),
             heartbeats: 0,
             unsaved: BTreeSet::new(),
+            links: None,
         };
         this.restore(restored);
         match settings.protection.after_restart {
@@ -180,6 +186,7 @@ impl Protection {
             tokio::select! {
                 biased;
                 Some(event) = machine_side.recv() => self.handle_machine_side(event),
+                Some(change) = reload::next_change(&mut self.links) => self.apply_settings(change),
                 Some(event) = sensors.recv() => self.handle_sensors(event),
                 () = tokio::time::sleep_until(deadline.into()) => {}
                 _ = heartbeat.tick() => self.send_heartbeats(),
@@ -321,6 +328,7 @@ impl Protection {
         match event {
             SessionEvent::Connected => {
                 self.sinks.board.set(Part::Actuator, Ok(()));
+                self.subscribe_added();
                 self.order_again();
             }
             SessionEvent::Disconnected => {
@@ -451,6 +459,7 @@ impl Protection {
     ) {
         error!(%machine_id, trip_id, cause = cause.as_str(), details = ?cause, "trip: stop ordered");
         metrics::counter!(telemetry::INTERLOCK_TRIPS, "cause" => cause.as_str()).increment(1);
+        self.ask_for_snapshot(machine_id, trip_id, MachineEventType::Trip);
         let details = MachineEventDetails {
             model: self.model.as_deref().map(str::to_owned),
             detail: Some(format!("trip {trip_id}")),

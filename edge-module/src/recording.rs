@@ -3,27 +3,38 @@
 //! The broker delivers at least once: after a crash or a reconnect it repeats, with the DUP flag, what was not
 //! acknowledged. A repeated message whose readings are already in the journal is dropped here, so that no reading gets a
 //! second sequence; readings are recognised by sensor, metric, time and value among the last [`RECENT_READINGS_MAX`].
+//!
+//! The raw samples around trips are kept here and not on the stop path: both sessions see the same blocks, and what keeping
+//! them costs (a copy of each block, and the encoding of megabytes at a trip) must not stand between a sample and a stop.
+//! The stop path tells of a trip through a bounded channel without waiting; this path may hear of it some milliseconds
+//! late, or seconds while a full disk holds it, which `waveforms.after` allows for. What was before the trip goes to the
+//! journal at once, what comes after in pieces of a second.
 
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use edge_core::aggregate::{Aggregate, Aggregator};
 use edge_core::deadband::{Deadband, Verdict};
 use edge_core::features::Features;
+use edge_core::snapshot::{SnapshotCounts, Snapshots};
 use rumqttc::Publish;
 use shared_proto::Encoding;
 use shared_proto::codec;
-use shared_proto::model::{DeadLetter, MachineId, MetricType, Reading, WaveformBlock};
+use shared_proto::model::{
+    DeadLetter, MachineId, MetricType, Reading, SensorId, WaveformBlock, WaveformSnapshot,
+};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::admin::{Board, Part};
 use crate::analysis::Analysis;
-use crate::config::Settings;
-use crate::intake::{Input, InputTopics, Refusal};
+use crate::config::{Settings, Waveforms};
+use crate::intake::{Input, InputTopics, Refusal, encoding_of};
 use crate::journal::{Intake, JournalCommand, check_size};
 use crate::kafka::now;
+use crate::limits::show_use;
 use crate::mqtt::source::SessionEvent;
 use crate::scoring::{AnomalyScore, Bundle};
 use crate::store::{Entry, JournalReader, Lane};
@@ -33,14 +44,98 @@ use crate::telemetry;
 pub const RECENT_READINGS_MAX: usize = 65_536;
 /// Refused input is logged at most this often; each is counted.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the use of limits is shown.
+const SHOW_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Asks for the samples around a moment that has just been.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotRequest {
+    /// Of all waveform sensors of this machine.
+    pub machine_id: MachineId,
+    /// Name of the trip or alarm.
+    pub trip_id: String,
+    /// An alarm has a snapshot only if the settings say so.
+    pub is_alarm: bool,
+}
+
+/// Bounded channels to this path.
+pub struct Links {
+    /// Trips and alarms.
+    pub snapshots: mpsc::Receiver<SnapshotRequest>,
+    /// Other settings.
+    pub settings: mpsc::Receiver<NewFilters>,
+}
+
+/// Other settings, built and checked, ready to be put in force.
+pub struct NewFilters {
+    machines: Machines,
+    scored: Vec<SensorId>,
+    deadband: Deadband,
+    aggregator: Aggregator,
+    snapshots: Snapshots,
+    settings: Settings,
+}
+
+impl NewFilters {
+    /// Builds everything that this path needs of the settings.
+    ///
+    /// # Errors
+    /// Settings that were validated before are refused.
+    pub fn new(settings: &Settings) -> anyhow::Result<Self> {
+        let deadband = Deadband::new(settings.deadband_settings())
+            .map_err(|faults| anyhow::anyhow!("dead band: {faults:?}"))?;
+        let aggregator = Aggregator::new(settings.aggregation_settings())
+            .map_err(|faults| anyhow::anyhow!("aggregation: {faults:?}"))?;
+        let snapshots = Snapshots::new(settings.snapshot_settings())
+            .map_err(|faults| anyhow::anyhow!("waveforms: {faults:?}"))?;
+        let machines = Machines::new(settings);
+        let scored =
+            settings.machines.iter().flat_map(|machine| machine.scored_sensors.clone()).collect();
+        let settings = settings.clone();
+        Ok(Self { machines, scored, deadband, aggregator, snapshots, settings })
+    }
+}
+
+/// The machines under protection, and whose sensor is whose.
+struct Machines {
+    ids: BTreeSet<MachineId>,
+    of_sensor: BTreeMap<SensorId, MachineId>,
+}
+
+impl Machines {
+    fn new(settings: &Settings) -> Self {
+        let mut of_sensor = BTreeMap::new();
+        for machine in &settings.machines {
+            let limited = machine.limits.iter().map(|limit| &limit.sensor);
+            for sensor in limited.chain(&machine.scored_sensors) {
+                of_sensor.insert(sensor.clone(), machine.id.clone());
+            }
+        }
+        Self {
+            ids: settings.machines.iter().map(|machine| machine.id.clone()).collect(),
+            of_sensor,
+        }
+    }
+
+    /// The machine under protection that a block belongs to.
+    fn of_block(&self, block: &WaveformBlock) -> Option<&MachineId> {
+        self.of_sensor.get(&block.sensor_id).or_else(|| self.ids.get(&block.machine_id))
+    }
+}
 
 /// Takes messages of the recording session to the journal.
 pub struct Recording {
     inputs: InputTopics,
     analysis: Analysis,
     deadband: Deadband,
+    aggregator: Aggregator,
+    snapshots: Snapshots,
+    snapshot_counts: SnapshotCounts,
+    waveforms: Waveforms,
+    settings: Settings,
+    links: Option<Links>,
     vibration: MetricType,
-    machine_ids: BTreeSet<MachineId>,
+    machines: Machines,
     recent: Recent,
     commands: mpsc::Sender<JournalCommand>,
     room: Arc<Semaphore>,
@@ -98,8 +193,7 @@ impl Recording {
         commands: mpsc::Sender<JournalCommand>,
         board: Board,
     ) -> anyhow::Result<Self> {
-        let deadband = Deadband::new(settings.deadband_settings())
-            .map_err(|faults| anyhow::anyhow!("dead band: {faults:?}"))?;
+        let filters = NewFilters::new(settings)?;
         let mut recent = Recent::default();
         for stored in journal.tail(Lane::Readings, RECENT_READINGS_MAX) {
             if let Ok(decoded) = codec::decode_reading(&stored.payload, Encoding::Protobuf) {
@@ -109,9 +203,15 @@ impl Recording {
         Ok(Self {
             inputs: InputTopics::new(&settings.mqtt),
             analysis: Analysis::new(settings, model),
-            deadband,
+            deadband: filters.deadband,
+            aggregator: filters.aggregator,
+            snapshots: filters.snapshots,
+            snapshot_counts: SnapshotCounts::default(),
+            waveforms: settings.waveforms.clone(),
+            settings: filters.settings,
+            links: None,
             vibration: MetricType::new("vibration")?,
-            machine_ids: settings.machines.iter().map(|machine| machine.id.clone()).collect(),
+            machines: filters.machines,
             recent,
             commands,
             room: Arc::new(Semaphore::new(settings.journal.queue_bytes)),
@@ -121,50 +221,193 @@ impl Recording {
         })
     }
 
+    /// A path that hears of trips and takes other settings.
+    #[must_use]
+    pub fn linked(mut self, links: Links) -> Self {
+        self.links = Some(links);
+        self
+    }
+
     /// Runs until `stop`; what is not acknowledged by then the broker keeps.
     pub async fn run(
         mut self,
         mut events: mpsc::Receiver<SessionEvent>,
         mut stop: watch::Receiver<bool>,
     ) {
-        while !*stop.borrow() {
-            let event = tokio::select! {
+        let mut show = tokio::time::interval(SHOW_INTERVAL);
+        show.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut is_open = true;
+        while is_open && !*stop.borrow() {
+            let due = [self.aggregator.poll_timeout(), self.snapshots.poll_timeout()];
+            let due = due.into_iter().flatten().min();
+            is_open = tokio::select! {
                 biased;
                 _ = stop.changed() => continue,
-                event = events.recv() => event,
+                Some(link) = next_of(&mut self.links) => self.handle_link(link, &mut stop).await,
+                () = sleep_until(due) => self.handle_timeouts(&mut stop).await,
+                _ = show.tick() => { self.show(); true }
+                event = events.recv() => match event {
+                    None => false,
+                    Some(event) => self.handle_session(event, &mut stop).await,
+                },
             };
-            match event {
-                None => return,
-                Some(SessionEvent::Connected) => self.board.set(Part::Recording, Ok(())),
-                Some(SessionEvent::Disconnected) => {
-                    self.board.set(Part::Recording, Err("broker not connected".to_owned()));
-                }
-                Some(SessionEvent::Written) => {}
-                Some(SessionEvent::Message { publish, .. }) => {
-                    metrics::counter!(telemetry::MQTT_MESSAGES, "session" => "recording")
-                        .increment(1);
-                    if !self.hand_over(publish, &mut stop).await {
-                        return;
-                    }
-                }
+        }
+        self.hand_over_rest();
+    }
+
+    /// Says whether the journal is still there.
+    async fn handle_session(
+        &mut self,
+        event: SessionEvent,
+        stop: &mut watch::Receiver<bool>,
+    ) -> bool {
+        match event {
+            SessionEvent::Connected => self.board.set(Part::Recording, Ok(())),
+            SessionEvent::Disconnected => {
+                self.board.set(Part::Recording, Err("broker not connected".to_owned()));
             }
+            SessionEvent::Written => {}
+            SessionEvent::Message { publish, .. } => {
+                metrics::counter!(telemetry::MQTT_MESSAGES, "session" => "recording").increment(1);
+                let records = self.records_of(&publish);
+                return self.hand_over(records, Some(publish), stop).await;
+            }
+        }
+        true
+    }
+
+    async fn handle_link(&mut self, link: Link, stop: &mut watch::Receiver<bool>) -> bool {
+        match link {
+            Link::Snapshot(request) => {
+                let is_wanted =
+                    self.waveforms.enabled && (!request.is_alarm || self.waveforms.on_alarm);
+                if !is_wanted {
+                    return true;
+                }
+                let (machine_id, trip_id) = (&request.machine_id, &request.trip_id);
+                let pieces = self.snapshots.handle_trip(machine_id, trip_id, Instant::now());
+                if !pieces.is_empty() {
+                    info!(%machine_id, trip_id, pieces = pieces.len(), "samples before the trip go to the journal");
+                }
+                self.hand_over_pieces(pieces, stop).await
+            }
+            Link::Settings(filters) => self.replace_filters(*filters, stop).await,
         }
     }
 
+    async fn handle_timeouts(&mut self, stop: &mut watch::Receiver<bool>) -> bool {
+        let now = Instant::now();
+        let mut records = Vec::new();
+        for aggregate in self.aggregator.handle_timeout(now) {
+            self.record_aggregate(&aggregate, &mut records);
+        }
+        let pieces = self.snapshots.handle_timeout(now);
+        (records.is_empty() || self.hand_over(records, None, stop).await)
+            && self.hand_over_pieces(pieces, stop).await
+    }
+
+    /// Puts other settings in force. What has not changed keeps what it knows.
+    async fn replace_filters(
+        &mut self,
+        filters: NewFilters,
+        stop: &mut watch::Receiver<bool>,
+    ) -> bool {
+        let NewFilters { machines, scored, deadband, aggregator, snapshots, settings } = filters;
+        let mut records = Vec::new();
+        if settings.aggregation_settings() != self.settings.aggregation_settings() {
+            for aggregate in self.aggregator.close_all() {
+                self.record_aggregate(&aggregate, &mut records);
+            }
+            self.aggregator = aggregator;
+        }
+        if settings.deadband_settings() != self.settings.deadband_settings() {
+            self.deadband = deadband;
+        }
+        self.analysis.set_scored(scored);
+        let pieces = if settings.waveforms.enabled {
+            let pieces = self.snapshots.keep_machines(&machines.ids);
+            if let Err(faults) = self.snapshots.replace_settings(settings.snapshot_settings()) {
+                warn!(?faults, "waveforms stay as they were");
+            }
+            pieces
+        } else {
+            let pieces = self.snapshots.close_all();
+            self.snapshots = snapshots;
+            self.snapshot_counts = SnapshotCounts::default();
+            pieces
+        };
+        self.machines = machines;
+        self.waveforms = settings.waveforms.clone();
+        self.settings = settings;
+        (records.is_empty() || self.hand_over(records, None, stop).await)
+            && self.hand_over_pieces(pieces, stop).await
+    }
+
+    /// One at a time, so that each finds room in the journal's queue.
+    async fn hand_over_pieces(
+        &mut self,
+        pieces: Vec<WaveformSnapshot>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> bool {
+        for piece in pieces {
+            let record = encode_piece(&piece);
+            if !self.hand_over(vec![record], None, stop).await {
+                return false;
+            }
+        }
+        true
+    }
+
     /// Waits for room in the journal's queue. Says whether the journal is still there.
-    async fn hand_over(&mut self, publish: Publish, stop: &mut watch::Receiver<bool>) -> bool {
-        let records = self.records_of(&publish);
+    async fn hand_over(
+        &mut self,
+        records: Vec<Entry>,
+        publish: Option<Publish>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> bool {
         let bytes = records.iter().map(|(_, payload)| payload.len()).sum::<usize>();
         let bytes = u32::try_from(bytes.clamp(1, self.room_bytes)).unwrap_or(u32::MAX);
         let permit = tokio::select! {
             permit = Arc::clone(&self.room).acquire_many_owned(bytes) => permit.ok(),
             _ = stop.changed() => return false,
         };
-        let intake = Intake { records, publish: Some(publish), permit };
+        let intake = Intake { records, publish, permit };
         tokio::select! {
             sent = self.commands.send(JournalCommand::Append(intake)) => sent.is_ok(),
             _ = stop.changed() => false,
         }
+    }
+
+    /// At the end: what is still being folded or cut, without waiting.
+    fn hand_over_rest(&mut self) {
+        let mut records = Vec::new();
+        for aggregate in self.aggregator.close_all() {
+            self.record_aggregate(&aggregate, &mut records);
+        }
+        records.extend(self.snapshots.close_all().iter().map(encode_piece));
+        if records.is_empty() {
+            return;
+        }
+        let count = records.len();
+        let intake = Intake { records, publish: None, permit: None };
+        if self.commands.try_send(JournalCommand::Append(intake)).is_err() {
+            warn!(records = count, "the journal does not take what was still being folded");
+        }
+    }
+
+    fn show(&mut self) {
+        let counts = self.snapshots.counts();
+        let before = std::mem::replace(&mut self.snapshot_counts, counts);
+        metrics::counter!(telemetry::WAVEFORM_BLOCKS_NOT_KEPT)
+            .increment(counts.blocks_not_kept.saturating_sub(before.blocks_not_kept));
+        metrics::counter!(telemetry::WAVEFORM_SAMPLES_CUT)
+            .increment(counts.samples_cut.saturating_sub(before.samples_cut));
+        show_use("waveforms.bytes-max", self.snapshots.bytes());
+        show_use("vibration.sensors-max", self.analysis.sensors());
+        show_use("deadband.sensors-max", self.deadband.sensors().max(self.aggregator.sensors()));
+        let waiting = self.commands.max_capacity() - self.commands.capacity();
+        show_use("journal.queue-length", waiting);
+        show_use("journal.queue-bytes", self.room_bytes - self.room.available_permits());
     }
 
     fn records_of(&mut self, publish: &Publish) -> Vec<Entry> {
@@ -191,7 +434,10 @@ impl Recording {
                     }
                 }
             }
-            Ok(Input::Waveform(block)) => self.record_windows(&block, publish, &mut records),
+            Ok(Input::Waveform(block)) => {
+                self.record_windows(&block, publish, &mut records);
+                self.keep_samples(&block, publish, &mut records);
+            }
         }
         records
     }
@@ -202,7 +448,7 @@ impl Recording {
         reading.identity = None;
         if reading.machine_id.is_none() {
             let machine = topic.split('/').nth(1).unwrap_or_default();
-            reading.machine_id = self.machine_ids.get(machine).cloned();
+            reading.machine_id = self.machines.ids.get(machine).cloned();
         }
     }
 
@@ -212,14 +458,50 @@ impl Recording {
             return;
         }
         metrics::counter!(telemetry::READINGS).increment(1);
+        let payload = codec::encode_reading(reading, Encoding::Protobuf);
+        let bytes = payload.len() as u64;
+        let outcome = self.aggregator.handle_reading(reading, bytes, Instant::now());
+        if let Some(aggregate) = outcome.closed {
+            self.record_aggregate(&aggregate, records);
+        }
+        if outcome.is_passed {
+            self.filter(reading, payload, records);
+        } else {
+            self.recent.insert(reading);
+        }
+    }
+
+    fn record_aggregate(&mut self, aggregate: &Aggregate, records: &mut Vec<Entry>) {
+        let payload = codec::encode_reading(&aggregate.reading, Encoding::Protobuf);
+        let bytes = aggregate.bytes.saturating_sub(payload.len() as u64);
+        count_saved("aggregation", aggregate.readings.saturating_sub(1), bytes);
+        self.filter(&aggregate.reading, payload, records);
+    }
+
+    fn filter(&mut self, reading: &Reading, payload: Vec<u8>, records: &mut Vec<Entry>) {
         match self.deadband.handle(reading) {
-            Verdict::Filter => metrics::counter!(telemetry::READINGS_FILTERED).increment(1),
+            Verdict::Filter => {
+                metrics::counter!(telemetry::READINGS_FILTERED).increment(1);
+                count_saved("deadband", 1, payload.len() as u64);
+            }
             Verdict::Send(_) => {
                 self.recent.insert(reading);
-                let payload = codec::encode_reading(reading, Encoding::Protobuf);
                 records.push((Lane::Readings, payload));
             }
         }
+    }
+
+    /// Keeps the samples of machines under protection for the case of a trip.
+    fn keep_samples(&mut self, block: &WaveformBlock, publish: &Publish, records: &mut Vec<Entry>) {
+        // What the broker kept from before is not around any trip.
+        if !self.waveforms.enabled || publish.retain {
+            return;
+        }
+        let Some(machine_id) = self.machines.of_block(block) else { return };
+        let encoding = encoding_of(&publish.payload);
+        let scale = codec::waveform_scale(&publish.payload, encoding).unwrap_or(1.0);
+        let pieces = self.snapshots.handle_block(machine_id, block, scale);
+        records.extend(pieces.iter().map(encode_piece));
     }
 
     fn record_windows(
@@ -276,6 +558,39 @@ impl Recording {
             Err(error) => warn!(%error, "dead letter too large for the journal"),
         }
     }
+}
+
+/// What reached this path beside its session.
+enum Link {
+    Snapshot(SnapshotRequest),
+    Settings(Box<NewFilters>),
+}
+
+/// The next request or settings, if anybody may send some.
+async fn next_of(links: &mut Option<Links>) -> Option<Link> {
+    let links = links.as_mut()?;
+    tokio::select! {
+        Some(request) = links.snapshots.recv() => Some(Link::Snapshot(request)),
+        Some(settings) = links.settings.recv() => Some(Link::Settings(Box::new(settings))),
+        else => None,
+    }
+}
+
+async fn sleep_until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn encode_piece(piece: &WaveformSnapshot) -> Entry {
+    metrics::counter!(telemetry::WAVEFORM_PIECES).increment(1);
+    (Lane::Waveforms, codec::encode_waveform_snapshot(piece))
+}
+
+fn count_saved(reason: &'static str, records: u64, bytes: u64) {
+    metrics::counter!(telemetry::SAVED_RECORDS, "reason" => reason).increment(records);
+    metrics::counter!(telemetry::SAVED_BYTES, "reason" => reason).increment(bytes);
 }
 
 fn named(

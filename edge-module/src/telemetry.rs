@@ -1,7 +1,7 @@
 //! Logging and metrics: names once, here.
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, reload};
 
 use crate::config::{LogFormat, Telemetry};
 
@@ -23,6 +23,24 @@ pub const TASK_PANICS: &str = "task_panics_total";
 pub const READINGS: &str = "readings_total";
 /// Readings held back by the dead band.
 pub const READINGS_FILTERED: &str = "readings_filtered_total";
+/// Records that filtering saved, by `reason`: deadband or aggregation.
+pub const SAVED_RECORDS: &str = "readings_saved_total";
+/// Bytes of records that filtering saved, by `reason`.
+pub const SAVED_BYTES: &str = "readings_saved_bytes_total";
+/// Pieces of waveform snapshots handed to the journal.
+pub const WAVEFORM_PIECES: &str = "waveform_pieces_total";
+/// Snapshots not taken, by `reason`.
+pub const WAVEFORM_SNAPSHOTS_DROPPED: &str = "waveform_snapshots_dropped_total";
+/// Blocks that no ring had room for.
+pub const WAVEFORM_BLOCKS_NOT_KEPT: &str = "waveform_blocks_not_kept_total";
+/// Samples over a snapshot's limits.
+pub const WAVEFORM_SAMPLES_CUT: &str = "waveform_samples_cut_total";
+/// Settings read again, by `result`: changed or refused.
+pub const SETTINGS_RELOADS: &str = "settings_reloads_total";
+/// Each limit of the settings, by `name`: the key's path. Durations in seconds.
+pub const LIMIT: &str = "edge_limit";
+/// What is in use of a limit, by `name`, where that is known.
+pub const IN_USE: &str = "edge_in_use";
 /// Vibration windows judged by the stop path.
 pub const PROTECTION_WINDOWS: &str = "protection_windows_total";
 /// Samples that fell out of a window because of a gap, an overlap or a rate change.
@@ -75,7 +93,7 @@ pub const OUTBOX_RECORDS: &str = "outbox_records";
 pub const OUTBOX_OLDEST_AGE: &str = "outbox_oldest_record_age_seconds";
 
 /// Every metric name; a scenario checks that each is exported.
-pub const COUNTERS: [&str; 21] = [
+pub const COUNTERS: [&str; 29] = [
     MQTT_MESSAGES,
     MQTT_DISCONNECTS,
     MQTT_SESSIONS_DISCARDED,
@@ -84,6 +102,13 @@ pub const COUNTERS: [&str; 21] = [
     INPUT_REDELIVERED,
     READINGS,
     READINGS_FILTERED,
+    SAVED_RECORDS,
+    SAVED_BYTES,
+    WAVEFORM_PIECES,
+    WAVEFORM_SNAPSHOTS_DROPPED,
+    WAVEFORM_BLOCKS_NOT_KEPT,
+    WAVEFORM_SAMPLES_CUT,
+    SETTINGS_RELOADS,
     PROTECTION_WINDOWS,
     VIBRATION_SAMPLES_DISCARDED,
     SCORE_FAILURES,
@@ -97,6 +122,7 @@ pub const COUNTERS: [&str; 21] = [
     JOURNAL_LOST,
     JOURNAL_FAILURES,
     KAFKA_DELIVERED,
+    TASK_PANICS,
 ];
 
 const LATENCY_BUCKETS_SECONDS: [f64; 14] = [
@@ -104,16 +130,43 @@ const LATENCY_BUCKETS_SECONDS: [f64; 14] = [
     5.0,
 ];
 
+/// Changes the filter of the log while the program runs.
+pub struct LogFilter(Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>);
+
+impl LogFilter {
+    /// Puts another filter in force.
+    ///
+    /// # Errors
+    /// The text is no filter, or logging has ended.
+    pub fn set(&self, filter: &str) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        (self.0)(EnvFilter::try_new(filter)?)?;
+        Ok(())
+    }
+}
+
 /// Starts logging to the standard error.
 ///
 /// # Errors
 /// Logging was started before, or the filter is none.
-pub fn start_logging(settings: &Telemetry) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+pub fn start_logging(
+    settings: &Telemetry,
+) -> Result<LogFilter, Box<dyn std::error::Error + Send + Sync>> {
     let filter = EnvFilter::try_new(&settings.filter)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr);
     match settings.format {
-        LogFormat::Text => builder.with_ansi(false).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Text => {
+            let builder = builder.with_ansi(false).with_env_filter(filter).with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.try_init()?;
+            Ok(LogFilter(Box::new(move |filter| handle.reload(filter))))
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_env_filter(filter);
+            let builder = builder.with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.try_init()?;
+            Ok(LogFilter(Box::new(move |filter| handle.reload(filter))))
+        }
     }
 }
 

@@ -10,14 +10,21 @@ use std::sync::Arc;
 use base64::Engine as _;
 use prost::Message as _;
 
-use crate::json::{RawDeadLetter, RawMachineEvent, RawReading, RawWaveformBlock};
+use crate::json::{RawDeadLetter, RawMachineEvent, RawReading};
 use crate::model::{
     DEAD_LETTER_RAW_BYTES_MAX, DeadLetter, DeviceId, EventTime, FEATURE_NAME_BYTES_MAX,
     FEATURES_MAX, Generation, Identity, MachineEvent, MachineEventDetails, MachineEventType,
     MachineId, MetricType, NameError, Quality, READINGS_PER_ARRAY_MAX, Reading, SensorId, Sequence,
-    UNIT_BYTES_MAX, WaveformBlock,
+    UNIT_BYTES_MAX,
 };
 use crate::wire::{CONTENT_TYPE_JSON, CONTENT_TYPE_PROTOBUF, v1};
+
+mod waveform;
+
+pub use waveform::{
+    counts, decode_waveform_block, decode_waveform_snapshot, encode_waveform_block,
+    encode_waveform_snapshot, waveform_scale,
+};
 
 /// How the bytes of a record are to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -466,110 +473,6 @@ pub fn encode_dead_letter(letter: &DeadLetter, encoding: Encoding) -> Vec<u8> {
             }
             .encode_to_vec()
         }
-    }
-}
-
-/// Reads one block of raw samples and scales it to physical units.
-///
-/// # Errors
-/// Anything that is not one valid block.
-pub fn decode_waveform_block(
-    bytes: &[u8],
-    encoding: Encoding,
-) -> Result<WaveformBlock, DecodeError> {
-    if bytes.is_empty() {
-        return Err(DecodeError::Empty);
-    }
-    match encoding {
-        Encoding::Json => {
-            let raw: RawWaveformBlock = serde_json::from_slice(bytes).map_err(DecodeError::Json)?;
-            let scale = checked_scale(raw.scale)?;
-            let samples = raw.samples.into_iter().map(|sample| sample * scale).collect();
-            checked_block(WaveformBlock {
-                machine_id: MachineId::new(&raw.machine_id)?,
-                sensor_id: SensorId::new(&raw.sensor_id)?,
-                first_sample: parse_timestamp(&raw.first_sample)?,
-                sample_rate_hz: raw.sample_rate_hz,
-                unit: raw.unit.map(|unit| checked_unit(&unit)).transpose()?,
-                samples,
-            })
-        }
-        Encoding::Protobuf => {
-            let message = v1::WaveformBlock::decode(bytes).map_err(DecodeError::Protobuf)?;
-            let scale = checked_scale(message.scale)?;
-            checked_block(WaveformBlock {
-                machine_id: MachineId::new(&message.machine_id)?,
-                sensor_id: SensorId::new(&message.sensor_id)?,
-                first_sample: timestamp_from_micros(message.first_sample_micros)?,
-                sample_rate_hz: message.sample_rate_hz,
-                unit: present(message.unit).map(|unit| checked_unit(&unit)).transpose()?,
-                samples: samples_from_protobuf(message.samples, scale)?,
-            })
-        }
-    }
-}
-
-/// Writes one block of samples as 32-bit floats in physical units.
-#[must_use]
-pub fn encode_waveform_block(block: &WaveformBlock) -> Vec<u8> {
-    v1::WaveformBlock {
-        machine_id: name_text(&block.machine_id),
-        sensor_id: name_text(&block.sensor_id),
-        first_sample_micros: Some(block.first_sample.micros()),
-        sample_rate_hz: block.sample_rate_hz,
-        scale: None,
-        unit: block.unit.as_ref().map_or_else(String::new, |unit| unit.to_string()),
-        samples: Some(v1::waveform_block::Samples::SamplesF32(v1::FloatSamples {
-            values: block.samples.clone(),
-        })),
-    }
-    .encode_to_vec()
-}
-
-fn samples_from_protobuf(
-    samples: Option<v1::waveform_block::Samples>,
-    scale: f32,
-) -> Result<Vec<f32>, DecodeError> {
-    match samples {
-        None => Err(DecodeError::Missing("samples")),
-        Some(v1::waveform_block::Samples::SamplesF32(floats)) => {
-            let mut values = floats.values;
-            for value in &mut values {
-                *value *= scale;
-            }
-            Ok(values)
-        }
-        Some(v1::waveform_block::Samples::SamplesI16(bytes)) => {
-            let (pairs, rest) = bytes.as_chunks::<2>();
-            if !rest.is_empty() {
-                return Err(DecodeError::Waveform("samples_i16 has an odd number of bytes"));
-            }
-            Ok(pairs.iter().map(|pair| f32::from(i16::from_le_bytes(*pair)) * scale).collect())
-        }
-    }
-}
-
-fn checked_scale(scale: Option<f64>) -> Result<f32, DecodeError> {
-    let scale = scale.unwrap_or(1.0) as f32;
-    if scale.is_finite() && scale > 0.0 {
-        Ok(scale)
-    } else {
-        Err(DecodeError::Waveform("scale is not a positive number"))
-    }
-}
-
-fn checked_block(block: WaveformBlock) -> Result<WaveformBlock, DecodeError> {
-    if !(block.sample_rate_hz.is_finite() && block.sample_rate_hz > 0.0) {
-        return Err(DecodeError::Waveform("sample_rate_hz is not a positive number"));
-    }
-    if block.samples.is_empty() {
-        return Err(DecodeError::Waveform("no samples"));
-    }
-    match block.samples.iter().find(|sample| !sample.is_finite()) {
-        Some(&value) => {
-            Err(DecodeError::NotFinite { field: "samples".to_owned(), value: f64::from(value) })
-        }
-        None => Ok(block),
     }
 }
 

@@ -325,6 +325,22 @@ pub struct WaveformBlock {
     pub samples: Vec<f32>,
 }
 
+/// A piece of the raw samples around a trip: consecutive samples of one sensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WaveformSnapshot {
+    /// The samples, in physical units.
+    pub block: WaveformBlock,
+    /// Physical units per count, where every sample is a 16-bit count times this, computed in 32-bit floats. Samples that
+    /// are not are written as floats.
+    pub scale: Option<f64>,
+    /// Name of the trip, or of the alarm, that the samples were taken around.
+    pub trip_id: String,
+    /// Number among the pieces of this trip and sensor, from 1, oldest samples first.
+    pub piece: u32,
+    /// Which record of which device; absent until journalled.
+    pub identity: Option<Identity>,
+}
+
 /// What happened to a machine or to the device that watches it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -23,6 +23,8 @@ pub mod topic {
     pub const VIBRATION: &str = "vibration";
     /// Machine events, keyed by machine.
     pub const MACHINE_EVENTS: &str = "machine-events";
+    /// Raw samples around trips, keyed by machine, always protobuf.
+    pub const WAVEFORMS: &str = "waveforms";
     /// Input that an edge module refused, keyed by device.
     pub const DEAD_LETTERS: &str = "dead-letters";
     /// Alerts of the aggregator, keyed by sensor.

@@ -9,11 +9,13 @@ use std::path::PathBuf;
 use shared_proto::Encoding;
 use shared_proto::codec::{
     decode_dead_letter, decode_machine_event, decode_reading, decode_waveform_block,
-    encode_dead_letter, encode_machine_event, encode_reading, encode_waveform_block,
+    decode_waveform_snapshot, encode_dead_letter, encode_machine_event, encode_reading,
+    encode_waveform_block, encode_waveform_snapshot,
 };
 use shared_proto::model::{
     DeadLetter, DeviceId, EventTime, Generation, Identity, MachineEvent, MachineEventDetails,
     MachineEventType, MachineId, MetricType, Quality, Reading, SensorId, Sequence, WaveformBlock,
+    WaveformSnapshot,
 };
 
 fn file(name: &str) -> PathBuf {
@@ -152,4 +154,25 @@ fn waveform_block() {
     };
     let golden = check("waveform_block.bin", &encode_waveform_block(&block));
     assert_eq!(decode_waveform_block(&golden, Encoding::Protobuf).expect("readable"), block);
+}
+
+#[test]
+fn waveform_snapshot() {
+    let scale = 0.25;
+    let snapshot = WaveformSnapshot {
+        block: WaveformBlock {
+            machine_id: MachineId::new("press-1").expect("valid"),
+            sensor_id: SensorId::new("press-1/spindle").expect("valid"),
+            first_sample: time(),
+            sample_rate_hz: 20_000.0,
+            unit: Some("V".into()),
+            samples: vec![0.5, -0.25, 0.75],
+        },
+        scale: Some(scale),
+        trip_id: "press-1-1772352930123456-1".to_owned(),
+        piece: 2,
+        identity: identity(46),
+    };
+    let golden = check("waveform_snapshot.bin", &encode_waveform_snapshot(&snapshot));
+    assert_eq!(decode_waveform_snapshot(&golden).expect("readable"), snapshot);
 }

@@ -8,6 +8,7 @@
 mod disk;
 
 mod bad_input;
+mod live_settings;
 mod operation;
 mod outages;
 mod pair;
@@ -15,3 +16,4 @@ mod plant;
 mod rules;
 mod servers;
 mod stop_isolation;
+mod waveforms;

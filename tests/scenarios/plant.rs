@@ -18,8 +18,15 @@ use shared_proto::model::EventTime;
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 const PARTITIONS: i32 = 3;
-const TOPICS: [&str; 6] =
-    ["temperature", "pressure", "vibration", "machine-events", "dead-letters", "alerts"];
+pub(crate) const TOPICS: [&str; 7] = [
+    "temperature",
+    "pressure",
+    "vibration",
+    "machine-events",
+    "waveforms",
+    "dead-letters",
+    "alerts",
+];
 
 /// Folder of this run; those of earlier runs that have ended are deleted.
 pub(crate) fn run_dir() -> PathBuf {

@@ -379,6 +379,7 @@ fn new_deadband() -> Deadband {
         heartbeat: Duration::from_secs(10),
         always_above: BTreeMap::from([(temperature, THRESHOLD)]),
         sensors_max: 100,
+        rules: Vec::new(),
     })
     .expect("valid settings")
 }

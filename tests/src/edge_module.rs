@@ -48,8 +48,8 @@ impl EdgeModuleSettings {
             "[device]\nid = \"{}\"\ndata-dir = \"{}\"\n\n[mqtt]\nport = {}\n\n[model]\nbundle-dir = \"{bundle}\"\n\n\
              [kafka]\nbrokers = \"{}\"\n\n[kafka.topics]\ntemperature = \"{prefix}temperature\"\n\
              pressure = \"{prefix}pressure\"\nvibration = \"{prefix}vibration\"\nother = \"{prefix}vibration\"\n\
-             machine-events = \"{prefix}machine-events\"\ndead-letters = \"{prefix}dead-letters\"\n\n\
-             [admin]\nlisten = \"127.0.0.1:{admin_port}\"\n\n{}",
+             machine-events = \"{prefix}machine-events\"\ndead-letters = \"{prefix}dead-letters\"\n\
+             waveforms = \"{prefix}waveforms\"\n\n[admin]\nlisten = \"127.0.0.1:{admin_port}\"\n\n{}",
             self.device_id,
             self.data_dir.display(),
             self.mqtt_port,

@@ -164,6 +164,7 @@ impl WaveformSource<'_> {
             samples: Some(v1::waveform_block::Samples::SamplesF32(v1::FloatSamples {
                 values: samples.to_vec(),
             })),
+            ..v1::WaveformBlock::default()
         }
         .encode_to_vec()
     }

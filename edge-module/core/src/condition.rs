@@ -368,6 +368,17 @@ impl Condition {
         Self { settings, ..Self::default() }
     }
 
+    /// Goes on where the condition of the same sensor ended. Under other settings only its silence is kept: the rest is
+    /// judged anew.
+    pub fn take_over(&mut self, previous: Self) {
+        if self.settings == previous.settings {
+            *self = previous;
+        } else {
+            let silent = SensorFaultKind::Silent.index();
+            self.faults[silent] = previous.faults[silent];
+        }
+    }
+
     /// Whether no fault is present that voids values.
     #[must_use]
     pub fn is_usable(&self) -> bool {

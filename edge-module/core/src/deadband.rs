@@ -25,6 +25,44 @@ pub struct DeadbandSettings {
     pub always_above: BTreeMap<MetricType, f64>,
     /// Pairs of sensor and metric remembered; readings of further ones pass unfiltered.
     pub sensors_max: usize,
+    /// Other widths for some sensors or metrics: the first rule that matches a reading holds.
+    pub rules: Vec<DeadbandRule>,
+}
+
+/// Widths for some sensors or metrics, in place of the general ones.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeadbandRule {
+    /// Beginning of the sensor's name; empty: every sensor.
+    pub sensor_prefix: String,
+    /// Absent: every metric.
+    pub metric_type: Option<MetricType>,
+    /// As [`DeadbandSettings::absolute`].
+    pub absolute: f64,
+    /// As [`DeadbandSettings::percent`].
+    pub percent: f64,
+    /// As [`DeadbandSettings::heartbeat`].
+    pub heartbeat: Duration,
+}
+
+/// What holds for one reading.
+#[derive(Clone, Copy, Debug)]
+struct Widths {
+    absolute: f64,
+    percent: f64,
+    heartbeat: Duration,
+}
+
+impl Widths {
+    fn faults(self, faults: &mut Vec<DeadbandFault>) {
+        for (what, width) in [("absolute", self.absolute), ("percent", self.percent)] {
+            if !width.is_finite() || width < 0.0 {
+                faults.push(DeadbandFault::Width { what, width });
+            }
+        }
+        if self.heartbeat.is_zero() {
+            faults.push(DeadbandFault::HeartbeatZero);
+        }
+    }
 }
 
 /// One fault in the settings of the dead band.
@@ -58,13 +96,9 @@ impl DeadbandSettings {
     /// All faults at once.
     pub fn validate(&self) -> Result<(), Vec<DeadbandFault>> {
         let mut faults = Vec::new();
-        for (what, width) in [("absolute", self.absolute), ("percent", self.percent)] {
-            if !width.is_finite() || width < 0.0 {
-                faults.push(DeadbandFault::Width { what, width });
-            }
-        }
-        if self.heartbeat.is_zero() {
-            faults.push(DeadbandFault::HeartbeatZero);
+        self.general().faults(&mut faults);
+        for rule in &self.rules {
+            rule.widths().faults(&mut faults);
         }
         for (metric, threshold) in &self.always_above {
             if !threshold.is_finite() {
@@ -73,6 +107,24 @@ impl DeadbandSettings {
             }
         }
         if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+
+    const fn general(&self) -> Widths {
+        Widths { absolute: self.absolute, percent: self.percent, heartbeat: self.heartbeat }
+    }
+
+    fn widths_of(&self, reading: &Reading) -> Widths {
+        let matching = self.rules.iter().find(|rule| {
+            reading.sensor_id.as_str().starts_with(&rule.sensor_prefix)
+                && rule.metric_type.as_ref().is_none_or(|metric| *metric == reading.metric_type)
+        });
+        matching.map_or_else(|| self.general(), DeadbandRule::widths)
+    }
+}
+
+impl DeadbandRule {
+    const fn widths(&self) -> Widths {
+        Widths { absolute: self.absolute, percent: self.percent, heartbeat: self.heartbeat }
     }
 }
 
@@ -141,7 +193,6 @@ pub struct DeadbandCounts {
 #[derive(Debug)]
 pub struct Deadband {
     settings: DeadbandSettings,
-    heartbeat_micros: i64,
     /// By sensor, then by metric: a sensor has a handful. Looked up only, never iterated.
     last_sent: HashMap<SensorId, Vec<LastSent>>,
     remembered: usize,
@@ -164,10 +215,8 @@ impl Deadband {
     /// All faults of the settings.
     pub fn new(settings: DeadbandSettings) -> Result<Self, Vec<DeadbandFault>> {
         settings.validate()?;
-        let heartbeat_micros = i64::try_from(settings.heartbeat.as_micros()).unwrap_or(i64::MAX);
         Ok(Self {
             settings,
-            heartbeat_micros,
             last_sent: HashMap::new(),
             remembered: 0,
             counts: DeadbandCounts::default(),
@@ -194,8 +243,15 @@ impl Deadband {
         self.counts
     }
 
+    /// Pairs of sensor and metric that are remembered.
+    #[must_use]
+    pub const fn sensors(&self) -> usize {
+        self.remembered
+    }
+
     fn judge(&mut self, reading: &Reading) -> Verdict {
-        if self.settings.absolute == 0.0 && self.settings.percent == 0.0 {
+        let widths = self.settings.widths_of(reading);
+        if widths.absolute == 0.0 && widths.percent == 0.0 {
             return Verdict::Send(Reason::Unfiltered);
         }
         let threshold = self.settings.always_above.get(&reading.metric_type);
@@ -205,7 +261,8 @@ impl Deadband {
         });
         let Some(last) = found else { return self.remember(reading, is_above) };
         let since_micros = reading.timestamp.micros_since(last.timestamp);
-        let width = self.settings.absolute.max(self.settings.percent / 100.0 * last.value.abs());
+        let heartbeat_micros = i64::try_from(widths.heartbeat.as_micros()).unwrap_or(i64::MAX);
+        let width = widths.absolute.max(widths.percent / 100.0 * last.value.abs());
         let reason = if is_above {
             Reason::AboveThreshold
         } else if last.is_above {
@@ -214,7 +271,7 @@ impl Deadband {
             Reason::QualityChanged
         } else if since_micros < 0 {
             Reason::TimeWentBack
-        } else if since_micros >= self.heartbeat_micros {
+        } else if since_micros >= heartbeat_micros {
             Reason::Heartbeat
         } else if (reading.value - last.value).abs() <= width {
             return Verdict::Filter;

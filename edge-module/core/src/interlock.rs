@@ -23,6 +23,7 @@
 
 mod action;
 mod limit;
+mod replace;
 mod response;
 mod settings;
 mod shelving;

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use edge_core::deadband::DeadbandSettings;
 use edge_core::interlock::DuringStartup;
 use edge_core::vibration::WindowShape;
 
@@ -20,20 +19,26 @@ const RESERVED_PROPERTIES: [&str; 6] = [
 ];
 
 #[derive(Default)]
-struct Faults(Vec<Fault>);
+pub(super) struct Faults(Vec<Fault>);
 
 impl Faults {
-    fn add(&mut self, path: impl Into<String>, text: impl Into<String>) {
+    pub(super) fn add(&mut self, path: impl Into<String>, text: impl Into<String>) {
         self.0.push(Fault { path: path.into(), text: text.into() });
     }
 
-    fn range<T: PartialOrd + std::fmt::Display>(&mut self, path: &str, value: T, low: T, high: T) {
+    pub(super) fn range<T: PartialOrd + std::fmt::Display>(
+        &mut self,
+        path: &str,
+        value: T,
+        low: T,
+        high: T,
+    ) {
         if !(value >= low && value <= high) {
             self.add(path, format!("{value} is out of range: {low} to {high}"));
         }
     }
 
-    fn duration(&mut self, path: &str, value: Duration, low: Duration, high: Duration) {
+    pub(super) fn duration(&mut self, path: &str, value: Duration, low: Duration, high: Duration) {
         if value < low || value > high {
             self.add(path, format!("{value:?} is out of range: {low:?} to {high:?}"));
         }
@@ -55,6 +60,7 @@ impl Settings {
         self.check_vibration(&mut faults);
         self.check_machines(&mut faults);
         self.check_storage(&mut faults);
+        self.check_filters(&mut faults);
         self.check_kafka(&mut faults);
         let drain = self.shutdown.drain_timeout;
         faults.duration("shutdown.drain-timeout", drain, Duration::ZERO, Duration::from_secs(60));
@@ -206,11 +212,6 @@ impl Settings {
         if self.device.data_dir.as_os_str().is_empty() {
             faults.add("device.data-dir", "is empty");
         }
-        if let Err(found) = self.deadband_settings().validate() {
-            for fault in found {
-                faults.add("deadband", fault.to_string());
-            }
-        }
         let journal = &self.journal;
         faults.range("journal.segment-bytes", journal.segment_bytes, 1 << 20, 1 << 30);
         let two_segments = journal.segment_bytes.saturating_mul(2);
@@ -239,6 +240,7 @@ impl Settings {
             ("kafka.topics.other", &topics.other),
             ("kafka.topics.machine-events", &topics.machine_events),
             ("kafka.topics.dead-letters", &topics.dead_letters),
+            ("kafka.topics.waveforms", &topics.waveforms),
         ] {
             faults.not_empty(path, topic);
         }
@@ -261,18 +263,6 @@ impl Settings {
             window_samples: self.vibration.window_samples,
             hop_samples: self.vibration.hop_samples,
             gap_tolerance_samples: self.vibration.gap_tolerance_samples,
-        }
-    }
-
-    /// The dead band as the core wants it.
-    #[must_use]
-    pub fn deadband_settings(&self) -> DeadbandSettings {
-        DeadbandSettings {
-            absolute: self.deadband.absolute,
-            percent: self.deadband.percent,
-            heartbeat: self.deadband.heartbeat,
-            always_above: self.deadband.always_above.clone(),
-            sensors_max: self.deadband.sensors_max,
         }
     }
 }

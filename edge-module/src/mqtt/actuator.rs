@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use edge_core::interlock::{LatchSnapshot, MachineState, REASON_CHARACTERS_MAX, ShelveRequest};
-use rumqttc::{AsyncClient, ClientError, QoS};
+use rumqttc::{AsyncClient, ClientError, QoS, SubscribeFilter};
 use serde::{Deserialize, Serialize};
 use shared_proto::model::MachineId;
 
@@ -236,13 +236,15 @@ struct InterlockPayload<'a> {
 pub struct Actuator {
     client: AsyncClient,
     topics: Topics,
+    /// Topics of machines that were added since the session was set up, which subscribes to its own alone.
+    added: Vec<String>,
 }
 
 impl Actuator {
     /// An actuator on a session's client.
     #[must_use]
     pub const fn new(client: AsyncClient, topics: Topics) -> Self {
-        Self { client, topics }
+        Self { client, topics, added: Vec::new() }
     }
 
     /// Reads a message of the machine side.
@@ -293,6 +295,41 @@ impl Actuator {
     ) -> Result<(), ClientError> {
         let payload = json(&HeartbeatPayload { device_id, count });
         self.publish(machine, |topics| &topics.heartbeat, payload, false)
+    }
+
+    /// Takes the topics of other machines in place of those so far and subscribes to the new ones.
+    ///
+    /// # Errors
+    /// The request queue is full; [`Self::subscribe_added`] tries again.
+    pub fn replace_topics(&mut self, topics: Topics) -> Result<(), ClientError> {
+        let mut added = topics.filters();
+        added.retain(|filter| !self.topics.incoming.contains_key(filter));
+        self.added.retain(|filter| topics.incoming.contains_key(filter));
+        self.added.extend(added);
+        self.topics = topics;
+        self.subscribe_added()
+    }
+
+    /// Subscribes to the topics of machines that were added, after the connection was lost.
+    ///
+    /// # Errors
+    /// The request queue is full.
+    pub fn subscribe_added(&self) -> Result<(), ClientError> {
+        if self.added.is_empty() {
+            return Ok(());
+        }
+        let filters = self.added.iter();
+        self.client.try_subscribe_many(
+            filters.map(|filter| SubscribeFilter::new(filter.clone(), QoS::AtLeastOnce)),
+        )
+    }
+
+    /// Takes back the retained state of a machine that is no longer protected.
+    ///
+    /// # Errors
+    /// The request queue is full.
+    pub fn forget(&self, machine: &MachineId) -> Result<(), ClientError> {
+        self.publish(machine, |topics| &topics.interlock, Vec::new(), true)
     }
 
     fn publish(

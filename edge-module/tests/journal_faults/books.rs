@@ -82,7 +82,11 @@ impl Books {
     }
 
     /// Opens the journal in `folder` and looks at all of it.
-    pub(crate) fn check(&mut self, folder: &Path, now: EventTime) -> Result<SegmentedJournal, String> {
+    pub(crate) fn check(
+        &mut self,
+        folder: &Path,
+        now: EventTime,
+    ) -> Result<SegmentedJournal, String> {
         if let Some(fault) = &self.fault {
             return Err(fault.clone());
         }

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::model::{WaveformBlock, WaveformSnapshot};
 
 const GOOD: &str = r#"{"sensor_id":"press-1/spindle","timestamp":"2026-03-01T08:15:30.123456Z","metric_type":"vibration","value":3.72}"#;
 
@@ -137,6 +138,7 @@ fn waveform_blocks_scale_their_samples() {
         scale: Some(0.5),
         unit: "V".to_owned(),
         samples: Some(v1::waveform_block::Samples::SamplesI16(vec![2, 0, 0xff, 0xff])),
+        ..v1::WaveformBlock::default()
     };
     let block = decode_waveform_block(&message.encode_to_vec(), Encoding::Protobuf).expect("valid");
     assert_eq!(block.samples, [1.0, -0.5]);
@@ -159,6 +161,21 @@ fn waveform_blocks_scale_their_samples() {
     assert_eq!(
         refused(&|block| block.samples = Some(Samples::SamplesF32(floats.clone()))),
         "not-finite"
+    );
+}
+
+#[test]
+fn a_piece_without_its_trip_or_number_is_refused() {
+    let block = r#"{"machine_id":"m","sensor_id":"s","first_sample":"2026-03-01T08:15:30Z","sample_rate_hz":100,"samples":[1]}"#;
+    let block = decode_waveform_block(block.as_bytes(), Encoding::Json).expect("valid");
+    let reason = |message: v1::WaveformBlock| {
+        decode_waveform_snapshot(&message.encode_to_vec()).expect_err("refused").to_string()
+    };
+    let plain = v1::WaveformBlock::decode(encode_waveform_block(&block).as_slice()).expect("ours");
+    assert_eq!(reason(plain.clone()), "field `trip_id` is missing");
+    assert_eq!(
+        reason(v1::WaveformBlock { trip_id: "t".to_owned(), ..plain }),
+        "field `piece` is missing"
     );
 }
 
@@ -288,13 +305,51 @@ proptest! {
     }
 
     #[test]
+    fn pieces_of_a_snapshot_survive_bit_for_bit(
+        samples in prop_oneof![
+            proptest::collection::vec(any::<i16>().prop_map(f32::from), 1..300),
+            proptest::collection::vec(-1e3_f32..1e3, 1..300),
+        ],
+        scale in proptest::option::of(prop_oneof![Just(3e-5), Just(1.0), 1e-9..1e3]),
+        (trip_id, piece) in (name(), any::<u32>()),
+        timestamp in times(),
+        identity in proptest::option::of(identities()),
+    ) {
+        let is_counted = scale.is_some() && samples.iter().all(|sample| sample.fract() == 0.0);
+        // As a decoder would have made them of counts.
+        let scaled = |sample: f32| scale.filter(|_| is_counted).map_or(sample, |scale| sample * scale as f32);
+        let snapshot = WaveformSnapshot {
+            block: WaveformBlock {
+                machine_id: MachineId::new("m").expect("valid"),
+                sensor_id: SensorId::new("s").expect("valid"),
+                first_sample: timestamp,
+                sample_rate_hz: 20_000.0,
+                unit: Some("V".into()),
+                samples: samples.into_iter().map(scaled).collect(),
+            },
+            scale: scale.filter(|_| is_counted),
+            trip_id,
+            piece,
+            identity,
+        };
+        let bytes = encode_waveform_snapshot(&snapshot);
+        prop_assert_eq!(&decode_waveform_snapshot(&bytes).expect("readable"), &snapshot);
+        let block = decode_waveform_block(&bytes, Encoding::Protobuf).expect("readable as a block");
+        prop_assert_eq!(block, snapshot.block);
+        let written = waveform_scale(&bytes, Encoding::Protobuf).expect("readable");
+        prop_assert_eq!(written, snapshot.scale.unwrap_or(1.0));
+    }
+
+    #[test]
     fn no_bytes_make_a_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         for encoding in [Encoding::Json, Encoding::Protobuf] {
             drop(decode_reading(&bytes, encoding));
             drop(decode_machine_event(&bytes, encoding));
             drop(decode_dead_letter(&bytes, encoding));
             drop(decode_waveform_block(&bytes, encoding));
+            drop(waveform_scale(&bytes, encoding));
         }
         drop(decode_readings(&bytes));
+        drop(decode_waveform_snapshot(&bytes));
     }
 }

@@ -58,6 +58,8 @@ impl EdgeConfiguration<'_> {
              [model]\nbundle-dir = {}\n\n\
              # Changes below 1 % are not sent, at least one reading in 5 s is.\n\
              [deadband]\npercent = 1.0\nheartbeat = \"5s\"\n\n\
+             # The demo's books are those of the lake, which keeps no waveforms.\n\
+             [waveforms]\nenabled = false\n\n\
              [kafka]\nbrokers = \"{}\"\n# Late after 2 s, so that the demo has something to show.\n\
              historical-after = \"2s\"\nproperties = {{ \"reconnect.backoff.max.ms\" = \"500\" }}\n\n\
              [admin]\nlisten = \"127.0.0.1:{}\"\n",

@@ -26,8 +26,15 @@ const LAUNCH: &str = r#"for entry in /proc/$$/fd/*; do
     if [ "$fd" -gt 2 ]; then eval "exec $fd>&-"; fi
 done
 exec setsid "$@""#;
-const TOPICS: [&str; 6] =
-    ["temperature", "pressure", "vibration", "machine-events", "dead-letters", "alerts"];
+const TOPICS: [&str; 7] = [
+    "temperature",
+    "pressure",
+    "vibration",
+    "machine-events",
+    "waveforms",
+    "dead-letters",
+    "alerts",
+];
 /// Partitions of each topic of the real Kafka.
 const PARTITIONS: i32 = 2;
 

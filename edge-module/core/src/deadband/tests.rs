@@ -12,6 +12,7 @@ fn settings(absolute: f64, percent: f64) -> DeadbandSettings {
         heartbeat: Duration::from_secs(60),
         always_above: BTreeMap::from([(metric("temperature"), THRESHOLD)]),
         sensors_max: 4,
+        rules: Vec::new(),
     }
 }
 
@@ -116,11 +117,49 @@ fn sensors_beyond_the_limit_pass_and_are_counted() {
 }
 
 #[test]
+fn the_first_rule_that_matches_a_sensor_or_metric_holds() {
+    let rule = |prefix: &str, metric_type: Option<&str>, absolute| DeadbandRule {
+        sensor_prefix: prefix.to_owned(),
+        metric_type: metric_type.map(metric),
+        absolute,
+        percent: 0.0,
+        heartbeat: Duration::from_secs(10),
+    };
+    let mut settings = settings(1.0, 0.0);
+    settings.rules = vec![
+        rule("press-1/", Some("pressure"), 5.0),
+        rule("press-1/", None, 0.0),
+        rule("", Some("pressure"), 3.0),
+    ];
+    let mut deadband = Deadband::new(settings).expect("valid settings");
+    let mut second = |on: &str, metric: &str, change: f64| {
+        let first = deadband.handle(&reading(on, 0, metric, 0.0));
+        (first, deadband.handle(&reading(on, 1, metric, change)))
+    };
+    let first = Verdict::Send(Reason::First);
+    let changed = Verdict::Send(Reason::Changed);
+    let unfiltered = Verdict::Send(Reason::Unfiltered);
+    assert_eq!(second("press-1/line", "pressure", 5.0), (first, Verdict::Filter));
+    assert_eq!(second("press-1/oil", "temperature", 0.0), (unfiltered, unfiltered));
+    assert_eq!(second("press-2/line", "pressure", 3.5), (first, changed));
+    assert_eq!(second("press-2/oil", "temperature", 1.0), (first, Verdict::Filter));
+    let after_ten = deadband.handle(&reading("press-1/line", 10, "pressure", 0.0));
+    assert_eq!(after_ten, Verdict::Send(Reason::Heartbeat), "the rule's own heartbeat");
+}
+
+#[test]
 fn settings_report_all_faults_at_once() {
     let mut bad = settings(-1.0, f64::NAN);
     bad.heartbeat = Duration::ZERO;
     bad.always_above.insert(metric("pressure"), f64::INFINITY);
-    assert_eq!(bad.validate().expect_err("four faults").len(), 4);
+    bad.rules = vec![DeadbandRule {
+        sensor_prefix: String::new(),
+        metric_type: None,
+        absolute: f64::NAN,
+        percent: 0.0,
+        heartbeat: Duration::ZERO,
+    }];
+    assert_eq!(bad.validate().expect_err("six faults").len(), 6);
 }
 
 proptest! {

@@ -34,6 +34,11 @@ impl Limit {
         Self { rule, response: Response::None, latest: None, past: None, state: State::Clear }
     }
 
+    /// The latest usable value.
+    pub(super) const fn latest(&self) -> Option<f64> {
+        self.latest
+    }
+
     /// Takes a usable value as the latest. Delays that ran out before must have been noticed before.
     pub(super) fn handle_value(&mut self, value: f64, now: Instant) {
         self.latest = Some(value);

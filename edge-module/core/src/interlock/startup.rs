@@ -43,6 +43,12 @@ impl Startup {
         None
     }
 
+    /// A start-up that has begun lasts as long as it was to last.
+    pub(super) const fn take_over(&mut self, previous: Self) {
+        self.has_stood = previous.has_stood;
+        self.ends = previous.ends;
+    }
+
     pub(super) fn is_active(&self, now: Instant) -> bool {
         self.ends.is_some_and(|ends| now < ends)
     }

@@ -1,0 +1,139 @@
+//! What the stop path shares with the rest beside its sinks: it tells of trips, so that the samples around them are kept,
+//! and takes other settings while it runs. New interlocks are built elsewhere and come ready: putting them in force is a
+//! swap between two inputs.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use edge_core::interlock::Interlock;
+use shared_proto::model::{MachineEventType, MachineId, SensorId};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, info, warn};
+
+use super::Protection;
+use crate::latch::RestoredLatch;
+use crate::mqtt::actuator::Topics;
+use crate::recording::SnapshotRequest;
+use crate::telemetry;
+
+/// Bounded channels to and from the stop path. It never waits on them.
+pub struct Links {
+    /// Tells the recording path of trips.
+    pub snapshots: mpsc::Sender<SnapshotRequest>,
+    /// Other settings.
+    pub settings: mpsc::Receiver<NewMachines>,
+}
+
+/// Other machines, ready to be put in force.
+pub struct NewMachines {
+    /// Machines that were not protected before, with what is known of their latches.
+    pub added: Vec<(Interlock, Option<RestoredLatch>)>,
+    /// Machines whose rules changed.
+    pub replaced: Vec<Interlock>,
+    /// Machines to be protected no more.
+    pub removed: Vec<MachineId>,
+    /// Sensors of all machines.
+    pub machine_of_sensor: BTreeMap<SensorId, MachineId>,
+    /// Sensors that the model scores.
+    pub scored: Vec<SensorId>,
+    /// Topics of all machines.
+    pub topics: Topics,
+    /// Whether they are in force, or which machines are tripped and cannot be removed.
+    pub answer: oneshot::Sender<Result<(), Vec<MachineId>>>,
+}
+
+/// The next settings, if anybody may send some.
+pub(super) async fn next_change(links: &mut Option<Links>) -> Option<NewMachines> {
+    match links {
+        Some(links) => links.settings.recv().await,
+        None => None,
+    }
+}
+
+impl Protection {
+    /// A stop path that tells of trips and takes other settings.
+    #[must_use]
+    pub fn linked(mut self, links: Links) -> Self {
+        self.links = Some(links);
+        self
+    }
+
+    /// Puts other settings in force, all or none.
+    pub(super) fn apply_settings(&mut self, change: NewMachines) {
+        let NewMachines { added, replaced, removed, machine_of_sensor, scored, topics, answer } =
+            change;
+        if answer.is_closed() {
+            // Whoever asked has given up and told so.
+            return;
+        }
+        let is_tripped =
+            |id: &&MachineId| self.interlocks.get(*id).is_some_and(Interlock::is_tripped);
+        let tripped: Vec<MachineId> = removed.iter().filter(is_tripped).cloned().collect();
+        if !tripped.is_empty() {
+            drop(answer.send(Err(tripped)));
+            return;
+        }
+        for machine_id in &removed {
+            self.remove_machine(machine_id);
+        }
+        self.machine_of_sensor = machine_of_sensor;
+        self.analysis.set_scored(scored);
+        if let Err(error) = self.actuator.replace_topics(topics) {
+            error!(%error, "topics of new machines not subscribed; the next connection does it");
+        }
+        for mut interlock in replaced {
+            let machine_id = interlock.machine_id().clone();
+            let previous = self.interlocks.remove(&machine_id);
+            let actions = previous.map(|previous| interlock.take_over(previous, super::moment()));
+            self.interlocks.insert(machine_id.clone(), interlock);
+            self.perform(&machine_id, actions.unwrap_or_default(), Instant::now());
+        }
+        let mut latches = Vec::new();
+        for (interlock, latch) in added {
+            let machine_id = interlock.machine_id().clone();
+            self.interlocks.insert(machine_id.clone(), interlock);
+            self.publish_latch(&machine_id);
+            latches.extend(latch);
+        }
+        self.restore(latches);
+        info!(machines = self.interlocks.len(), "other settings in force on the stop path");
+        drop(answer.send(Ok(())));
+    }
+
+    fn remove_machine(&mut self, machine_id: &MachineId) {
+        self.interlocks.remove(machine_id);
+        self.unsaved.remove(machine_id);
+        self.waiting_events.extend(self.trips.remove(machine_id).and_then(|trip| trip.event));
+        match self.actuator.forget(machine_id) {
+            Ok(()) => self.unwritten.push_back(None),
+            Err(error) => warn!(%machine_id, %error, "retained state of the interlock stays"),
+        }
+        self.sinks.board.forget_latch(machine_id);
+    }
+
+    pub(super) fn subscribe_added(&self) {
+        if let Err(error) = self.actuator.subscribe_added() {
+            error!(%error, "topics of machines added since the start not subscribed");
+        }
+    }
+
+    /// Tells the recording path, which has seen the same samples, to keep those around this moment.
+    pub(super) fn ask_for_snapshot(
+        &self,
+        machine_id: &MachineId,
+        trip_id: &str,
+        event_type: MachineEventType,
+    ) {
+        let Some(links) = &self.links else { return };
+        let request = SnapshotRequest {
+            machine_id: machine_id.clone(),
+            trip_id: trip_id.to_owned(),
+            is_alarm: event_type == MachineEventType::Alarm,
+        };
+        if links.snapshots.try_send(request).is_err() {
+            metrics::counter!(telemetry::WAVEFORM_SNAPSHOTS_DROPPED, "reason" => "queue-full")
+                .increment(1);
+            warn!(%machine_id, trip_id, "no samples are kept around this trip: waveforms.queue-length is too short");
+        }
+    }
+}

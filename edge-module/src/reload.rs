@@ -1,0 +1,385 @@
+//! Settings read again while the module runs: on SIGHUP, and when the configuration file changes.
+//!
+//! The file's size, time and inode are looked at each second; one that is still being written is left alone until two looks
+//! in a row see the same. What was read is checked whole and put in force whole, or refused whole: the settings before stay
+//! in force, a machine event and `/status` say why.
+//!
+//! Live: machines with their rules, `[deadband]`, `[[aggregation]]`, `[waveforms]` but its queue, `telemetry.filter`,
+//! `kafka.historical-after`. Everything else needs a restart and refuses the whole change by naming its keys. Everything is
+//! built here; the stop path gets it through a channel of one place and swaps it in between two inputs. It alone may still
+//! refuse: a machine whose trip is latched cannot be removed. No change arms a machine.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use edge_core::interlock::Interlock;
+use shared_proto::model::{
+    MachineEvent, MachineEventDetails, MachineEventType, MachineId, SensorId,
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{error, info, warn};
+
+use crate::admin::Board;
+use crate::config::{Keys, Machine, Settings};
+use crate::kafka::now;
+use crate::latch::LatchFolder;
+use crate::limits::{self, show_use};
+use crate::mqtt::actuator::Topics;
+use crate::protection::NewMachines;
+use crate::recording::NewFilters;
+use crate::telemetry::{self, LogFilter};
+
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Longest wait for the stop path to answer; it answers between two inputs.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest detail of an event, in bytes.
+const DETAIL_BYTES_MAX: usize = 2_048;
+/// Keys, or beginnings of keys, that can change while the module runs.
+const LIVE: [&str; 6] = [
+    "machines",
+    "deadband",
+    "aggregation",
+    "waveforms",
+    "telemetry.filter",
+    "kafka.historical-after",
+];
+/// Exceptions from [`LIVE`].
+const NOT_LIVE: [&str; 1] = ["waveforms.queue-length"];
+
+/// Why the settings before stay in force.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// The file cannot be read, or its settings are wrong.
+    #[error("{0}")]
+    Invalid(String),
+    /// Keys that are read at the start only.
+    #[error("restart the module to change {}; nothing was changed", .0.join(", "))]
+    NeedsRestart(Vec<String>),
+    /// Machines that are tripped.
+    #[error("{} tripped: reset before removing; nothing was changed", names(.0))]
+    Tripped(Vec<MachineId>),
+    /// The stop path is gone or does not answer.
+    #[error("the stop path did not answer; nothing was changed")]
+    NoAnswer,
+}
+
+impl ReloadError {
+    /// The word used in machine events.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "invalid",
+            Self::NeedsRestart(_) => "needs-restart",
+            Self::Tripped(_) => "machine-tripped",
+            Self::NoAnswer => "no-answer",
+        }
+    }
+}
+
+fn names(machines: &[MachineId]) -> String {
+    machines.iter().map(MachineId::as_str).collect::<Vec<_>>().join(", ")
+}
+
+/// Keys among `changed` that are read at the start only.
+#[must_use]
+pub fn needing_restart(changed: &[String]) -> Vec<String> {
+    let begins = |key: &str, start: &str| {
+        key.strip_prefix(start).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    };
+    changed
+        .iter()
+        .filter(|key| {
+            !LIVE.iter().any(|live| begins(key, live)) || NOT_LIVE.contains(&key.as_str())
+        })
+        .cloned()
+        .collect()
+}
+
+/// Whom other settings concern.
+pub struct Reached {
+    /// The stop path.
+    pub protection: mpsc::Sender<NewMachines>,
+    /// The journal's path.
+    pub recording: mpsc::Sender<NewFilters>,
+    /// The forwarder.
+    pub historical_after: watch::Sender<Duration>,
+    /// The log.
+    pub log_filter: LogFilter,
+    /// The journal.
+    pub events: mpsc::Sender<MachineEvent>,
+    /// Operators.
+    pub board: Board,
+}
+
+/// The settings in force, and how to change them.
+pub struct Reloader {
+    file: Option<PathBuf>,
+    settings: Settings,
+    keys: Keys,
+    threshold: f64,
+    latches: LatchFolder,
+    machine_id: MachineId,
+    reached: Reached,
+    watched: WatchedFile,
+}
+
+/// A file that may be written at any time.
+#[derive(Debug, Default)]
+struct WatchedFile {
+    /// As it was when it was last read.
+    read: Option<Stamp>,
+    /// As it was at the last look, if that was another one.
+    changing: Option<Stamp>,
+}
+
+impl WatchedFile {
+    /// Takes a look. Says whether the file is another one than when it was last read, and no longer being written. One that
+    /// is not there is waited for: editors replace files.
+    fn look(&mut self, found: Option<Stamp>) -> bool {
+        let Some(found) = found.filter(|found| self.read != Some(*found)) else {
+            self.changing = None;
+            return false;
+        };
+        self.changing.replace(found) == Some(found)
+    }
+}
+
+/// Tells one version of a file from another without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    bytes: u64,
+    inode: u64,
+    modified_seconds: i64,
+    modified_nanos: i64,
+}
+
+impl Stamp {
+    fn of(file: &Path) -> Option<Self> {
+        let found = fs::metadata(file).ok()?;
+        Some(Self {
+            bytes: found.len(),
+            inode: found.ino(),
+            modified_seconds: found.mtime(),
+            modified_nanos: found.mtime_nsec(),
+        })
+    }
+}
+
+impl Reloader {
+    /// Knows the settings that the module was started with. `threshold` is the model's, `machine_id` the device's own name.
+    #[must_use]
+    pub fn new(
+        file: Option<PathBuf>,
+        (settings, keys): (Settings, Keys),
+        threshold: f64,
+        latches: LatchFolder,
+        machine_id: MachineId,
+        reached: Reached,
+    ) -> Self {
+        reached.board.show_settings(keys.version(), now());
+        limits::show(&keys);
+        Self {
+            file,
+            settings,
+            keys,
+            threshold,
+            latches,
+            machine_id,
+            reached,
+            // Not read yet: the first look finds what was changed while the module started.
+            watched: WatchedFile::default(),
+        }
+    }
+
+    /// Runs until `stop`.
+    ///
+    /// # Errors
+    /// The operating system refuses to deliver SIGHUP.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) -> std::io::Result<()> {
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while !*stop.borrow() {
+            let is_asked = tokio::select! {
+                _ = stop.changed() => continue,
+                _ = hangup.recv() => { info!("SIGHUP: settings are read again"); true }
+                _ = look.tick() => { self.show_use(); false }
+            };
+            let stamp = self.file.as_deref().and_then(Stamp::of);
+            if is_asked || self.watched.look(stamp) {
+                self.watched.read = stamp;
+                self.reload().await;
+            }
+        }
+        Ok(())
+    }
+
+    fn show_use(&self) {
+        let events = &self.reached.events;
+        show_use("protection.event-queue-length", events.max_capacity() - events.capacity());
+    }
+
+    /// Reads the settings again and puts them in force, or says why not.
+    async fn reload(&mut self) {
+        let before = self.keys.version();
+        let outcome = self.try_reload().await;
+        let details = match &outcome {
+            Ok(changed) if changed.is_empty() => {
+                info!(version = before, "settings are as before");
+                return;
+            }
+            Ok(changed) => {
+                let version = self.keys.version();
+                info!(version, before, ?changed, "other settings in force");
+                self.reached.board.show_settings(version.clone(), now());
+                limits::show(&self.keys);
+                let detail = format!("settings {before} -> {version}: {}", changed.join(", "));
+                MachineEventDetails { detail: Some(shortened(detail)), ..Default::default() }
+            }
+            Err(refusal) => {
+                error!(version = before, reason = refusal.as_str(), %refusal, "other settings refused");
+                self.reached.board.show_refusal(now(), refusal.to_string());
+                MachineEventDetails {
+                    cause: Some(refusal.as_str().to_owned()),
+                    detail: Some(shortened(format!("settings {before} stay: {refusal}"))),
+                    ..Default::default()
+                }
+            }
+        };
+        let (result, event_type) = match outcome {
+            Ok(_) => ("changed", MachineEventType::SettingsChanged),
+            Err(_) => ("refused", MachineEventType::SettingsRefused),
+        };
+        metrics::counter!(telemetry::SETTINGS_RELOADS, "result" => result).increment(1);
+        self.tell(event_type, details);
+    }
+
+    /// Gives the keys that changed.
+    async fn try_reload(&mut self) -> Result<Vec<String>, ReloadError> {
+        let file = self.file.clone();
+        let loaded = tokio::task::spawn_blocking(move || Settings::load_with_keys(file.as_deref()));
+        let (settings, keys) = loaded
+            .await
+            .map_err(|error| ReloadError::Invalid(error.to_string()))?
+            .map_err(|faults| ReloadError::Invalid(faults.to_string()))?;
+        let changed = keys.changed(&self.keys);
+        if changed.is_empty() {
+            return Ok(changed);
+        }
+        let refused = needing_restart(&changed);
+        if !refused.is_empty() {
+            return Err(ReloadError::NeedsRestart(refused));
+        }
+        let invalid = |error: anyhow::Error| ReloadError::Invalid(format!("{error:#}"));
+        let filters = NewFilters::new(&settings).map_err(invalid)?;
+        // Room is kept for it before the stop path is asked, so that nothing is in force by half.
+        let recording = self.reached.recording.clone();
+        let place = recording.reserve_owned();
+        let place = tokio::time::timeout(ANSWER_TIMEOUT, place).await;
+        let Ok(Ok(place)) = place else {
+            return Err(ReloadError::Invalid(
+                "the journal's path does not answer; nothing was changed".to_owned(),
+            ));
+        };
+        self.change_machines(&settings).await?;
+        place.send(filters);
+        self.reached.historical_after.send_replace(settings.kafka.historical_after);
+        if let Err(error) = self.reached.log_filter.set(&settings.telemetry.filter) {
+            warn!(error, "telemetry.filter stays as it was");
+        }
+        self.settings = settings;
+        self.keys = keys;
+        Ok(changed)
+    }
+
+    async fn change_machines(&self, settings: &Settings) -> Result<(), ReloadError> {
+        let (answer, answered) = oneshot::channel();
+        let change = new_machines(&self.settings, settings, self.threshold, &self.latches, answer)
+            .map_err(|faults| ReloadError::Invalid(faults.join("\n")))?;
+        if change.added.is_empty() && change.replaced.is_empty() && change.removed.is_empty() {
+            return Ok(());
+        }
+        self.reached.protection.try_send(change).map_err(|_| ReloadError::NoAnswer)?;
+        match tokio::time::timeout(ANSWER_TIMEOUT, answered).await {
+            Ok(Ok(Ok(()))) => Ok(()),
+            Ok(Ok(Err(tripped))) => Err(ReloadError::Tripped(tripped)),
+            // Without anybody to answer to, the stop path drops what it has not taken yet.
+            Ok(Err(_)) | Err(_) => Err(ReloadError::NoAnswer),
+        }
+    }
+
+    fn tell(&self, event_type: MachineEventType, details: MachineEventDetails) {
+        let event = MachineEvent {
+            event_type,
+            machine_id: self.machine_id.clone(),
+            timestamp: now(),
+            identity: None,
+            historical: false,
+            details,
+        };
+        if self.reached.events.try_send(event).is_err() {
+            metrics::counter!(telemetry::EVENTS_DROPPED).increment(1);
+            error!("event about the settings dropped: the queue of machine events is full");
+        }
+    }
+}
+
+/// What the stop path has to change to get from `old` to `new`.
+///
+/// # Errors
+/// Rules that were validated before are refused: one line each.
+pub fn new_machines(
+    old: &Settings,
+    new: &Settings,
+    threshold: f64,
+    latches: &LatchFolder,
+    answer: oneshot::Sender<Result<(), Vec<MachineId>>>,
+) -> Result<NewMachines, Vec<String>> {
+    let by_id = |settings: &Settings| -> BTreeMap<MachineId, Machine> {
+        settings.machines.iter().map(|machine| (machine.id.clone(), machine.clone())).collect()
+    };
+    let (before, after) = (by_id(old), by_id(new));
+    let (mut added, mut replaced) = (Vec::new(), Vec::new());
+    let mut machine_of_sensor: BTreeMap<SensorId, MachineId> = BTreeMap::new();
+    let mut faults = Vec::new();
+    for (id, machine) in &after {
+        let rules = new.interlock(machine, threshold);
+        for sensor in rules.silence.iter().flat_map(|silence| &silence.sensors) {
+            machine_of_sensor.insert(sensor.clone(), id.clone());
+        }
+        let rules_before = before.get(id).map(|machine| old.interlock(machine, threshold));
+        if rules_before.as_ref() == Some(&rules) {
+            continue;
+        }
+        match Interlock::new(id.clone(), rules, Instant::now()) {
+            Err(found) => {
+                faults.extend(found.iter().map(|fault| format!("machine {id}: {fault}")));
+            }
+            Ok(interlock) if rules_before.is_some() => replaced.push(interlock),
+            Ok(interlock) => added.push((interlock, latches.read(id))),
+        }
+    }
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    let removed = before.keys().filter(|id| !after.contains_key(*id)).cloned().collect();
+    let scored = new.machines.iter().flat_map(|machine| machine.scored_sensors.clone()).collect();
+    let topics = Topics::new(&new.protection, after.keys());
+    Ok(NewMachines { added, replaced, removed, machine_of_sensor, scored, topics, answer })
+}
+
+fn shortened(mut text: String) -> String {
+    if text.len() > DETAIL_BYTES_MAX {
+        let end = (0..=DETAIL_BYTES_MAX).rev().find(|end| text.is_char_boundary(*end));
+        text.truncate(end.unwrap_or(0));
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,199 @@
+//! Settings changed while the machines are watched.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use e2e_tests::edge_module::EdgeModule;
+use e2e_tests::eventually::eventually;
+use e2e_tests::http::metric;
+use e2e_tests::machine::{FakeMachine, Obedience};
+use e2e_tests::publisher::{Publisher, reading_json};
+use serde_json::Value;
+
+use crate::plant::{DEADLINE, Plant, kafka, now};
+
+fn machine(id: &str, above: f64) -> String {
+    format!(
+        "[[machines]]\nid = \"{id}\"\nlimits = [{{ name = \"hot\", sensor = \"{id}/oil\", quantity = \"value\", above = {above:?} }}]\n"
+    )
+}
+
+/// The module with its file, which a person edits.
+struct Watched {
+    plant: Plant,
+    edge: EdgeModule,
+    file: PathBuf,
+    text: String,
+    publisher: Publisher,
+}
+
+impl Watched {
+    fn start(name: &str, machines: &str) -> anyhow::Result<Self> {
+        let mut plant = Plant::new(name)?;
+        plant.edge_settings.machines = machines.to_owned();
+        let edge = plant.start_edge_module()?;
+        let file = plant.dir.join("edge-module/edge-module.toml");
+        let text = std::fs::read_to_string(&file)?;
+        let publisher = Publisher::connect(plant.mosquitto.port(), "sensors");
+        Ok(Self { plant, edge, file, text, publisher })
+    }
+
+    fn status(&self) -> anyhow::Result<Value> {
+        Ok(serde_json::from_str(&self.edge.get("/status")?.1)?)
+    }
+
+    fn write(&mut self, from: &str, to: &str) -> anyhow::Result<()> {
+        ensure!(self.text.contains(from), "{from} is not in the file");
+        std::fs::write(&self.file, self.text.replace(from, to))?;
+        Ok(())
+    }
+
+    /// Edits the file for good and waits until it is in force.
+    fn change(&mut self, from: &str, to: &str) -> anyhow::Result<()> {
+        let before = self.status()?["settings"]["version"].clone();
+        self.write(from, to)?;
+        self.text = self.text.replace(from, to);
+        eventually("another version is in force", DEADLINE, || {
+            let settings = &self.status()?["settings"];
+            ensure!(settings["version"] != before, "{settings}");
+            Ok(())
+        })
+    }
+
+    /// Edits the file, asks for it to be read, waits for the refusal to name `reason`, and takes the edit back.
+    fn refused(&mut self, from: &str, to: &str, reason: &str) -> anyhow::Result<()> {
+        let before = self.status()?["settings"]["version"].clone();
+        self.write(from, to)?;
+        self.edge.process().signal("HUP")?;
+        eventually(&format!("refused for {reason}"), DEADLINE, || {
+            let settings = &self.status()?["settings"];
+            let told = settings["last_refusal"]["reason"].as_str().unwrap_or_default();
+            ensure!(told.contains(reason), "{settings}");
+            ensure!(settings["version"] == before, "{settings}");
+            Ok(())
+        })?;
+        std::fs::write(&self.file, &self.text)?;
+        Ok(())
+    }
+
+    fn send(&mut self, machine: &str, value: f64) -> anyhow::Result<()> {
+        let sensor = format!("{machine}/oil");
+        let reading = reading_json(machine, &sensor, "temperature", now(), value);
+        self.publisher.publish(&format!("plant/{machine}/readings"), reading)?;
+        self.publisher.wait_acknowledged(DEADLINE)
+    }
+
+    fn wait_for_event(&self, event_type: &str, detail: &str) -> anyhow::Result<Value> {
+        eventually(&format!("{event_type} with {detail}"), DEADLINE, || {
+            let events = kafka()?.read_json(&self.plant.topic("machine-events"))?;
+            let is_it = |event: &&Value| {
+                event["event_type"] == event_type && event.to_string().contains(detail)
+            };
+            events.iter().find(is_it).cloned().context("not among the events")
+        })
+    }
+}
+
+#[test]
+fn limits_change_live_and_a_broken_file_leaves_the_old_ones_in_force() -> anyhow::Result<()> {
+    let machines = [machine("press-1", 120.0), machine("press-2", 120.0)].concat();
+    let mut watched = Watched::start("live-settings", &machines)?;
+    let port = watched.plant.mosquitto.port();
+    let obedience = Obedience::SpinsDown(Duration::ZERO);
+    let [one, two, three] =
+        ["press-1", "press-2", "press-3"].map(|id| FakeMachine::start(port, id, obedience));
+    let (one, two, three) = (one?, two?, three?);
+
+    watched.send("press-1", 110.0)?;
+    watched.change(&machine("press-1", 120.0), &machine("press-1", 100.0))?;
+    assert!(one.commands().is_empty(), "110 was below the limit of its time");
+    watched.wait_for_event("settings-changed", "machines[0].limits[0].above")?;
+    watched.send("press-1", 105.0)?;
+    one.wait_for_interlock("stopped", DEADLINE)?;
+    assert!(two.is_running());
+
+    // Wrong, whole or in part: nothing of it holds, though the first machine's limit in it would be fine.
+    let broken = format!("{}oops = \n", machine("press-2", 90.0));
+    watched.refused(&machine("press-2", 120.0), &broken, "TOML")?;
+    let crossed =
+        machine("press-2", 90.0).replace("quantity = \"value\"", "quantity = \"loudness\"");
+    watched.refused(&machine("press-2", 120.0), &crossed, "loudness")?;
+    watched.refused("[kafka]\n", "[kafka]\nlinger = \"6ms\"\n", "kafka.linger")?;
+    watched.refused(&machine("press-1", 100.0), "", "press-1 tripped")?;
+    for cause in ["invalid", "needs-restart", "machine-tripped"] {
+        let event = watched.wait_for_event("settings-refused", cause)?;
+        assert_eq!(event["machine_id"], "gw-live-settings", "{event}");
+    }
+    watched.send("press-2", 95.0)?;
+    watched.send("press-2", 121.0)?;
+    two.wait_for_interlock("stopped", DEADLINE)?;
+    let trip = watched.wait_for_event("trip", "press-2/oil")?;
+    assert_eq!((&trip["value"], &trip["limit"]), (&121.0.into(), &120.0.into()), "{trip}");
+
+    // A machine that is added is watched; the latches of those that stay are as they were.
+    let added = [machine("press-2", 120.0), machine("press-3", 50.0)].concat();
+    watched.change(&machine("press-2", 120.0), &added)?;
+    for tripped in [&one, &two] {
+        assert_eq!(tripped.interlock_states().last().context("none")?["state"], "stopped");
+    }
+    assert_eq!(watched.status()?["machines"].as_array().map(Vec::len), Some(3));
+    watched.send("press-3", 51.0)?;
+    three.wait_for_interlock("stopped", DEADLINE)?;
+    three.ask_for_reset("Kim")?;
+    watched.send("press-3", 1.0)?;
+    eventually("the machine that was added is reset", DEADLINE, || {
+        three.ask_for_reset("Kim")?;
+        let states = three.interlock_states();
+        ensure!(states.last().is_some_and(|last| last["state"] == "armed"), "{states:?}");
+        Ok(())
+    })?;
+    watched.change(&machine("press-3", 50.0), "")?;
+    assert_eq!(watched.status()?["machines"].as_array().map(Vec::len), Some(2));
+    let metrics = watched.edge.metrics()?;
+    assert_eq!(metric(&metrics, "settings_reloads_total", "refused"), Some(4.0));
+    assert_eq!(metric(&metrics, "settings_reloads_total", "changed"), Some(3.0));
+    Ok(())
+}
+
+#[test]
+fn filters_change_live_and_the_log_and_the_metrics_follow() -> anyhow::Result<()> {
+    let mut watched = Watched::start("live-filters", "")?;
+    watched.send("press-1", 20.0)?;
+    watched.send("press-1", 20.1)?;
+    let filter =
+        "[deadband]\nabsolute = 1.0\n[telemetry]\nfilter = \"edge_module=debug\"\n[admin]\n";
+    watched.change("[admin]\n", filter)?;
+    for value in [20.0, 20.1, 20.2, 100.5, 100.6] {
+        watched.send("press-1", value)?;
+    }
+    let temperatures = || -> anyhow::Result<Vec<f64>> {
+        let readings = kafka()?.read_json(&watched.plant.topic("temperature"))?;
+        Ok(readings.iter().filter_map(|reading| reading["value"].as_f64()).collect())
+    };
+    eventually("all that says something new", DEADLINE, || {
+        let found = temperatures()?;
+        ensure!(found == [20.0, 20.1, 20.0, 100.5, 100.6], "{found:?}");
+        Ok(())
+    })?;
+    let metrics = watched.edge.metrics()?;
+    assert_eq!(metric(&metrics, "readings_saved_total", "deadband"), Some(2.0));
+    assert!(metric(&metrics, "readings_saved_bytes_total", "deadband") > Some(50.0));
+    assert_eq!(metric(&metrics, "edge_limit", "deadband.sensors-max"), Some(100_000.0));
+    let tail = watched.edge.process().stderr();
+    ensure!(tail.contains("other settings in force"), "{tail}");
+
+    let folded = "[deadband]\nabsolute = 0.0\n[[aggregation]]\nmetric-type = \"temperature\"\n\
+                  interval = \"1s\"\nvalue = \"max\"\nstatistics = [\"min\"]\n";
+    watched.change("[deadband]\nabsolute = 1.0\n", folded)?;
+    for value in [30.0, 40.0, 35.0] {
+        watched.send("press-1", value)?;
+    }
+    eventually("all folded readings have left", DEADLINE, || {
+        let readings = kafka()?.read_json(&watched.plant.topic("temperature"))?;
+        let folded: Vec<_> =
+            readings.iter().filter_map(|reading| reading["features"]["count"].as_f64()).collect();
+        ensure!(folded.iter().sum::<f64>() == 3.0, "{folded:?}");
+        Ok(())
+    })
+}
