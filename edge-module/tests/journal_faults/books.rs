@@ -6,7 +6,7 @@ use std::path::Path;
 use edge_module::store::{Journal, Lane};
 use shared_proto::model::{EventTime, Sequence};
 
-use crate::writer::{Told, lane_of, number_of, payload_of, settings};
+use crate::writer::{SMALL_SEGMENT_BYTES, Told, lane_of, number_of, payload_of, settings};
 
 const BATCH_RECORDS: usize = 1_000;
 
@@ -86,7 +86,7 @@ impl Books {
         if let Some(fault) = &self.fault {
             return Err(fault.clone());
         }
-        let (journal, losses) = Journal::open(folder, settings(), now)
+        let (journal, losses) = Journal::open(folder, settings(SMALL_SEGMENT_BYTES), now)
             .map_err(|error| format!("does not open: {}", edge_module::journal::chain(&error)))?;
         if !losses.is_empty() {
             return Err(format!("losses reported: {losses:?}"));
