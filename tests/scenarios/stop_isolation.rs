@@ -22,8 +22,10 @@ use crate::disk::{FaultyDisk, Word};
 use crate::plant::{DEADLINE, Plant, kafka, now};
 
 const STOPS_PER_PHASE: usize = 20;
-/// A stop that takes longer has waited for something. An idle machine takes about a millisecond.
-const LATENCY_MAX: Duration = Duration::from_millis(250);
+/// From publishing to receiving, through the broker and this busy test: a few milliseconds when the computer has time.
+const LATENCY_MAX: Duration = Duration::from_secs(1);
+/// Of the module's own measure: a limit of its buckets.
+const OWN_LATENCY_MAX_SECONDS: f64 = 0.5;
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// Between two of the readings that keep journal and Kafka busy.
 const BACKGROUND_INTERVAL: Duration = Duration::from_millis(2);
@@ -127,7 +129,7 @@ impl Phase {
         let max = self.latencies.last().copied().unwrap_or(Duration::MAX);
         ensure!(max <= LATENCY_MAX, "{}: a stop took {max:?}", self.name);
         let own = self.own[2];
-        ensure!(own <= 2.0 * LATENCY_MAX.as_secs_f64(), "{}: the module says {own} s", self.name);
+        ensure!(own <= OWN_LATENCY_MAX_SECONDS, "{}: the module says {own} s", self.name);
         Ok(())
     }
 }

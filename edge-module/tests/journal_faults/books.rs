@@ -6,7 +6,7 @@ use std::path::Path;
 use edge_module::store::{Journal as _, Lane, SegmentedJournal};
 use shared_proto::model::{EventTime, Sequence};
 
-use crate::writer::{Told, lane_of, number_of, payload_of, settings};
+use crate::writer::{SMALL_SEGMENT_BYTES, Told, lane_of, number_of, payload_of, settings};
 
 const BATCH_RECORDS: usize = 1_000;
 
@@ -90,7 +90,7 @@ impl Books {
         if let Some(fault) = &self.fault {
             return Err(fault.clone());
         }
-        let journal = SegmentedJournal::open(folder, settings(), now)
+        let journal = SegmentedJournal::open(folder, settings(SMALL_SEGMENT_BYTES), now)
             .map_err(|error| format!("does not open: {}", edge_module::journal::chain(&error)))?;
         let losses = journal.losses();
         if !losses.is_empty() {

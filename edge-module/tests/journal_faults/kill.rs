@@ -7,7 +7,7 @@ use shared_proto::model::EventTime;
 use crate::books::Books;
 use crate::random::{Random, rounds, seed};
 use crate::scratch;
-use crate::writer::{Task, Told, Writer};
+use crate::writer::{Task, Told, Writer, either_segment_bytes};
 
 const USUAL_ROUNDS: u64 = 50;
 const LIFE_MICROS_MAX: u64 = 120_000;
@@ -21,7 +21,13 @@ fn a_writer_killed_at_any_moment_has_lost_nothing_that_was_acknowledged() {
     let started = Instant::now();
     let now = EventTime::from_micros(1_700_000_000_000_000);
     for round in 0..rounds {
-        let task = Task { first_number: books.next_number(), seed: random.number(), steps: 0, now };
+        let task = Task {
+            first_number: books.next_number(),
+            seed: random.number(),
+            steps: 0,
+            now,
+            segment_bytes: either_segment_bytes(&mut random),
+        };
         let mut writer = Writer::start(folder.path(), task, &[]);
         // Some die while they open the journal, some while they work.
         if !random.is_one_in(8) {

@@ -9,7 +9,7 @@ use crate::books::Books;
 use crate::disk::{FaultyDisk, Word};
 use crate::random::{Random, rounds, seed};
 use crate::scratch;
-use crate::writer::{Task, Told, Writer, settings};
+use crate::writer::{SMALL_SEGMENT_BYTES, Task, Told, Writer, either_segment_bytes, settings};
 
 const USUAL_CYCLES: u64 = 6;
 const NOW: EventTime = EventTime::from_micros(1_700_000_000_000_000);
@@ -40,7 +40,13 @@ impl Trial {
 
     fn start_writer(&mut self) -> Writer {
         let first_number = self.books.next_number();
-        let task = Task { first_number, seed: self.random.number(), steps: 0, now: NOW };
+        let task = Task {
+            first_number,
+            seed: self.random.number(),
+            steps: 0,
+            now: NOW,
+            segment_bytes: either_segment_bytes(&mut self.random),
+        };
         Writer::start(&self.root(), task, self.disk.environment())
     }
 
@@ -109,8 +115,9 @@ fn ride_out(name: &str, put: impl Fn(&FaultyDisk, &Path, &mut Random), lift: imp
 #[test]
 fn a_full_disk_costs_no_acknowledged_record() {
     let put = |disk: &FaultyDisk, root: &Path, random: &mut Random| {
-        let quota = bytes_below(root) + random.of(0..700_000);
-        disk.set(Word::QuotaBytes, quota.max(1)).expect("control file");
+        // Little room, or less than none, so that what is trimmed meanwhile does not make it last.
+        let quota = bytes_below(root) * random.of(1..5) / 4 + random.of(1..100_000);
+        disk.set(Word::QuotaBytes, quota).expect("control file");
     };
     ride_out("full-disk", put, |disk| disk.set(Word::QuotaBytes, 0).expect("control file"));
 }
@@ -155,6 +162,7 @@ fn a_clock_that_jumps_by_a_day_changes_neither_generation_nor_sequence() {
             seed: seed ^ round,
             steps: 0,
             now: at_writing,
+            segment_bytes: SMALL_SEGMENT_BYTES,
         };
         let mut writer = Writer::start(folder.path(), task, &[]);
         let mut groups = 0;
@@ -176,7 +184,8 @@ fn a_clock_that_jumps_by_a_day_changes_neither_generation_nor_sequence() {
 fn a_lost_disk_begins_another_generation_also_when_the_clock_was_set_back() {
     let generation_at = |now: EventTime| {
         let folder = scratch::folder("lost");
-        let journal = SegmentedJournal::open(folder.path(), settings(), now).expect("opens");
+        let journal = SegmentedJournal::open(folder.path(), settings(SMALL_SEGMENT_BYTES), now)
+            .expect("opens");
         assert_eq!(journal.losses(), []);
         journal.generation()
     };

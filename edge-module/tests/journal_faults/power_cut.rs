@@ -11,7 +11,7 @@ use crate::disk::{FaultyDisk, Word};
 use crate::disk_model::{Disk, Fate, Record};
 use crate::random::{Random, rounds, seed};
 use crate::scratch;
-use crate::writer::{Task, Told, Writer, lane_of, payload_of};
+use crate::writer::{Task, Told, Writer, either_segment_bytes, lane_of, payload_of};
 
 const USUAL_CUTS: u64 = 200;
 const CUTS_PER_RECORD: u64 = 25;
@@ -43,9 +43,10 @@ fn record_writers(
         disk.set(word, 1).expect("control file");
     }
     let mut first_number = first_number;
+    let segment_bytes = either_segment_bytes(random);
     for _ in 0..LIVES {
         let steps = random.of(STEPS_PER_LIFE / 2..STEPS_PER_LIFE * 2);
-        let task = Task { first_number, seed: random.number(), steps, now: NOW };
+        let task = Task { first_number, seed: random.number(), steps, now: NOW, segment_bytes };
         let writer = Writer::start(root, task, disk.environment());
         for told in writer.wait_killed() {
             if let Told::Offered { end, .. } = told {
@@ -98,16 +99,48 @@ fn cut_in_many_places(
         let target = folder.join("after-the-cut");
         std::fs::remove_dir_all(&target).ok();
         disk.cut(&recording.record, fate, random, &target).expect("rebuilt");
+        let pristine = folder.join("as-it-was");
+        std::fs::remove_dir_all(&pristine).ok();
+        scratch::copy(&target, &pristine).expect("copied");
         let mut books = books.clone();
         match check(&target, &mut books) {
             Ok(()) => last = Some(books),
             Err(fault) => {
-                faults.push(format!("cut before change {moment}, {fate:?}: {fault}"));
+                if faults.is_empty() {
+                    scratch::keep(folder, "power-cut");
+                }
+                let damage = damage_of(&pristine);
+                faults.push(format!("cut before change {moment}, {fate:?}: {fault}{damage}"));
                 last = None;
             }
         }
     }
     (faults, last)
+}
+
+/// What the engine says of each segment that it does not open, as the cut left it.
+fn damage_of(folder: &Path) -> String {
+    let mut told = String::new();
+    let Ok(entries) = std::fs::read_dir(folder) else { return told };
+    for entry in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
+        if !entry.join("blobs").exists() && !entry.join("db").exists() {
+            told += &damage_of(&entry);
+            continue;
+        }
+        let files = std::fs::read_dir(&entry).into_iter().flatten().flatten().map(|file| {
+            let length = file.metadata().map_or(0, |metadata| metadata.len());
+            format!("{}={length}", file.file_name().to_string_lossy())
+        });
+        let files: Vec<String> = files.collect();
+        let opened = std::panic::catch_unwind(|| sled::open(&entry).map(|_| ()));
+        let reason = match opened {
+            Ok(Ok(())) => continue,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the engine panicked".to_owned(),
+        };
+        told += &format!("\n    {} [{}]: {reason}", entry.display(), files.join(" "));
+    }
+    told
 }
 
 /// Looks, goes on, closes, and looks again.

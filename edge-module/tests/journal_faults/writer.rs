@@ -5,6 +5,7 @@
 //! output and, on a recording disk, into the record of changes, between the changes before and after.
 
 use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -19,6 +20,11 @@ const FIRST_NUMBER: &str = "JOURNAL_WRITER_FIRST_NUMBER";
 const SEED: &str = "JOURNAL_WRITER_SEED";
 const STEPS: &str = "JOURNAL_WRITER_STEPS";
 const NOW: &str = "JOURNAL_WRITER_NOW";
+const SEGMENT: &str = "JOURNAL_WRITER_SEGMENT";
+/// Small: segments begin, end and are deleted all the time.
+pub(crate) const SMALL_SEGMENT_BYTES: u64 = 128 * 1024;
+/// Several of the engine's own segments of 512 KiB: it moves pages and uses space again.
+const LARGE_SEGMENT_BYTES: u64 = 3 << 20;
 const RETRY_PAUSE: Duration = Duration::from_millis(2);
 /// A writer whose disk refuses for longer ends with an error.
 const RETRIES_MAX: u32 = 20_000;
@@ -32,6 +38,7 @@ pub(crate) struct Task {
     /// Steps after which it kills itself, on a recording disk; 0: it never ends.
     pub(crate) steps: u64,
     pub(crate) now: EventTime,
+    pub(crate) segment_bytes: u64,
 }
 
 /// One line of a writer.
@@ -105,13 +112,12 @@ impl Told {
 }
 
 /// The only place that names all fields.
-pub(crate) fn settings() -> JournalSettings {
-    JournalSettings {
-        segment_bytes: 128 * 1024,
-        bytes_max: 1 << 30,
-        free_bytes_min: 0,
-        cache_bytes: 1 << 20,
-    }
+pub(crate) fn settings(segment_bytes: u64) -> JournalSettings {
+    JournalSettings { segment_bytes, bytes_max: 1 << 30, free_bytes_min: 0, cache_bytes: 1 << 20 }
+}
+
+pub(crate) fn either_segment_bytes(random: &mut Random) -> u64 {
+    if random.is_one_in(3) { LARGE_SEGMENT_BYTES } else { SMALL_SEGMENT_BYTES }
 }
 
 /// Where a record belongs.
@@ -156,6 +162,7 @@ impl Writer {
             .env(SEED, task.seed.to_string())
             .env(STEPS, task.steps.to_string())
             .env(NOW, task.now.micros().to_string())
+            .env(SEGMENT, task.segment_bytes.to_string())
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -183,13 +190,11 @@ impl Writer {
     /// SIGKILL; gives what it had told and nobody had read.
     pub(crate) fn kill(mut self) -> Vec<Told> {
         self.child.kill().expect("killed");
-        self.child.wait().expect("waited for");
-        self.rest()
+        self.wait_killed()
     }
 
     /// Waits for its end, which must be by SIGKILL.
     pub(crate) fn wait_killed(mut self) -> Vec<Told> {
-        use std::os::unix::process::ExitStatusExt as _;
         let rest = self.rest();
         let status = self.child.wait().expect("waited for");
         assert_eq!(status.signal(), Some(9), "the writer ended by itself: {status}");
@@ -225,7 +230,10 @@ fn child() {
         seed: number(SEED),
         steps: number(STEPS),
         now: EventTime::from_micros(number(NOW).cast_signed()),
+        segment_bytes: number(SEGMENT),
     };
+    // Ends the line that the harness has begun.
+    std::io::stdout().write_all(b"\n").expect("somebody listens");
     Work::new(folder, task).run(task.steps);
 }
 
@@ -240,6 +248,7 @@ struct Work {
     folder: PathBuf,
     random: Random,
     now: EventTime,
+    settings: JournalSettings,
     journal: Option<SegmentedJournal>,
     next_number: u64,
     trimmed: [u64; 4],
@@ -251,6 +260,7 @@ impl Work {
             folder,
             random: Random::new(task.seed),
             now: task.now,
+            settings: settings(task.segment_bytes),
             journal: None,
             next_number: task.first_number,
             trimmed: [0; 4],
@@ -281,7 +291,7 @@ impl Work {
         self.journal = None;
         let mut tries = 0;
         let journal = loop {
-            match SegmentedJournal::open(&self.folder, settings(), self.now) {
+            match SegmentedJournal::open(&self.folder, self.settings, self.now) {
                 Ok(opened) => break opened,
                 Err(error) => refused(&mut tries, &error),
             }
