@@ -8,6 +8,8 @@ use crate::config::{LogFormat, Telemetry};
 
 /// Metric names. `<domain>_<what>_<unit>[_total]`.
 pub mod names {
+    /// Log lines that could not be written.
+    pub const LOG_LINES_LOST_TOTAL: &str = "aggregator_log_lines_lost_total";
     /// Records taken from Kafka, label `kind`.
     pub const RECORDS_IN_TOTAL: &str = "aggregator_records_in_total";
     /// What became of them, label `disposition`: counted, late, duplicate, dead-letter.
@@ -58,10 +60,29 @@ pub mod names {
 /// A filter that cannot be parsed, or logging that is started already.
 pub fn start_logging(settings: &Telemetry) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let filter = EnvFilter::try_new(&settings.filter)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(|| LogOutput)
+        .log_internal_errors(false);
     match settings.format {
         LogFormat::Text => builder.with_ansi(false).try_init(),
         LogFormat::Json => builder.json().try_init(),
+    }
+}
+
+/// Standard error. What it refuses, because its disk is full or its reader gone, is lost; counting goes on.
+struct LogOutput;
+
+impl std::io::Write for LogOutput {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if std::io::stderr().write_all(bytes).is_err() {
+            metrics::counter!(names::LOG_LINES_LOST_TOTAL).increment(1);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -79,6 +100,7 @@ pub fn start_metrics() -> Result<PrometheusHandle, BuildError> {
 }
 
 fn describe() {
+    describe_counter!(names::LOG_LINES_LOST_TOTAL, "Log lines that could not be written");
     describe_counter!(names::RECORDS_IN_TOTAL, "Records taken from Kafka");
     describe_counter!(names::RECORDS_TOTAL, "Records by what became of them");
     describe_counter!(names::DEAD_LETTERS_TOTAL, "Dead letters by reason");

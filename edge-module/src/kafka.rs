@@ -7,7 +7,8 @@
 //! a time, and the one that is refused alone goes to the dead letters. The Kafka timestamp is the time of sending: brokers
 //! refuse or expire records by it, and a backlog is neither wrong nor old.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use edge_core::outbox::{Disposition, Outbox, OutboxSettings};
@@ -44,6 +45,8 @@ const DRAIN_STEP: Duration = Duration::from_millis(20);
 const HOLD_AFTER: Duration = Duration::from_secs(1);
 /// Without a delivery for this long while records are in flight, Kafka counts as not reachable.
 const STALL_AFTER: Duration = Duration::from_secs(10);
+/// The same complaint of the client is logged no more often.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(600);
 
 /// Pieces of waveforms handed to the producer and not yet acknowledged: each may have the size of a journal record.
 const WAVEFORMS_IN_FLIGHT_MAX: usize = 64;
@@ -67,11 +70,40 @@ struct Report {
 }
 
 /// Hands each delivery report to the forwarder.
-struct Reports(mpsc::Sender<Report>);
+struct Reports {
+    sender: mpsc::Sender<Report>,
+    /// When the client last complained of what, and how often since that was logged.
+    complaints: Mutex<BTreeMap<String, (Instant, u64)>>,
+}
+
+impl Reports {
+    const fn new(sender: mpsc::Sender<Report>) -> Self {
+        Self { sender, complaints: Mutex::new(BTreeMap::new()) }
+    }
+}
 
 impl ClientContext for Reports {
+    /// The client repeats itself several times a second while a broker is away, for days: a complaint is logged once and
+    /// then again every [`COMPLAINT_INTERVAL`].
     fn error(&self, error: KafkaError, reason: &str) {
-        warn!(%error, reason, "kafka client");
+        let what = error.to_string();
+        let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let repeated = match complaints.get_mut(&what) {
+            Some((logged, repeated)) if now.duration_since(*logged) < COMPLAINT_INTERVAL => {
+                *repeated += 1;
+                return;
+            }
+            Some((logged, repeated)) => {
+                *logged = now;
+                std::mem::take(repeated)
+            }
+            None => {
+                complaints.insert(what, (now, 0));
+                0
+            }
+        };
+        warn!(%error, reason, repeated, "kafka client");
     }
 }
 
@@ -88,7 +120,7 @@ impl ProducerContext for Reports {
             }
         };
         // The channel holds as many reports as records can be in flight: only a forwarder that is gone refuses.
-        if self.0.try_send(Report { lane, sequence, failure }).is_err() {
+        if self.sender.try_send(Report { lane, sequence, failure }).is_err() {
             debug!(sequence = sequence.0, "delivery report after the forwarder's end");
         }
     }
@@ -219,7 +251,7 @@ impl Forwarder {
             config.set(key, read_secret(file).map_err(ForwardError::Secret)?.expose());
         }
         config
-            .create_with_context(Reports(self.reports_sender.clone()))
+            .create_with_context(Reports::new(self.reports_sender.clone()))
             .map_err(ForwardError::Settings)
     }
 
@@ -605,6 +637,9 @@ impl Forwarder {
         let is_stalled = stalled_for > STALL_AFTER;
         if is_stalled && !self.is_stalled {
             warn!(in_flight, "kafka does not acknowledge; records wait in the journal");
+        }
+        if self.is_stalled && !is_stalled {
+            info!("kafka acknowledges again");
         }
         self.is_stalled = is_stalled;
         let is_failing = self.outboxes.iter().any(|(_, outbox)| outbox.failures_in_a_row() > 0);

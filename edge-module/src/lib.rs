@@ -20,6 +20,7 @@ pub mod journal_tool;
 pub mod kafka;
 pub mod latch;
 pub mod limits;
+pub mod log_output;
 pub mod mqtt;
 pub mod protection;
 pub mod recording;

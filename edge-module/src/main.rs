@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use edge_module::cli::{Cli, Command, ConfigArgument, EXIT_CONFIG};
 use edge_module::config::{Keys, Settings};
-use edge_module::{app, journal_tool};
+use edge_module::{app, journal_tool, log_output};
 
 fn main() -> ExitCode {
     match Cli::parse().command {
@@ -30,7 +30,11 @@ fn with_settings(
     act: impl FnOnce(Settings, Keys) -> ExitCode,
 ) -> ExitCode {
     match Settings::load_with_keys(argument.config.as_deref()) {
-        Ok((settings, keys)) => act(settings, keys),
+        Ok((settings, keys)) => {
+            let code = act(settings, keys);
+            log_output::flush();
+            code
+        }
         Err(faults) => {
             eprintln!("edge-module: wrong settings\n{faults}");
             ExitCode::from(EXIT_CONFIG)

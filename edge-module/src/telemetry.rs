@@ -4,6 +4,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use tracing_subscriber::{EnvFilter, reload};
 
 use crate::config::{LogFormat, Telemetry};
+use crate::log_output::LogOutput;
 
 /// MQTT messages received, by `session`.
 pub const MQTT_MESSAGES: &str = "mqtt_messages_total";
@@ -17,6 +18,8 @@ pub const INPUT_REFUSED: &str = "input_refused_total";
 pub const INPUT_UNKNOWN_FIELDS: &str = "input_unknown_fields_total";
 /// Messages that the broker delivered again after they had been journalled.
 pub const INPUT_REDELIVERED: &str = "input_redelivered_total";
+/// Log lines that could not be written.
+pub const LOG_LINES_LOST: &str = "log_lines_lost_total";
 /// Panics after which a task was started again.
 pub const TASK_PANICS: &str = "task_panics_total";
 /// Readings taken in, scalars and windows.
@@ -93,7 +96,7 @@ pub const OUTBOX_RECORDS: &str = "outbox_records";
 pub const OUTBOX_OLDEST_AGE: &str = "outbox_oldest_record_age_seconds";
 
 /// Every metric name; a scenario checks that each is exported.
-pub const COUNTERS: [&str; 29] = [
+pub const COUNTERS: [&str; 30] = [
     MQTT_MESSAGES,
     MQTT_DISCONNECTS,
     MQTT_SESSIONS_DISCARDED,
@@ -123,6 +126,7 @@ pub const COUNTERS: [&str; 29] = [
     JOURNAL_FAILURES,
     KAFKA_DELIVERED,
     TASK_PANICS,
+    LOG_LINES_LOST,
 ];
 
 const LATENCY_BUCKETS_SECONDS: [f64; 14] = [
@@ -152,7 +156,8 @@ pub fn start_logging(
     settings: &Telemetry,
 ) -> Result<LogFilter, Box<dyn std::error::Error + Send + Sync>> {
     let filter = EnvFilter::try_new(&settings.filter)?;
-    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr);
+    let builder =
+        tracing_subscriber::fmt().with_writer(LogOutput::start()?).log_internal_errors(false);
     match settings.format {
         LogFormat::Text => {
             let builder = builder.with_ansi(false).with_env_filter(filter).with_filter_reloading();

@@ -150,3 +150,39 @@ fn a_machine_that_does_not_answer_is_ordered_again_and_reported() -> anyhow::Res
     assert!(edge.process().is_running()?);
     Ok(())
 }
+
+#[test]
+fn log_lines_that_nobody_takes_stop_neither_program_and_delay_no_stop() -> anyhow::Result<()> {
+    let mut plant = Plant::new("silent")?;
+    plant.edge_settings.machines =
+        "[[machines]]\nid = \"press-1\"\n[[machines.limits]]\nname = \"oil-hot\"\n\
+         sensor = \"press-1/oil\"\nquantity = \"value\"\nabove = 120.0\n"
+            .to_owned();
+    // Standard error is a device that is always full.
+    for name in ["edge-module", "cloud-aggregator"] {
+        let folder = plant.dir.join(name);
+        std::fs::create_dir_all(&folder)?;
+        std::os::unix::fs::symlink("/dev/full", folder.join(format!("{name}.err")))?;
+    }
+    let port = plant.mosquitto.port();
+    let machine = FakeMachine::start(port, "press-1", Obedience::SpinsDown(Duration::ZERO))?;
+    let mut edge = plant.start_edge_module()?;
+    let mut aggregator = plant.start_aggregator()?;
+    let mut publisher = Publisher::connect(port, "sensors");
+    let hot = reading_json("press-1", "press-1/oil", "temperature", now(), 121.0);
+    publisher.publish("plant/press-1/readings", hot)?;
+    eventually("the machine is stopped", DEADLINE, || {
+        if machine.is_running() { Err("it runs") } else { Ok(()) }
+    })?;
+    plant.wait_for_count("SELECT count(*) FROM telemetry", 1)?;
+    for (metrics, name) in [
+        (edge.metrics()?, "log_lines_lost_total"),
+        (aggregator.metrics()?, "aggregator_log_lines_lost_total"),
+    ] {
+        let is_counted =
+            metrics.lines().any(|line| line.starts_with(name) && !line.ends_with(" 0"));
+        ensure!(is_counted, "{name} is not above 0");
+    }
+    ensure!(edge.process().is_running()? && aggregator.process().is_running()?, "one has ended");
+    Ok(())
+}
