@@ -291,6 +291,7 @@ fn connect_settings(settings: &Settings) -> Lines {
 }
 
 /// Opens the journal, loads the model, and starts every thread but this one.
+#[allow(clippy::too_many_lines)]
 fn start_threads(
     settings: &Settings,
     sources: Sources,

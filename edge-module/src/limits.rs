@@ -18,7 +18,7 @@ pub const NOT_LIMITS_BELOW: [&str; 5] =
 pub fn is_limit(key: &str) -> bool {
     let is_below =
         |table: &&str| key.strip_prefix(*table).is_some_and(|rest| rest.starts_with(['.', '[']));
-    !NOT_LIMITS.contains(&key) && !NOT_LIMITS_BELOW.iter().any(|table| is_below(&table))
+    !NOT_LIMITS.contains(&key) && !NOT_LIMITS_BELOW.iter().any(is_below)
 }
 
 /// Shows the limits in force.

@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     /// A target that fails, or waits until it may go on.
-    struct Target(Option<mpsc::Receiver<()>>, mpsc::Sender<Vec<u8>>);
+    struct Target(Option<mpsc::Receiver<()>>, mpsc::SyncSender<Vec<u8>>);
 
     impl Write for Target {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -142,13 +142,13 @@ mod tests {
 
     #[test]
     fn a_target_that_fails_or_stalls_stops_nobody() {
-        let (written, _lines) = mpsc::channel();
+        let (written, _lines) = mpsc::sync_channel(16);
         let failing = LogOutput::start_with(Target(None, written.clone())).expect("started");
         writeln!(failing.make_writer(), "lost").expect("never fails");
         failing.flush();
 
-        let (go_on, may_go_on) = mpsc::channel();
-        let (written, lines) = mpsc::channel();
+        let (go_on, may_go_on) = mpsc::sync_channel(16);
+        let (written, lines) = mpsc::sync_channel(16);
         let stalled = LogOutput::start_with(Target(Some(may_go_on), written)).expect("started");
         for number in 0..QUEUE_LINES + 100 {
             writeln!(stalled.make_writer(), "{number}").expect("never fails, never waits");

@@ -12,7 +12,7 @@ use crate::random::Random;
 #[derive(Clone, Debug)]
 pub(crate) enum Payload {
     Reading(Reading),
-    Event(MachineEvent),
+    Event(Box<MachineEvent>),
     Letter(DeadLetter),
     /// Bytes that no decoder takes.
     Garbage,

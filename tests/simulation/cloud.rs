@@ -344,7 +344,7 @@ impl Owned {
             }
             Payload::Event(event) => {
                 if self.is_new(payload, settings) {
-                    let row = MachineEventRow::new(offset, now, event.clone());
+                    let row = MachineEventRow::new(offset, now, (**event).clone());
                     self.rows.machine_events.push(row);
                 }
             }

@@ -255,7 +255,7 @@ impl Edge {
             historical: false,
             details,
         };
-        self.append(Lane::Events, Payload::Event(event));
+        self.append(Lane::Events, Payload::Event(Box::new(event)));
         self.sync(history);
         for sequence in &gone {
             self.journal.records.remove(sequence);
