@@ -208,7 +208,10 @@ impl Forwarder {
             .set("message.timeout.ms", "0")
             // A topic that is not there yet is waited for: an error would let later records overtake.
             .set("topic.metadata.propagation.max.ms", "3600000")
-            .set("queue.buffering.max.messages", (self.settings.in_flight_max * LANES + 1).to_string())
+            .set(
+                "queue.buffering.max.messages",
+                (self.settings.in_flight_max * LANES + 1).to_string(),
+            )
             .set("queue.buffering.max.kbytes", "1048576")
             .set("partitioner", "murmur2_random")
             .set("reconnect.backoff.max.ms", "2000")
@@ -394,9 +397,8 @@ impl Forwarder {
             .historical_after
             .as_ref()
             .map_or(self.settings.historical_after, |followed| *followed.borrow());
-        let oldest_live = now().saturating_sub_micros(
-            i64::try_from(historical_after.as_micros()).unwrap_or(i64::MAX),
-        );
+        let oldest_live = now()
+            .saturating_sub_micros(i64::try_from(historical_after.as_micros()).unwrap_or(i64::MAX));
         let topics = &self.settings.topics;
         Ok(match lane {
             Lane::Readings => {

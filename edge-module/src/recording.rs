@@ -111,7 +111,10 @@ impl Machines {
                 of_sensor.insert(sensor.clone(), machine.id.clone());
             }
         }
-        Self { ids: settings.machines.iter().map(|machine| machine.id.clone()).collect(), of_sensor }
+        Self {
+            ids: settings.machines.iter().map(|machine| machine.id.clone()).collect(),
+            of_sensor,
+        }
     }
 
     /// The machine under protection that a block belongs to.
@@ -489,12 +492,7 @@ impl Recording {
     }
 
     /// Keeps the samples of machines under protection for the case of a trip.
-    fn keep_samples(
-        &mut self,
-        block: &WaveformBlock,
-        publish: &Publish,
-        records: &mut Vec<Entry>,
-    ) {
+    fn keep_samples(&mut self, block: &WaveformBlock, publish: &Publish, records: &mut Vec<Entry>) {
         // What the broker kept from before is not around any trip.
         if !self.waveforms.enabled || publish.retain {
             return;

@@ -39,8 +39,14 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest detail of an event, in bytes.
 const DETAIL_BYTES_MAX: usize = 2_048;
 /// Keys, or beginnings of keys, that can change while the module runs.
-const LIVE: [&str; 6] =
-    ["machines", "deadband", "aggregation", "waveforms", "telemetry.filter", "kafka.historical-after"];
+const LIVE: [&str; 6] = [
+    "machines",
+    "deadband",
+    "aggregation",
+    "waveforms",
+    "telemetry.filter",
+    "kafka.historical-after",
+];
 /// Exceptions from [`LIVE`].
 const NOT_LIVE: [&str; 1] = ["waveforms.queue-length"];
 

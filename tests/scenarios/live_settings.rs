@@ -101,8 +101,8 @@ fn limits_change_live_and_a_broken_file_leaves_the_old_ones_in_force() -> anyhow
     let mut watched = Watched::start("live-settings", &machines)?;
     let port = watched.plant.mosquitto.port();
     let obedience = Obedience::SpinsDown(Duration::ZERO);
-    let [one, two, three] = ["press-1", "press-2", "press-3"]
-        .map(|id| FakeMachine::start(port, id, obedience));
+    let [one, two, three] =
+        ["press-1", "press-2", "press-3"].map(|id| FakeMachine::start(port, id, obedience));
     let (one, two, three) = (one?, two?, three?);
 
     watched.send("press-1", 110.0)?;
@@ -116,7 +116,8 @@ fn limits_change_live_and_a_broken_file_leaves_the_old_ones_in_force() -> anyhow
     // Wrong, whole or in part: nothing of it holds, though the first machine's limit in it would be fine.
     let broken = format!("{}oops = \n", machine("press-2", 90.0));
     watched.refused(&machine("press-2", 120.0), &broken, "TOML")?;
-    let crossed = machine("press-2", 90.0).replace("quantity = \"value\"", "quantity = \"loudness\"");
+    let crossed =
+        machine("press-2", 90.0).replace("quantity = \"value\"", "quantity = \"loudness\"");
     watched.refused(&machine("press-2", 120.0), &crossed, "loudness")?;
     watched.refused("[kafka]\n", "[kafka]\nlinger = \"6ms\"\n", "kafka.linger")?;
     watched.refused(&machine("press-1", 100.0), "", "press-1 tripped")?;
@@ -160,7 +161,8 @@ fn filters_change_live_and_the_log_and_the_metrics_follow() -> anyhow::Result<()
     let mut watched = Watched::start("live-filters", "")?;
     watched.send("press-1", 20.0)?;
     watched.send("press-1", 20.1)?;
-    let filter = "[deadband]\nabsolute = 1.0\n[telemetry]\nfilter = \"edge_module=debug\"\n[admin]\n";
+    let filter =
+        "[deadband]\nabsolute = 1.0\n[telemetry]\nfilter = \"edge_module=debug\"\n[admin]\n";
     watched.change("[admin]\n", filter)?;
     for value in [20.0, 20.1, 20.2, 100.5, 100.6] {
         watched.send("press-1", value)?;

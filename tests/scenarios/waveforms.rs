@@ -74,15 +74,21 @@ fn block(start: EventTime, index: usize, counts: &[i16]) -> Vec<u8> {
 /// Plays blocks at the pace of the machine. Both machines get hot on the way, one of them without waveform sensors.
 fn play(port: u16, start: EventTime, counts: &[i16], blocks: usize) -> anyhow::Result<()> {
     let mut publisher = Publisher::connect(port, "sensors");
-    paced(counts.chunks(BLOCK_SAMPLES).take(blocks).enumerate(), BLOCK_INTERVAL, |(index, chunk)| {
-        if index == HOT_AT_BLOCK {
-            for (machine, sensor) in [("motor-1", "motor-1/winding"), ("press-1", "press-1/oil")] {
-                let hot = reading_json(machine, sensor, "temperature", now(), 121.0);
-                publisher.publish(&format!("plant/{machine}/readings"), hot)?;
+    paced(
+        counts.chunks(BLOCK_SAMPLES).take(blocks).enumerate(),
+        BLOCK_INTERVAL,
+        |(index, chunk)| {
+            if index == HOT_AT_BLOCK {
+                for (machine, sensor) in
+                    [("motor-1", "motor-1/winding"), ("press-1", "press-1/oil")]
+                {
+                    let hot = reading_json(machine, sensor, "temperature", now(), 121.0);
+                    publisher.publish(&format!("plant/{machine}/readings"), hot)?;
+                }
             }
-        }
-        publisher.publish("plant/motor-1/waveform", block(start, index, chunk))
-    })?;
+            publisher.publish("plant/motor-1/waveform", block(start, index, chunk))
+        },
+    )?;
     publisher.wait_acknowledged(DEADLINE)
 }
 
@@ -124,8 +130,7 @@ fn samples_of(
         let Some(v1::waveform_block::Samples::SamplesI16(bytes)) = &piece.samples else {
             anyhow::bail!("no counts");
         };
-        samples
-            .extend(bytes.chunks_exact(2).map(|pair| i16::from_le_bytes([pair[0], pair[1]])));
+        samples.extend(bytes.chunks_exact(2).map(|pair| i16::from_le_bytes([pair[0], pair[1]])));
     }
     Ok((place(first), samples))
 }

@@ -101,7 +101,10 @@ impl AggregationSettings {
             .iter()
             .enumerate()
             .filter(|(_, rule)| !(INTERVAL_MIN..=INTERVAL_MAX).contains(&rule.interval))
-            .map(|(index, rule)| AggregationFault::Interval { rule: index, interval: rule.interval })
+            .map(|(index, rule)| AggregationFault::Interval {
+                rule: index,
+                interval: rule.interval,
+            })
             .collect();
         if faults.is_empty() { Ok(()) } else { Err(faults) }
     }

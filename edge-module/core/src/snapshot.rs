@@ -198,9 +198,10 @@ impl Snapshots {
         if ring.is_repeat(&run) {
             return Vec::new();
         }
-        let pieces = self.open.get_mut(machine_id).map(|open| {
-            open.record(&run, &block.sensor_id, &self.settings, &mut self.counts)
-        });
+        let pieces = self
+            .open
+            .get_mut(machine_id)
+            .map(|open| open.record(&run, &block.sensor_id, &self.settings, &mut self.counts));
         let bytes = ring.bytes();
         self.counts.blocks_not_kept += u64::from(!ring.push(run, before, limit));
         self.bytes = self.bytes - bytes + ring.bytes();
@@ -424,7 +425,8 @@ impl OpenSensor {
         let mut pieces = Vec::new();
         let mut rest = Some(run).filter(|run| run.bytes() > 0);
         while let Some(run) = rest {
-            let continues = self.pending.as_ref().is_none_or(|pending| pending.is_followed_by(&run));
+            let continues =
+                self.pending.as_ref().is_none_or(|pending| pending.is_followed_by(&run));
             let full = self.pending.as_ref().is_some_and(|pending| {
                 pending.room(piece_bytes_max) == 0 || pending.micros() >= AFTER_PIECE_MICROS
             });

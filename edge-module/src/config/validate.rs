@@ -30,7 +30,13 @@ impl Faults {
         self.0.push(Fault { path: path.into(), text: text.into() });
     }
 
-    pub(super) fn range<T: PartialOrd + std::fmt::Display>(&mut self, path: &str, value: T, low: T, high: T) {
+    pub(super) fn range<T: PartialOrd + std::fmt::Display>(
+        &mut self,
+        path: &str,
+        value: T,
+        low: T,
+        high: T,
+    ) {
         if !(value >= low && value <= high) {
             self.add(path, format!("{value} is out of range: {low} to {high}"));
         }

@@ -66,9 +66,8 @@ impl Protection {
             // Whoever asked has given up and told so.
             return;
         }
-        let is_tripped = |id: &&MachineId| {
-            self.interlocks.get(*id).is_some_and(Interlock::is_tripped)
-        };
+        let is_tripped =
+            |id: &&MachineId| self.interlocks.get(*id).is_some_and(Interlock::is_tripped);
         let tripped: Vec<MachineId> = removed.iter().filter(is_tripped).cloned().collect();
         if !tripped.is_empty() {
             drop(answer.send(Err(tripped)));

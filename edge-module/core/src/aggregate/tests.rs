@@ -68,8 +68,7 @@ fn the_first_rule_that_matches_holds_and_others_pass() {
     let rules = vec![rule("press-1/", 10, Statistic::Max), rule("press", 20, Statistic::Min)];
     let mut aggregator = aggregator(rules);
     let now = Instant::now();
-    let mut is_passed =
-        |reading: &Reading| aggregator.handle_reading(reading, 1, now).is_passed;
+    let mut is_passed = |reading: &Reading| aggregator.handle_reading(reading, 1, now).is_passed;
     assert!(!is_passed(&reading("press-1/oil", 0, 1.0)));
     assert!(!is_passed(&reading("press-2/oil", 0, 1.0)));
     assert!(is_passed(&reading("lathe", 0, 1.0)));
@@ -83,12 +82,11 @@ fn the_first_rule_that_matches_holds_and_others_pass() {
 #[test]
 fn values_above_the_threshold_pass_as_they_are_and_so_does_the_first_after() {
     let mut aggregator = aggregator(vec![rule("", 10, Statistic::Max)]);
-    let readings: Vec<Reading> =
-        [50.0, 60.0, 100.5, 101.0, 70.0, 80.0, 100.0]
-            .iter()
-            .zip(0..)
-            .map(|(value, second)| reading("s", second * SECOND, *value))
-            .collect();
+    let readings: Vec<Reading> = [50.0, 60.0, 100.5, 101.0, 70.0, 80.0, 100.0]
+        .iter()
+        .zip(0..)
+        .map(|(value, second)| reading("s", second * SECOND, *value))
+        .collect();
     let values: Vec<f64> =
         sent(&mut aggregator, &readings).iter().map(|reading| reading.value).collect();
     assert_eq!(values, [60.0, 100.5, 101.0, 70.0, 100.0]);

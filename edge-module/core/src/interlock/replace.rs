@@ -118,8 +118,10 @@ mod tests {
         let mut interlock_now = interlock(start, settings(100.0, Some(Duration::from_secs(5))));
         assert!(interlock_now.handle_reading(&sensor(), 1.0, at(start, 1)).is_empty());
         for second in 2..6 {
-            let mut new =
-                interlock(at(start, second).instant, settings(100.0 + second as f64, Some(Duration::from_secs(5))));
+            let mut new = interlock(
+                at(start, second).instant,
+                settings(100.0 + second as f64, Some(Duration::from_secs(5))),
+            );
             new.take_over(interlock_now, at(start, second).instant);
             assert!(new.handle_timeout(at(start, second)).is_empty(), "second {second}");
             interlock_now = new;
@@ -133,7 +135,8 @@ mod tests {
         let mut old = interlock(start, settings(100.0, None));
         let reported = old.handle_timeout(at(start, 61));
         assert!(matches!(reported.as_slice(), [Action::SensorFault { .. }]), "{reported:?}");
-        let mut new = interlock(at(start, 62).instant, settings(100.0, Some(Duration::from_secs(5))));
+        let mut new =
+            interlock(at(start, 62).instant, settings(100.0, Some(Duration::from_secs(5))));
         new.take_over(old, at(start, 62).instant);
         assert!(is_stop(&new.handle_timeout(at(start, 62))));
     }

@@ -153,8 +153,7 @@ fn a_gap_or_another_form_begins_another_piece() {
         .iter()
         .map(|piece| (piece.block.first_sample.micros(), piece.block.samples.len(), piece.scale))
         .collect();
-    let expected =
-        [(0, 100, Some(SCALE)), (200_000, 100, Some(SCALE)), (300_000, 50, None)];
+    let expected = [(0, 100, Some(SCALE)), (200_000, 100, Some(SCALE)), (300_000, 50, None)];
     assert_eq!(found, expected);
 }
 
