@@ -17,8 +17,8 @@ pub const NOT_LIMITS_BELOW: [&str; 5] =
 #[must_use]
 pub fn is_limit(key: &str) -> bool {
     let is_below =
-        |table: &&str| key.strip_prefix(*table).is_some_and(|rest| rest.starts_with(['.', '[']));
-    !NOT_LIMITS.contains(&key) && !NOT_LIMITS_BELOW.iter().any(|table| is_below(&table))
+        |table: &str| key.strip_prefix(table).is_some_and(|rest| rest.starts_with(['.', '[']));
+    !NOT_LIMITS.contains(&key) && !NOT_LIMITS_BELOW.iter().any(|table| is_below(table))
 }
 
 /// Shows the limits in force.
