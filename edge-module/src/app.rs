@@ -31,8 +31,8 @@ use crate::kafka::{Forwarder, Start, now};
 use crate::latch::{LatchFolder, RestoredLatch, write_all};
 use crate::mqtt::actuator::Topics;
 use crate::mqtt::source::{Session, SessionKind};
-use crate::protection::{self, NewMachines, Protection, Sinks};
-use crate::recording::{self, NewFilters, Recording};
+use crate::protection::{self, Protection, Sinks};
+use crate::recording::{self, Recording};
 use crate::reload::{Reached, Reloader};
 use crate::scoring::Bundle;
 use crate::store::{Journal, JournalSettings, Lane, SegmentedJournal};
@@ -267,27 +267,45 @@ fn open_journal(settings: &Settings) -> anyhow::Result<SegmentedJournal> {
         .context("journal does not open")
 }
 
-/// Channels by which other settings reach the paths, and trips the samples around them. Settings have one place: who sends
-/// the next waits for the answer to the one before.
+/// Ends of the channels by which other settings reach the paths, and trips the samples around them.
 struct Lines {
-    machines: mpsc::Sender<NewMachines>,
-    filters: mpsc::Sender<NewFilters>,
-    historical_after: watch::Sender<Duration>,
+    historical_after: watch::Receiver<Duration>,
     protection: protection::Links,
     recording: recording::Links,
 }
 
-fn connect_settings(settings: &Settings) -> Lines {
+/// Settings have one place in each channel: who sends the next waits for the answer to the one before.
+fn connect_settings(
+    settings: &Settings,
+    sources: Sources,
+    model: Option<&Bundle>,
+    latches: &LatchFolder,
+    events: &mpsc::Sender<MachineEvent>,
+    board: &Board,
+) -> (Reloader, Lines) {
     let (machines, new_machines) = mpsc::channel(1);
     let (filters, new_filters) = mpsc::channel(1);
     let (requests, snapshots) = mpsc::channel(settings.waveforms.queue_length);
-    Lines {
-        machines,
-        filters,
-        historical_after: watch::Sender::new(settings.kafka.historical_after),
+    let (age, historical_after) = watch::channel(settings.kafka.historical_after);
+    let reached = Reached {
+        protection: machines,
+        recording: filters,
+        historical_after: age,
+        log_filter: sources.log_filter,
+        events: events.clone(),
+        board: board.clone(),
+    };
+    let threshold = model.map_or(1.0, |model| model.threshold().value());
+    let in_force = (settings.clone(), sources.keys);
+    let latches = latches.clone();
+    let reloader =
+        Reloader::new(sources.file, in_force, threshold, latches, own_name(settings), reached);
+    let lines = Lines {
+        historical_after,
         protection: protection::Links { snapshots: requests, settings: new_machines },
         recording: recording::Links { snapshots, settings: new_filters },
-    }
+    };
+    (reloader, lines)
 }
 
 /// Opens the journal, loads the model, and starts every thread but this one.
@@ -315,10 +333,13 @@ fn start_threads(
     };
     let filters = InputTopics::new(&settings.mqtt).filters();
     let session = Session::new(settings, SessionKind::Recording, filters)?;
+    let latch_folder = LatchFolder::open(&settings.device.data_dir)?;
+    let (reloader, lines) =
+        connect_settings(settings, sources, model.as_ref(), &latch_folder, &events, board);
     let reader = journal.reader();
     let recording =
-        Recording::new(settings, model.as_ref(), &*reader, commands.clone(), board.clone())?;
-    let lines = connect_settings(settings);
+        Recording::new(settings, model.as_ref(), &*reader, commands.clone(), board.clone())?
+            .linked(lines.recording);
     let durable = watch::Sender::new(durable_at_start(&journal));
     let (delivered, delivered_receiver) = watch::channel(Delivered::default());
     let start = Start {
@@ -331,7 +352,7 @@ fn start_threads(
     let kafka = settings.kafka.clone();
     let forwarder =
         Forwarder::new(kafka, start, journal.reader(), commands.clone(), board.clone())?
-            .following(lines.historical_after.subscribe());
+            .following(lines.historical_after);
     let connections = Connections {
         events: event_receiver,
         commands: command_receiver,
@@ -349,22 +370,7 @@ fn start_threads(
         events.try_send(event).context("the queue of machine events is too short")?;
     }
     let (latches, latch_receiver) = std::sync::mpsc::sync_channel(LATCH_QUEUE_LENGTH);
-    let latch_folder = LatchFolder::open(&settings.device.data_dir)?;
     let sinks = Sinks { events: events.clone(), latches, board: board.clone() };
-    let reached = Reached {
-        protection: lines.machines,
-        recording: lines.filters,
-        historical_after: lines.historical_after,
-        log_filter: sources.log_filter,
-        events: events.clone(),
-        board: board.clone(),
-    };
-    let threshold = model.as_ref().map_or(1.0, |model| model.threshold().value());
-    let in_force = (settings.clone(), sources.keys);
-    let latches = latch_folder.clone();
-    let reloader =
-        Reloader::new(sources.file, in_force, threshold, latches, own_name(settings), reached);
-    let recording = recording.linked(lines.recording);
     let drain_timeout = settings.shutdown.drain_timeout;
     let intake = stops.intake.subscribe();
     let threads = Threads {

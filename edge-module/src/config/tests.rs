@@ -119,6 +119,69 @@ fn a_sensor_belongs_to_one_machine() {
 }
 
 #[test]
+fn filters_by_sensor_and_metric_reach_the_core() {
+    let file = r#"
+[deadband]
+heartbeat = "30s"
+[[deadband.rules]]
+sensor-prefix = "press-1/"
+metric-type = "pressure"
+absolute = 0.5
+[[aggregation]]
+metric-type = "temperature"
+interval = "10s"
+value = "mean"
+statistics = ["min", "max"]
+[waveforms]
+before = "9s"
+"#;
+    let settings = with(file, &[("EDGE__WAVEFORMS__AFTER", "3s")]).expect("valid");
+    let deadband = settings.deadband_settings();
+    assert_eq!(deadband.rules.len(), 1);
+    assert_eq!(deadband.rules[0].absolute, 0.5);
+    assert_eq!(deadband.rules[0].heartbeat, Duration::from_secs(30), "as in [deadband]");
+    let aggregation = settings.aggregation_settings();
+    assert_eq!(aggregation.rules[0].interval, Duration::from_secs(10));
+    assert_eq!(aggregation.rules[0].statistics.len(), 2);
+    assert_eq!(aggregation.always_above, deadband.always_above);
+    let snapshots = settings.snapshot_settings();
+    assert_eq!((snapshots.before.as_secs(), snapshots.after.as_secs()), (9, 3));
+    assert!(snapshots.piece_bytes_max < crate::store::RECORD_BYTES_MAX);
+}
+
+#[test]
+fn wrong_filters_are_named() {
+    let file = r#"
+aggregation = [{ interval = "0s", value = "max" }]
+[deadband]
+rules = [{ absolute = -1.0 }]
+[waveforms]
+before = "0s"
+bytes-max = 1
+after = "2m"
+queue-length = 0
+[kafka.topics]
+waveforms = ""
+"#;
+    let text = complaint(file, &[]);
+    for part in [
+        "aggregation: aggregation rule 0: interval 0ns",
+        "deadband: dead band absolute is -1",
+        "waveforms: before is 0",
+        "waveforms.bytes-max: 1 is out of range",
+        "waveforms.length-max: 60s is out of range: 120s",
+        "waveforms.queue-length: 0 is out of range",
+        "kafka.topics.waveforms: is empty",
+    ] {
+        assert!(text.contains(part), "{part} is missing in:\n{text}");
+    }
+    let text = complaint("[[aggregation]]\ninterval = \"1s\"\nvalue = \"median\"\n", &[]);
+    assert!(text.contains("median"), "{text}");
+    let text = complaint("[[deadband.rules]]\nabsolut = 1.0\n", &[]);
+    assert!(text.contains("deadband.rules[0].absolut: unknown key"), "{text}");
+}
+
+#[test]
 fn secrets_do_not_show() {
     let mut file = tempfile::NamedTempFile::new().expect("temporary file");
     file.write_all(b"hunter2\n").expect("written");

@@ -66,6 +66,11 @@ mod tests {
 
     use super::super::*;
 
+    #[expect(clippy::disallowed_methods, reason = "a first instant has to come from somewhere")]
+    fn now() -> Instant {
+        Instant::now()
+    }
+
     fn settings(above: f64, silence: Option<Duration>) -> InterlockSettings {
         InterlockSettings {
             limits: vec![LimitRule {
@@ -119,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_latched_trip_stays_and_is_reset_by_the_new_limits_alone() {
-        let start = Instant::now();
+        let start = now();
         let mut old = interlock(start, settings(100.0, None));
         assert!(is_stop(&old.handle_reading(&sensor(), 120.0, at(start, 1))));
         let before = old.snapshot();
@@ -140,7 +145,7 @@ mod tests {
 
     #[test]
     fn other_settings_do_not_count_as_a_sign_of_life() {
-        let start = Instant::now();
+        let start = now();
         let mut interlock_now = interlock(start, settings(100.0, Some(Duration::from_secs(5))));
         assert!(interlock_now.handle_reading(&sensor(), 1.0, at(start, 1)).is_empty());
         for second in 2..6 {
@@ -157,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_sensor_that_is_silent_already_trips_under_a_policy_that_says_so() {
-        let start = Instant::now();
+        let start = now();
         let mut old = interlock(start, settings(100.0, None));
         let reported = old.handle_timeout(at(start, 61));
         assert!(matches!(reported.as_slice(), [Action::SensorFault { .. }]), "{reported:?}");

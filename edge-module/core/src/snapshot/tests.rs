@@ -5,6 +5,11 @@ use super::*;
 const RATE: f64 = 1_000.0;
 const SCALE: f64 = 0.5;
 
+#[expect(clippy::disallowed_methods, reason = "a first instant has to come from somewhere")]
+fn start() -> Instant {
+    Instant::now()
+}
+
 fn settings() -> SnapshotSettings {
     SnapshotSettings {
         before: Duration::from_secs(2),
@@ -65,7 +70,7 @@ fn places(pieces: &[WaveformSnapshot], trip_id: &str, first_piece: u32) -> (i64,
 #[test]
 fn a_trip_gives_the_seconds_before_at_once_and_those_after_as_they_come() {
     let mut snapshots = Snapshots::new(settings()).expect("valid");
-    let now = Instant::now();
+    let now = start();
     assert!(feed(&mut snapshots, 0, 5_000).is_empty());
     let before = snapshots.handle_trip(&machine("m"), "t1", now);
     assert_eq!(places(&before, "t1", 1), (3_000, 5_000));
@@ -81,14 +86,14 @@ fn a_trip_gives_the_seconds_before_at_once_and_those_after_as_they_come() {
 fn a_machine_without_waveform_sensors_gets_no_snapshot() {
     let mut snapshots = Snapshots::new(settings()).expect("valid");
     feed(&mut snapshots, 0, 1_000);
-    assert!(snapshots.handle_trip(&machine("other"), "t1", Instant::now()).is_empty());
+    assert!(snapshots.handle_trip(&machine("other"), "t1", start()).is_empty());
     assert_eq!(snapshots.open_snapshots(), 0);
 }
 
 #[test]
 fn a_second_trip_extends_the_open_snapshot_up_to_its_longest() {
     let mut snapshots = Snapshots::new(settings()).expect("valid");
-    let now = Instant::now();
+    let now = start();
     feed(&mut snapshots, 0, 5_000);
     assert_eq!(places(&snapshots.handle_trip(&machine("m"), "t1", now), "t1", 1), (3_000, 5_000));
     let mut pieces = feed(&mut snapshots, 5_000, 5_500);
@@ -116,7 +121,7 @@ fn a_second_trip_extends_the_open_snapshot_up_to_its_longest() {
 #[test]
 fn a_silent_sensor_does_not_keep_a_snapshot_open() {
     let mut snapshots = Snapshots::new(settings()).expect("valid");
-    let now = Instant::now();
+    let now = start();
     feed(&mut snapshots, 0, 5_000);
     let before = snapshots.handle_trip(&machine("m"), "t1", now);
     assert!(feed(&mut snapshots, 5_000, 5_200).is_empty(), "not a whole piece yet");
@@ -131,12 +136,12 @@ fn a_repeated_block_is_kept_once_and_a_clock_that_goes_back_starts_anew() {
     let mut snapshots = Snapshots::new(settings()).expect("valid");
     feed(&mut snapshots, 0, 1_000);
     feed(&mut snapshots, 500, 1_000);
-    let once = snapshots.handle_trip(&machine("m"), "t1", Instant::now());
+    let once = snapshots.handle_trip(&machine("m"), "t1", start());
     assert_eq!(places(&once, "t1", 1), (0, 1_000));
     let mut snapshots = Snapshots::new(settings()).expect("valid");
     feed(&mut snapshots, 20_000, 21_000);
     feed(&mut snapshots, 0, 500);
-    let anew = snapshots.handle_trip(&machine("m"), "t1", Instant::now());
+    let anew = snapshots.handle_trip(&machine("m"), "t1", start());
     assert_eq!(places(&anew, "t1", 1), (0, 500));
 }
 
@@ -148,7 +153,7 @@ fn a_gap_or_another_form_begins_another_piece() {
     let mut floats = block("s", 300, 350);
     floats.samples[0] = 0.3;
     assert!(snapshots.handle_block(&machine("m"), &floats, SCALE).is_empty());
-    let pieces = snapshots.handle_trip(&machine("m"), "t1", Instant::now());
+    let pieces = snapshots.handle_trip(&machine("m"), "t1", start());
     let found: Vec<_> = pieces
         .iter()
         .map(|piece| (piece.block.first_sample.micros(), piece.block.samples.len(), piece.scale))
@@ -163,7 +168,7 @@ fn a_snapshot_over_its_bytes_is_cut_and_counted() {
     small.snapshot_bytes_max = 5_000;
     let mut snapshots = Snapshots::new(small).expect("valid");
     feed(&mut snapshots, 0, 5_000);
-    let before = snapshots.handle_trip(&machine("m"), "t1", Instant::now());
+    let before = snapshots.handle_trip(&machine("m"), "t1", start());
     assert_eq!(places(&before, "t1", 1), (3_000, 5_000));
     let after = feed(&mut snapshots, 5_000, 7_000);
     assert_eq!(places(&after, "t1", before.len() as u32 + 1), (5_000, 5_500));
@@ -183,7 +188,7 @@ fn sensors_share_the_bytes_and_those_beyond_the_limit_are_counted() {
         }
     }
     assert_eq!((snapshots.sensors(), snapshots.counts().blocks_not_kept), (4, 100));
-    let pieces = snapshots.handle_trip(&machine("m"), "t1", Instant::now());
+    let pieces = snapshots.handle_trip(&machine("m"), "t1", start());
     let mut per_sensor = BTreeMap::<_, usize>::new();
     for piece in &pieces {
         *per_sensor.entry(piece.block.sensor_id.clone()).or_default() += piece.block.samples.len();
@@ -224,7 +229,7 @@ proptest! {
         for (index, length) in lengths.into_iter().enumerate() {
             if index == trip_after && place > 0 {
                 trip_at = Some(place);
-                pieces.extend(snapshots.handle_trip(&machine("m"), "t", Instant::now()));
+                pieces.extend(snapshots.handle_trip(&machine("m"), "t", start()));
             }
             let block = block("s", place, place + length);
             pieces.extend(snapshots.handle_block(&machine("m"), &block, SCALE));
