@@ -26,7 +26,7 @@ use crate::admin::{self, Board, Part};
 use crate::cli::{EXIT_CONFIG, EXIT_DATA_DIR, EXIT_FAILURE};
 use crate::config::{Keys, Settings};
 use crate::intake::InputTopics;
-use crate::journal::{Connections, Delivered, JournalCommand, Recorder, durable_at_start};
+use crate::journal::{Connections, Delivered, JournalCommand, Recorder, chain, durable_at_start};
 use crate::kafka::{Forwarder, Start, now};
 use crate::latch::{LatchFolder, RestoredLatch, write_all};
 use crate::mqtt::actuator::Topics;
@@ -46,6 +46,9 @@ const LATCH_QUEUE_LENGTH: usize = 1_024;
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// How long the end waits for the journal's last fsync.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// First and longest wait before a journal that does not open is tried again.
+const OPEN_RETRY_MIN: Duration = Duration::from_millis(250);
+const OPEN_RETRY_MAX: Duration = Duration::from_secs(10);
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Checks what `run` would need, without running.
@@ -199,20 +202,26 @@ struct Stops {
 }
 
 struct Threads {
-    protection: JoinHandle<()>,
     journal: JoinHandle<()>,
     forwarder: JoinHandle<()>,
-    latches: JoinHandle<()>,
 }
 
-/// What runs on the main thread, made before anything is spawned.
-struct MainTasks {
+/// The stop path, running, and what the rest is connected to it with.
+struct StopPath {
+    protection: JoinHandle<()>,
+    latches: JoinHandle<()>,
+    events: mpsc::Sender<MachineEvent>,
+    event_receiver: mpsc::Receiver<MachineEvent>,
+    reloader: Reloader,
+    historical_after: watch::Receiver<Duration>,
+    recording: recording::Links,
+}
+
+/// What records and sends, made when the journal is open.
+struct Rest {
     session: Session,
     recording: Recording,
-    reloader: Reloader,
-    events: mpsc::Sender<MachineEvent>,
     commands: mpsc::Sender<JournalCommand>,
-    stops: Stops,
     threads: Threads,
 }
 
@@ -224,31 +233,88 @@ fn run_tasks(settings: &Settings, sources: Sources) -> anyhow::Result<()> {
         .block_on(admin::bind(settings.admin.listen))
         .with_context(|| format!("admin.listen {} cannot be bound", settings.admin.listen))?;
     info!(%address, "admin pages");
-    let tasks = start_threads(settings, sources, &board)?;
+    let (model, refusal) = model_or_event(settings);
+    let stops = Stops {
+        intake: watch::Sender::new(false),
+        forwarder: watch::Sender::new(false),
+        journal: watch::Sender::new(false),
+    };
+    // First the machines are protected; a journal that does not open must not delay that.
+    let path = start_stop_path(settings, sources, model.clone(), &stops, &board)?;
     let device_id = settings.device.id.to_string();
     let result = runtime.block_on(async {
-        let MainTasks { session, recording, reloader, events, commands, stops, threads } = tasks;
-        let (session_events, session_receiver) = mpsc::channel(SESSION_QUEUE_LENGTH);
-        let session = tokio::spawn(session.run(session_events));
-        let path = tokio::spawn(recording.run(session_receiver, stops.intake.subscribe()));
-        let reloader = tokio::spawn(reloader.run(stops.intake.subscribe()));
         let mut stop = stops.intake.subscribe();
-        let shown = board.clone();
-        let pages = tokio::spawn(admin::serve(listener, shown, metrics, device_id, async move {
-            // The sender outlives this task.
-            drop(stop.wait_for(|is_stopping| *is_stopping).await);
-        }));
-        let result = wait_for_end(&threads, &board).await;
-        stops.intake.send_replace(true);
-        drop(path.await);
-        drop(reloader.await);
-        let finished = finish(settings, events, commands, stops, threads).await;
-        session.abort();
+        let pages =
+            tokio::spawn(admin::serve(listener, board.clone(), metrics, device_id, async move {
+                // The sender outlives this task.
+                drop(stop.wait_for(|is_stopping| *is_stopping).await);
+            }));
+        let mut signals = Signals::new()?;
+        let opened = tokio::select! {
+            journal = open_patiently(settings, &board) => Ok(Some(journal)),
+            result = signals.wait_for_end(&path.protection, None, &board) => result.map(|()| None),
+        };
+        let result = match opened {
+            Ok(Some(journal)) => {
+                run_with_journal(settings, journal, model, refusal, path, stops, signals, &board)
+                    .await
+            }
+            ended => {
+                stops.intake.send_replace(true);
+                let joined = join(path.protection, "protection").await;
+                // The latches' queue closes with the stop path.
+                ended.map(|_| ()).and(joined).and(join(path.latches, "latches").await)
+            }
+        };
         pages.abort();
-        result.and(finished)
+        result
     });
     info!("edge module stopped");
     result
+}
+
+#[expect(clippy::too_many_arguments, reason = "each is handed on to a part of its own")]
+async fn run_with_journal(
+    settings: &Settings,
+    journal: SegmentedJournal,
+    model: Option<Bundle>,
+    refusal: Option<MachineEvent>,
+    path: StopPath,
+    stops: Stops,
+    mut signals: Signals,
+    board: &Board,
+) -> anyhow::Result<()> {
+    let StopPath {
+        protection,
+        latches,
+        events,
+        event_receiver,
+        reloader,
+        historical_after,
+        recording,
+    } = path;
+    let model_name = model.as_ref().map(Bundle::identity);
+    let details = MachineEventDetails { model: model_name, ..MachineEventDetails::default() };
+    let started = own_event(settings, MachineEventType::Started, details);
+    for event in [Some(started), refusal].into_iter().flatten() {
+        if events.try_send(event).is_err() {
+            warn!("the start is not journalled: the queue of machine events is full");
+        }
+    }
+    let lines = (event_receiver, historical_after, recording);
+    let Rest { session, recording, commands, threads } =
+        start_rest(settings, journal, model.as_ref(), lines, &stops, board)?;
+    let (session_events, session_receiver) = mpsc::channel(SESSION_QUEUE_LENGTH);
+    let session = tokio::spawn(session.run(session_events));
+    let recording = tokio::spawn(recording.run(session_receiver, stops.intake.subscribe()));
+    let reloader = tokio::spawn(reloader.run(stops.intake.subscribe()));
+    let result = signals.wait_for_end(&protection, Some(&threads), board).await;
+    stops.intake.send_replace(true);
+    drop(recording.await);
+    drop(reloader.await);
+    let finished = finish(settings, events, commands, stops, threads, protection, latches).await;
+    session.abort();
+    result.and(finished)
 }
 
 /// Limits of the journal by the settings.
@@ -262,9 +328,29 @@ pub const fn journal_limits(settings: &Settings) -> JournalSettings {
     }
 }
 
-fn open_journal(settings: &Settings) -> anyhow::Result<SegmentedJournal> {
-    SegmentedJournal::open(&settings.device.data_dir, journal_limits(settings), now())
-        .context("journal does not open")
+/// Opens the journal, however long that takes: a disk that is full at the start may have room later, and the machines are
+/// protected meanwhile.
+async fn open_patiently(settings: &Settings, board: &Board) -> SegmentedJournal {
+    let mut wait = OPEN_RETRY_MIN;
+    loop {
+        let (folder, limits) = (settings.device.data_dir.clone(), journal_limits(settings));
+        let opened = tokio::task::spawn_blocking(move || {
+            SegmentedJournal::open(&folder, limits, now()).map_err(|error| chain(&error))
+        });
+        let reason = match opened.await {
+            Ok(Ok(journal)) => return journal,
+            Ok(Err(reason)) => reason,
+            Err(panic) => panic.to_string(),
+        };
+        error!(
+            reason,
+            wait_ms = wait.as_millis() as u64,
+            "journal does not open; machines are protected, nothing is recorded: check the disk of device.data-dir"
+        );
+        board.set(Part::Journal, Err(format!("does not open: {reason}")));
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(OPEN_RETRY_MAX);
+    }
 }
 
 /// Ends of the channels by which other settings reach the paths, and trips the samples around them.
@@ -308,51 +394,72 @@ fn connect_settings(
     (reloader, lines)
 }
 
-/// Opens the journal, loads the model, and starts every thread but this one.
-#[allow(clippy::too_many_lines)]
-fn start_threads(
+/// Starts what protects the machines.
+fn start_stop_path(
     settings: &Settings,
     sources: Sources,
+    model: Option<Bundle>,
+    stops: &Stops,
     board: &Board,
-) -> anyhow::Result<MainTasks> {
-    let (model, refusal) = model_or_event(settings);
-    let journal = open_journal(settings)?;
-    let model_name = model.as_ref().map(Bundle::identity);
-    let generation = journal.generation().0;
-    board.show_run(model_name.clone(), generation);
-    let next_sequence = journal.next_sequence().0;
-    let (device_id, machines) = (&settings.device.id, settings.machines.len());
-    info!(%device_id, generation, next_sequence, model = model_name, machines, "edge module starts");
-
+) -> anyhow::Result<StopPath> {
     let (events, event_receiver) = mpsc::channel(settings.protection.event_queue_length);
-    let (commands, command_receiver) = mpsc::channel(settings.journal.queue_length);
-    let stops = Stops {
-        intake: watch::Sender::new(false),
-        forwarder: watch::Sender::new(false),
-        journal: watch::Sender::new(false),
-    };
-    let filters = InputTopics::new(&settings.mqtt).filters();
-    let session = Session::new(settings, SessionKind::Recording, filters)?;
     let latch_folder = LatchFolder::open(&settings.device.data_dir)?;
     let (reloader, lines) =
         connect_settings(settings, sources, model.as_ref(), &latch_folder, &events, board);
+    let (latches, latch_receiver) = std::sync::mpsc::sync_channel(LATCH_QUEUE_LENGTH);
+    let sinks = Sinks { events: events.clone(), latches, board: board.clone() };
+    let intake = stops.intake.subscribe();
+    Ok(StopPath {
+        latches: spawn_latches(latch_folder.clone(), latch_receiver, board.clone())?,
+        protection: spawn_protection(
+            settings.clone(),
+            model,
+            &latch_folder,
+            sinks,
+            lines.protection,
+            intake,
+        )?,
+        events,
+        event_receiver,
+        reloader,
+        historical_after: lines.historical_after,
+        recording: lines.recording,
+    })
+}
+
+/// Starts the threads of journal and forwarder, and makes what runs on this one.
+fn start_rest(
+    settings: &Settings,
+    journal: SegmentedJournal,
+    model: Option<&Bundle>,
+    lines: (mpsc::Receiver<MachineEvent>, watch::Receiver<Duration>, recording::Links),
+    stops: &Stops,
+    board: &Board,
+) -> anyhow::Result<Rest> {
+    let (event_receiver, historical_after, links) = lines;
+    let (generation, next_sequence) = (journal.generation(), journal.next_sequence().0);
+    let model_name = model.map(Bundle::identity);
+    board.show_run(model_name.clone(), generation.0);
+    let (device_id, machines) = (&settings.device.id, settings.machines.len());
+    info!(%device_id, generation = generation.0, next_sequence, model = model_name, machines, "edge module starts");
+    let (commands, command_receiver) = mpsc::channel(settings.journal.queue_length);
+    let filters = InputTopics::new(&settings.mqtt).filters();
+    let session = Session::new(settings, SessionKind::Recording, filters)?;
     let reader = journal.reader();
     let recording =
-        Recording::new(settings, model.as_ref(), &*reader, commands.clone(), board.clone())?
-            .linked(lines.recording);
+        Recording::new(settings, model, &*reader, commands.clone(), board.clone())?.linked(links);
     let durable = watch::Sender::new(durable_at_start(&journal));
     let (delivered, delivered_receiver) = watch::channel(Delivered::default());
     let start = Start {
         durable: durable.subscribe(),
         delivered,
         device_id: settings.device.id.clone(),
-        generation: journal.generation(),
+        generation,
         acknowledged: Lane::ALL.map(|lane| (lane, journal.acknowledged(lane))),
     };
-    let kafka = settings.kafka.clone();
     let forwarder =
-        Forwarder::new(kafka, start, journal.reader(), commands.clone(), board.clone())?
-            .following(lines.historical_after);
+        Forwarder::new(settings.kafka.clone(), start, reader, commands.clone(), board.clone())?
+            .following(historical_after);
     let connections = Connections {
         events: event_receiver,
         commands: command_receiver,
@@ -364,34 +471,12 @@ fn start_threads(
     let group_records_max = settings.journal.group_records_max;
     let recorder =
         Recorder::new(Box::new(journal), own_name(settings), group_records_max, connections);
-    let details = MachineEventDetails { model: model_name, ..MachineEventDetails::default() };
-    let started = own_event(settings, MachineEventType::Started, details);
-    for event in [Some(started), refusal].into_iter().flatten() {
-        events.try_send(event).context("the queue of machine events is too short")?;
-    }
-    let (latches, latch_receiver) = std::sync::mpsc::sync_channel(LATCH_QUEUE_LENGTH);
-    let sinks = Sinks { events: events.clone(), latches, board: board.clone() };
-    let drain_timeout = settings.shutdown.drain_timeout;
-    let intake = stops.intake.subscribe();
+    let (stop, drain_timeout) = (stops.forwarder.subscribe(), settings.shutdown.drain_timeout);
     let threads = Threads {
         journal: spawn_recorder(recorder, stops.journal.subscribe(), board.clone())?,
-        forwarder: spawn_forwarder(
-            forwarder,
-            stops.forwarder.subscribe(),
-            drain_timeout,
-            board.clone(),
-        )?,
-        latches: spawn_latches(latch_folder.clone(), latch_receiver, board.clone())?,
-        protection: spawn_protection(
-            settings.clone(),
-            model,
-            &latch_folder,
-            sinks,
-            lines.protection,
-            intake,
-        )?,
+        forwarder: spawn_forwarder(forwarder, stop, drain_timeout, board.clone())?,
     };
-    Ok(MainTasks { session, recording, reloader, events, commands, stops, threads })
+    Ok(Rest { session, recording, commands, threads })
 }
 
 /// In order: no more input, events of the stop path, what is in flight, the journal.
@@ -401,8 +486,10 @@ async fn finish(
     commands: mpsc::Sender<JournalCommand>,
     stops: Stops,
     threads: Threads,
+    protection: JoinHandle<()>,
+    latches: JoinHandle<()>,
 ) -> anyhow::Result<()> {
-    let protection = join(threads.protection, "protection").await;
+    let protection = join(protection, "protection").await;
     let stopped = own_event(settings, MachineEventType::Stopped, MachineEventDetails::default());
     if events.try_send(stopped).is_err() {
         warn!("the stop is not journalled: the queue of machine events is full");
@@ -422,7 +509,7 @@ async fn finish(
     let forwarder = join(threads.forwarder, "forwarder").await;
     stops.journal.send_replace(true);
     let journal = join(threads.journal, "journal").await;
-    let latches = join(threads.latches, "latches").await;
+    let latches = join(latches, "latches").await;
     protection.and(forwarder).and(journal).and(latches)
 }
 
@@ -431,35 +518,55 @@ async fn join(thread: JoinHandle<()>, name: &'static str) -> anyhow::Result<()> 
     joined.map_err(|_| anyhow::anyhow!("thread {name} panicked"))
 }
 
-/// A signal, or the end of the stop path. Without journal or forwarder the machines are still protected: the module goes
-/// on and says that it is not ready.
-async fn wait_for_end(threads: &Threads, board: &Board) -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
+/// What ends the module from outside.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
 
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut look = tokio::time::interval(LOOK_INTERVAL);
-    let others = [
-        (Part::Journal, "journal", &threads.journal),
-        (Part::Forwarder, "forwarder", &threads.forwarder),
-    ];
-    let mut reported = [false; 2];
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => { info!("SIGTERM"); return Ok(()); }
-            _ = interrupt.recv() => { info!("SIGINT"); return Ok(()); }
-            _ = look.tick() => {}
-        }
-        if threads.protection.is_finished() {
-            bail!("thread protection ended unexpectedly");
-        }
-        for ((part, name, thread), is_reported) in others.iter().zip(&mut reported) {
-            if thread.is_finished() && !std::mem::replace(is_reported, true) {
-                error!(
-                    thread = name,
-                    "ended unexpectedly: machines stay protected, restart the module"
-                );
-                board.set(*part, Err(format!("thread {name} ended: restart the module")));
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// A signal, or the end of the stop path. Without journal or forwarder the machines are still protected: the module goes
+    /// on and says that it is not ready.
+    async fn wait_for_end(
+        &mut self,
+        protection: &JoinHandle<()>,
+        threads: Option<&Threads>,
+        board: &Board,
+    ) -> anyhow::Result<()> {
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        let others = threads.map(|threads| {
+            [
+                (Part::Journal, "journal", &threads.journal),
+                (Part::Forwarder, "forwarder", &threads.forwarder),
+            ]
+        });
+        let mut reported = [false; 2];
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => { info!("SIGTERM"); return Ok(()); }
+                _ = self.interrupt.recv() => { info!("SIGINT"); return Ok(()); }
+                _ = look.tick() => {}
+            }
+            if protection.is_finished() {
+                bail!("thread protection ended unexpectedly");
+            }
+            for ((part, name, thread), is_reported) in others.iter().flatten().zip(&mut reported) {
+                if thread.is_finished() && !std::mem::replace(is_reported, true) {
+                    error!(
+                        thread = name,
+                        "ended unexpectedly: machines stay protected, restart the module"
+                    );
+                    board.set(*part, Err(format!("thread {name} ended: restart the module")));
+                }
             }
         }
     }

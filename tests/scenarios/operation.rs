@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use e2e_tests::edge_module::EdgeModule;
 use e2e_tests::eventually::eventually;
 use e2e_tests::machine::{FakeMachine, Obedience};
 use e2e_tests::publisher::{Publisher, reading_json};
@@ -185,4 +186,40 @@ fn log_lines_that_nobody_takes_stop_neither_program_and_delay_no_stop() -> anyho
     }
     ensure!(edge.process().is_running()? && aggregator.process().is_running()?, "one has ended");
     Ok(())
+}
+
+#[test]
+fn a_journal_that_does_not_open_delays_no_stop_and_is_taken_up_later() -> anyhow::Result<()> {
+    let mut plant = Plant::new("closed")?;
+    plant.edge_settings.machines =
+        "[[machines]]\nid = \"press-1\"\n[[machines.limits]]\nname = \"oil-hot\"\n\
+         sensor = \"press-1/oil\"\nquantity = \"value\"\nabove = 120.0\n"
+            .to_owned();
+    // A file where the journal's folder would be.
+    let obstacle = plant.edge_settings.data_dir.join("journal");
+    std::fs::create_dir_all(&plant.edge_settings.data_dir)?;
+    std::fs::write(&obstacle, b"in the way")?;
+    let port = plant.mosquitto.port();
+    let machine = FakeMachine::start(port, "press-1", Obedience::SpinsDown(Duration::ZERO))?;
+    let mut edge = EdgeModule::start(&plant.dir.join("edge-module"), &plant.edge_settings)?;
+    eventually("the stop path is connected", DEADLINE, || {
+        let (status, body) = edge.get("/readyz")?;
+        ensure!(status == 503 && body.contains("journal: does not open"), "{status}: {body}");
+        ensure!(body.contains("protection: ok") && body.contains("actuator: ok"), "{body}");
+        Ok(())
+    })?;
+    let mut publisher = Publisher::connect(port, "sensors");
+    let hot = reading_json("press-1", "press-1/oil", "temperature", now(), 121.0);
+    publisher.publish("plant/press-1/readings", hot)?;
+    eventually("the machine is stopped", DEADLINE, || {
+        if machine.is_running() { Err("it runs") } else { Ok(()) }
+    })?;
+    std::fs::remove_file(&obstacle)?;
+    edge.wait_ready()?;
+    eventually("the trip is on Kafka", DEADLINE, || {
+        let events = crate::plant::kafka()?.read_json(&plant.topic("machine-events"))?;
+        let told = events.iter().any(|event| event["event_type"] == "trip");
+        ensure!(told, "{} other events", events.len());
+        Ok(())
+    })
 }
