@@ -32,6 +32,19 @@ sensor = ""
 quantity = ""
 above = 1.0
 below = 0.0
+[[machines.actuators]]
+kind = "mqtt"
+host = ""
+port = 1
+unit = 1
+stop-coil = 0
+stop-value = false
+standstill-coil = 0
+standstill-input = 0
+standstill-value = true
+heartbeat-register = 0
+poll-interval = "1s"
+response-timeout = "1s"
 "#;
 /// Tables whose keys are free, such as librdkafka's properties.
 const FREE_TABLES: [&str; 3] =
@@ -192,6 +205,14 @@ pub struct Protection {
     pub unknown_latch: UnknownLatch,
     /// Machine events that may wait for the journal.
     pub event_queue_length: usize,
+    /// Orders and reports that may wait on one path to the machine side.
+    pub path_queue_length: usize,
+    /// Blocks of one sensor that may wait to be judged.
+    pub sensor_queue_length: usize,
+    /// Their bytes.
+    pub sensor_queue_bytes: usize,
+    /// Bytes of JSON readings that are judged in one go.
+    pub slice_bytes: usize,
 }
 
 /// What to do when the latch of the previous run is not known.
@@ -252,6 +273,94 @@ pub struct Machine {
     /// Fixed limits.
     #[serde(default)]
     pub limits: Vec<Limit>,
+    /// Ways to stop it, in order; none: the broker of `[mqtt]`.
+    #[serde(default)]
+    pub actuators: Vec<Actuator>,
+}
+
+/// One entry of `[[machines.actuators]]`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, tag = "kind", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
+pub enum Actuator {
+    /// The topics of `[protection]` on a broker.
+    Mqtt {
+        /// Broker's host; absent: the one of `[mqtt]`.
+        #[serde(default)]
+        host: Option<String>,
+        /// Broker's port; absent: the one of `[mqtt]`.
+        #[serde(default)]
+        port: Option<u16>,
+    },
+    /// A coil.
+    ModbusTcp(ModbusTcp),
+}
+
+impl Actuator {
+    /// The word for metrics and settings.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Mqtt { .. } => "mqtt",
+            Self::ModbusTcp(_) => "modbus-tcp",
+        }
+    }
+}
+
+/// An entry of kind `modbus-tcp`. Addresses count from 0.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ModbusTcp {
+    /// Name or address of the device.
+    pub host: String,
+    /// Its port.
+    #[serde(default = "default_modbus_port")]
+    pub port: u16,
+    /// Its unit identifier.
+    #[serde(default = "default_unit")]
+    pub unit: u8,
+    /// The coil that stops.
+    pub stop_coil: u16,
+    /// The value that stops.
+    #[serde(default)]
+    pub stop_value: bool,
+    /// Read-back: a coil …
+    #[serde(default)]
+    pub standstill_coil: Option<u16>,
+    /// … or a discrete input.
+    #[serde(default)]
+    pub standstill_input: Option<u16>,
+    /// The read-back's value at standstill.
+    #[serde(default = "default_true")]
+    pub standstill_value: bool,
+    /// Holding register for the sign of life; absent: none.
+    #[serde(default)]
+    pub heartbeat_register: Option<u16>,
+    /// Distance of reads.
+    #[serde(default = "default_poll_interval", with = "humantime_serde")]
+    pub poll_interval: Duration,
+    /// Longest wait for a connection or an answer.
+    #[serde(default = "default_response_timeout", with = "humantime_serde")]
+    pub response_timeout: Duration,
+}
+
+const fn default_modbus_port() -> u16 {
+    502
+}
+
+const fn default_unit() -> u8 {
+    1
+}
+
+const fn default_true() -> bool {
+    true
+}
+
+const fn default_poll_interval() -> Duration {
+    Duration::from_millis(100)
+}
+
+const fn default_response_timeout() -> Duration {
+    Duration::from_millis(500)
 }
 
 const fn default_votes() -> u32 {

@@ -31,6 +31,15 @@ impl From<DecodeError> for Refusal {
     }
 }
 
+/// What a topic carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputKind {
+    /// Scalar readings.
+    Readings,
+    /// Raw samples.
+    Waveform,
+}
+
 /// Which topic carries what.
 pub struct InputTopics {
     readings: Vec<String>,
@@ -53,6 +62,18 @@ impl InputTopics {
     #[must_use]
     pub fn filters(&self) -> Vec<String> {
         self.readings.iter().chain(&self.waveforms).cloned().collect()
+    }
+
+    /// What a topic carries; `None` if it is in neither list.
+    #[must_use]
+    pub fn kind(&self, topic: &str) -> Option<InputKind> {
+        if self.waveforms.iter().any(|filter| matches(topic, filter)) {
+            return Some(InputKind::Waveform);
+        }
+        self.readings
+            .iter()
+            .any(|filter| matches(topic, filter))
+            .then_some(InputKind::Readings)
     }
 
     /// Reads a message. Text that begins with `{` or `[` is JSON, anything else protobuf.
@@ -101,7 +122,8 @@ fn describe_unknown(error: DecodeError, payload: &[u8]) -> Refusal {
     }
 }
 
-fn encoding_of(payload: &[u8]) -> Encoding {
+/// Text that begins with `{` or `[` is JSON, anything else protobuf.
+pub(crate) fn encoding_of(payload: &[u8]) -> Encoding {
     match payload.iter().find(|byte| !byte.is_ascii_whitespace()) {
         Some(b'{' | b'[') => Encoding::Json,
         Some(_) | None => Encoding::Protobuf,

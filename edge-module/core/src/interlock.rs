@@ -21,7 +21,7 @@ use shared_proto::model::{EventTime, MachineId, SensorId};
 
 pub use action::{
     Action, LatchSnapshot, LatchedTrip, MachineState, ResetDone, ResetRefused, SensorFaultKind,
-    StopProgress, TripCause,
+    StopProgress, StopReach, TripCause,
 };
 pub use settings::{
     ConfirmationSettings, InterlockSettings, LimitRule, Quantity, ScoreVote, SettingsFault,
@@ -254,7 +254,7 @@ impl Interlock {
                 vec![Action::StopConfirmed { trip_id, attempts, after }]
             }
             (MachineState::Running | MachineState::Stopping, Stop::Confirmed) => {
-                let send = trip.order_stop(now.instant, deadline);
+                let send = trip.order_stop(now.instant, deadline, StopReach::All);
                 let trip_id = trip.trip_id.clone();
                 vec![send, Action::MovedWhileTripped { trip_id, machine_state: state }]
             }
@@ -325,7 +325,7 @@ impl Interlock {
             later_causes: latched.later_causes,
         };
         trip.later_causes.truncate(LATER_CAUSES_MAX);
-        let send = trip.order_stop(now.instant, deadline);
+        let send = trip.order_stop(now.instant, deadline, StopReach::First);
         self.latch = Latch::Tripped(trip);
         vec![send]
     }
@@ -410,7 +410,8 @@ impl Interlock {
             let attempt = attempt + 1;
             let deadline = now + self.settings.confirmation.deadline;
             trip.stop = Stop::Ordered { attempt, deadline, is_reported: true };
-            actions.push(Action::SendStop { trip_id: trip.trip_id.clone(), attempt });
+            let (trip_id, reach) = (trip.trip_id.clone(), StopReach::All);
+            actions.push(Action::SendStop { trip_id, attempt, reach });
         }
         if is_escalated || !is_reported {
             let trip_id = trip.trip_id.clone();
@@ -446,7 +447,7 @@ impl Interlock {
             stop: Stop::Confirmed,
             later_causes: Vec::new(),
         };
-        actions.insert(0, trip.order_stop(now.instant, deadline));
+        actions.insert(0, trip.order_stop(now.instant, deadline, StopReach::First));
         actions.push(Action::Trip { trip_id, cause });
         self.latch = Latch::Tripped(trip);
     }
@@ -487,10 +488,10 @@ impl Interlock {
 
 impl Trip {
     /// Starts a round of stop commands; the deadline of the first is given.
-    fn order_stop(&mut self, now: Instant, deadline: Instant) -> Action {
+    fn order_stop(&mut self, now: Instant, deadline: Instant, reach: StopReach) -> Action {
         self.decided = now;
         self.stop = Stop::Ordered { attempt: 1, deadline, is_reported: false };
-        Action::SendStop { trip_id: self.trip_id.clone(), attempt: 1 }
+        Action::SendStop { trip_id: self.trip_id.clone(), attempt: 1, reach }
     }
 
     fn record(&mut self, cause: TripCause) {

@@ -98,9 +98,23 @@ impl Session {
         kind: SessionKind,
         filters: Vec<String>,
     ) -> Result<Self, SessionError> {
+        let (host, port) = (&settings.mqtt.host, settings.mqtt.port);
+        Self::with_broker(settings, kind, host, port, filters)
+    }
+
+    /// Prepares a session with another broker than the one of `[mqtt]`, as the same user.
+    ///
+    /// # Errors
+    /// The password cannot be read.
+    pub fn with_broker(
+        settings: &Settings,
+        kind: SessionKind,
+        host: &str,
+        port: u16,
+        filters: Vec<String>,
+    ) -> Result<Self, SessionError> {
         let mqtt = &settings.mqtt;
-        let mut options =
-            MqttOptions::new(settings.client_id(kind.as_str()), &mqtt.host, mqtt.port);
+        let mut options = MqttOptions::new(settings.client_id(kind.as_str()), host, port);
         options
             .set_keep_alive(mqtt.keep_alive)
             .set_clean_session(!kind.is_persistent())
@@ -153,6 +167,11 @@ impl Session {
                     }
                     tokio::time::sleep(jittered(wait)).await;
                     wait = (wait * 2).min(self.reconnect_max);
+                    if !self.kind.is_persistent() {
+                        // What was to be sent before the connection broke is old: whoever wants it asks again.
+                        self.event_loop.clean();
+                        self.event_loop.pending.clear();
+                    }
                     continue;
                 }
             };

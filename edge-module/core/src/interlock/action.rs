@@ -136,6 +136,15 @@ impl SensorFaultKind {
     }
 }
 
+/// Which of a machine's paths a stop command takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReach {
+    /// The first path of the settings.
+    First,
+    /// All of them at once: the stop before it was not confirmed in time, or the machine moved again.
+    All,
+}
+
 /// What to perform, in order: in each answer of the interlock a `SendStop` comes first.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
@@ -145,6 +154,8 @@ pub enum Action {
         trip_id: String,
         /// 1 for the first command; higher when it was not confirmed in time.
         attempt: u32,
+        /// How many of the machine's paths it takes.
+        reach: StopReach,
     },
     /// Report the trip, after the command left, and make the latch durable.
     Trip {

@@ -141,7 +141,7 @@ fn trip_sends_the_stop_before_it_reports() {
         limit: 100.0,
     };
     let expected = vec![
-        Action::SendStop { trip_id: trip_id.clone(), attempt: 1 },
+        Action::SendStop { trip_id: trip_id.clone(), attempt: 1, reach: StopReach::First },
         Action::Trip { trip_id, cause },
     ];
     assert_eq!(bench.reading("t1", 101.0), expected);
@@ -185,7 +185,10 @@ fn unconfirmed_stop_is_repeated_then_escalated_and_still_heard() {
     let mut bench = Bench::new(None);
     assert_eq!(bench.reading("t1", 200.0).iter().filter(|action| is_send(action)).count(), 1);
     let id = "press-1-1000000-1".to_owned();
-    let send = |attempt| Action::SendStop { trip_id: id.clone(), attempt };
+    let send = |attempt| {
+        let reach = StopReach::All;
+        Action::SendStop { trip_id: id.clone(), attempt, reach }
+    };
     let not_confirmed = |attempts, is_escalated| Action::StopNotConfirmed {
         trip_id: id.clone(),
         attempts,
@@ -310,12 +313,13 @@ fn latch_survives_a_restart_and_orders_the_stop_again() {
     let mut bench = Bench::new(None);
     let trip_id = "press-1-1000000-1".to_owned();
     let actions = bench.interlock.restore(read, bench.now);
-    assert_eq!(actions, vec![Action::SendStop { trip_id, attempt: 1 }]);
+    assert_eq!(actions, vec![Action::SendStop { trip_id, attempt: 1, reach: StopReach::First }]);
     assert!(matches!(bench.reset(), Err(ResetRefused::StopNotConfirmed { .. })));
     let _confirmed = bench.state(MachineState::Stopped);
     assert!(bench.reset().is_ok());
     let again = bench.reading("t1", 200.0);
-    let expected = Action::SendStop { trip_id: "press-1-1000000-2".to_owned(), attempt: 1 };
+    let (trip_id, reach) = ("press-1-1000000-2".to_owned(), StopReach::First);
+    let expected = Action::SendStop { trip_id, attempt: 1, reach };
     assert_eq!(again[0], expected, "a name is never used twice");
 }
 

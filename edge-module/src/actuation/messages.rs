@@ -11,10 +11,10 @@
 use std::collections::BTreeMap;
 
 use edge_core::interlock::{LatchSnapshot, MachineState};
-use rumqttc::{AsyncClient, ClientError, QoS};
 use serde::{Deserialize, Serialize};
 use shared_proto::model::MachineId;
 
+use crate::actuation::StopOrder;
 use crate::config::Protection;
 
 /// Longest payload of a report or a reset.
@@ -90,23 +90,60 @@ struct Outgoing {
 }
 
 impl Topics {
-    /// The topics of these machines.
-    pub fn new<'a>(protection: &Protection, machines: impl Iterator<Item = &'a MachineId>) -> Self {
+    /// Topics of a broker that is a path to the machines `stopped` and where those of `reset` are reset and shown.
+    pub fn new<'a>(
+        protection: &Protection,
+        stopped: impl Iterator<Item = &'a MachineId>,
+        reset: impl Iterator<Item = &'a MachineId>,
+    ) -> Self {
         let mut topics = Self { incoming: BTreeMap::new(), outgoing: BTreeMap::new() };
-        for machine in machines {
-            let of = |topic: &str| topic.replace("{machine}", machine.as_str());
-            let state = (machine.clone(), ReportKind::State);
-            topics.incoming.insert(of(&protection.state_topic), state);
-            let reset = (machine.clone(), ReportKind::Reset);
-            topics.incoming.insert(of(&protection.reset_topic), reset);
-            let outgoing = Outgoing {
+        for machine in stopped {
+            let topic = protection.state_topic.replace("{machine}", machine.as_str());
+            topics.add(protection, machine, topic, ReportKind::State);
+        }
+        for machine in reset {
+            let topic = protection.reset_topic.replace("{machine}", machine.as_str());
+            topics.add(protection, machine, topic, ReportKind::Reset);
+        }
+        topics
+    }
+
+    fn add(&mut self, protection: &Protection, machine: &MachineId, topic: String, kind: ReportKind) {
+        self.incoming.insert(topic, (machine.clone(), kind));
+        let of = |topic: &str| topic.replace("{machine}", machine.as_str());
+        let outgoing = Outgoing {
                 command: of(&protection.command_topic),
                 interlock: of(&protection.interlock_topic),
                 heartbeat: of(&protection.heartbeat_topic),
             };
-            topics.outgoing.insert(machine.clone(), outgoing);
-        }
-        topics
+        self.outgoing.insert(machine.clone(), outgoing);
+    }
+
+    /// The command that stops: topic and payload.
+    #[must_use]
+    pub fn stop(&self, order: &StopOrder) -> Option<(&str, Vec<u8>)> {
+        let (trip_id, attempt) = (order.trip_id.as_str(), order.attempt);
+        let topics = self.outgoing.get(&order.machine_id)?;
+        Some((&topics.command, json(&CommandPayload { command: "stop", trip_id, attempt })))
+    }
+
+    /// The sign of life: topic and payload.
+    #[must_use]
+    pub fn heartbeat(
+        &self,
+        machine: &MachineId,
+        device_id: &str,
+        count: u64,
+    ) -> Option<(&str, Vec<u8>)> {
+        let topics = self.outgoing.get(machine)?;
+        Some((&topics.heartbeat, json(&HeartbeatPayload { device_id, count })))
+    }
+
+    /// The state of a latch, to be retained: topic and payload.
+    #[must_use]
+    pub fn interlock(&self, latch: &LatchSnapshot) -> Option<(&str, Vec<u8>)> {
+        let topics = self.outgoing.get(&latch.machine_id)?;
+        Some((&topics.interlock, json(&InterlockPayload { state: latch.as_str(), latch })))
     }
 
     /// What to subscribe to.
@@ -186,81 +223,6 @@ struct InterlockPayload<'a> {
     latch: &'a LatchSnapshot,
 }
 
-/// Publishes to the machine side. Never waits: a full request queue is an error for the caller to handle.
-pub struct Actuator {
-    client: AsyncClient,
-    topics: Topics,
-}
-
-impl Actuator {
-    /// An actuator on a session's client.
-    #[must_use]
-    pub const fn new(client: AsyncClient, topics: Topics) -> Self {
-        Self { client, topics }
-    }
-
-    /// Reads a message of the machine side.
-    ///
-    /// # Errors
-    /// Anything that is not one valid report.
-    pub fn parse(
-        &self,
-        topic: &str,
-        payload: &[u8],
-        is_retained: bool,
-    ) -> Result<(MachineId, Report), ReportError> {
-        self.topics.parse(topic, payload, is_retained)
-    }
-
-    /// Orders a stop.
-    ///
-    /// # Errors
-    /// The request queue is full.
-    pub fn stop(
-        &self,
-        machine: &MachineId,
-        trip_id: &str,
-        attempt: u32,
-    ) -> Result<(), ClientError> {
-        let payload = json(&CommandPayload { command: "stop", trip_id, attempt });
-        self.publish(machine, |topics| &topics.command, payload, false)
-    }
-
-    /// Shows the state of the latch, retained.
-    ///
-    /// # Errors
-    /// The request queue is full.
-    pub fn show(&self, latch: &LatchSnapshot) -> Result<(), ClientError> {
-        let payload = json(&InterlockPayload { state: latch.as_str(), latch });
-        self.publish(&latch.machine_id, |topics| &topics.interlock, payload, true)
-    }
-
-    /// Gives a sign of life.
-    ///
-    /// # Errors
-    /// The request queue is full.
-    pub fn heartbeat(
-        &self,
-        machine: &MachineId,
-        device_id: &str,
-        count: u64,
-    ) -> Result<(), ClientError> {
-        let payload = json(&HeartbeatPayload { device_id, count });
-        self.publish(machine, |topics| &topics.heartbeat, payload, false)
-    }
-
-    fn publish(
-        &self,
-        machine: &MachineId,
-        topic: impl Fn(&Outgoing) -> &String,
-        payload: Vec<u8>,
-        is_retained: bool,
-    ) -> Result<(), ClientError> {
-        let Some(topics) = self.topics.outgoing.get(machine) else { return Ok(()) };
-        self.client.try_publish(topic(topics), QoS::AtLeastOnce, is_retained, payload)
-    }
-}
-
 fn json(payload: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(payload).expect("structs of text and finite numbers always serialise")
 }
@@ -275,7 +237,8 @@ mod tests {
     fn topics() -> Topics {
         let settings = Settings::load(None::<&Path>).expect("defaults are valid");
         let machine = MachineId::new("press-1").expect("valid");
-        Topics::new(&settings.protection, [machine].iter())
+        let machines = [machine];
+        Topics::new(&settings.protection, machines.iter(), machines.iter())
     }
 
     #[test]
