@@ -9,3 +9,4 @@ mod outages;
 mod pair;
 mod plant;
 mod servers;
+mod stop_path;

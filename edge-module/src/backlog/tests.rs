@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use bytes::Bytes;
 use rumqttc::QoS;
 use shared_proto::model::{EventTime, MachineId};
 
@@ -16,10 +15,8 @@ fn backlog(length: usize) -> Backlog {
     Backlog::new(&settings, watched.into())
 }
 
-fn message(topic: &str, payload: impl Into<Bytes>) -> Publish {
-    let mut publish = Publish::new(topic, QoS::AtLeastOnce, Vec::new());
-    publish.payload = payload.into();
-    publish
+fn message(topic: &str, payload: impl Into<Vec<u8>>) -> Publish {
+    Publish::new(topic, QoS::AtLeastOnce, payload)
 }
 
 fn reading(sensor: &str, value: f64) -> String {
@@ -49,7 +46,7 @@ fn words(pieces: &[Pieces]) -> Vec<String> {
     pieces.iter().flat_map(|pieces| &pieces.pieces).map(word).collect()
 }
 
-fn add(backlog: &mut Backlog, topic: &str, payload: impl Into<Bytes>) -> Vec<String> {
+fn add(backlog: &mut Backlog, topic: &str, payload: impl Into<Vec<u8>>) -> Vec<String> {
     words(&backlog.add(message(topic, payload), Instant::now()))
 }
 
@@ -91,7 +88,9 @@ fn a_large_array_is_judged_in_slices_while_others_go_between() {
 #[test]
 fn a_broken_array_is_judged_up_to_the_break() {
     let mut backlog = backlog(4);
-    let array = format!("[{},{},{{\"sensor_id\":", reading("a", 1.0), reading("a", 2.0));
+    let padding = " ".repeat(256);
+    let array =
+        format!("[{padding}{},{},{{\"sensor_id\":", reading("a", 1.0), reading("a", 2.0));
     assert!(add(&mut backlog, "plant/m/readings", array).is_empty());
     assert_eq!(rest(&mut backlog), ["a=1", "a=2"]);
 }
