@@ -339,35 +339,13 @@ impl Actuation {
         let machine = self.machines.get_mut(&machine_id)?;
         let path = machine.paths.get_mut(index)?;
         match report.event {
-            PathEvent::Ready => {
-                info!(%machine_id, path = path.name, "path to the machine is ready");
-                path.health = Health::Ready;
-                self.is_health_changed = true;
-                if machine.open.is_some() {
-                    machine.order(&machine_id, index);
-                }
-                None
-            }
-            PathEvent::Lost(why) => {
-                warn!(%machine_id, path = path.name, why, "path to the machine is lost");
-                path.health = Health::Lost(why);
-                self.is_health_changed = true;
-                // Ordered and not confirmed: nobody knows what became of it. It is ordered here again when it is back.
-                if path.is_ordered && machine.open.is_some() {
-                    machine.order_rest(&machine_id);
-                }
-                None
-            }
-            PathEvent::Faulty(why) => {
-                warn!(%machine_id, path = path.name, why, "path to the machine does not do what it should");
-                path.health = Health::Faulty(why);
-                self.is_health_changed = true;
-                None
-            }
+            PathEvent::Ready => self.handle_health(&machine_id, index, Health::Ready),
+            PathEvent::Lost(why) => self.handle_health(&machine_id, index, Health::Lost(why)),
+            PathEvent::Faulty(why) => self.handle_health(&machine_id, index, Health::Faulty(why)),
             PathEvent::Written { trip_id, at } => {
                 let path = path.name.clone();
                 let is_open = machine.open.as_ref().is_some_and(|open| open.trip_id == trip_id);
-                is_open.then_some(Told::Written { machine_id, at, path })
+                return is_open.then_some(Told::Written { machine_id, at, path });
             }
             PathEvent::Failed { trip_id, why } => {
                 error!(%machine_id, path = path.name, trip_id, why, "stop not delivered");
@@ -375,16 +353,44 @@ impl Actuation {
                 if machine.open.as_ref().is_some_and(|open| open.trip_id == trip_id) {
                     machine.order_rest(&machine_id);
                 }
-                None
             }
             PathEvent::State { state, asked, received, is_retained } => {
                 let deadline = self.confirmation_deadline;
                 let path = path.name.clone();
-                machine
+                return machine
                     .believes(index, state, asked, is_retained, deadline)
-                    .then_some(Told::State { machine_id, state, received, path })
+                    .then_some(Told::State { machine_id, state, received, path });
             }
-            PathEvent::Reset { operator } => Some(Told::Reset { machine_id, operator }),
+            PathEvent::Reset { operator } => return Some(Told::Reset { machine_id, operator }),
+        }
+        None
+    }
+
+    /// Notes how a path stands and orders what that calls for.
+    fn handle_health(&mut self, machine_id: &MachineId, index: usize, health: Health) {
+        let Some(machine) = self.machines.get_mut(machine_id) else { return };
+        let Some(path) = machine.paths.get_mut(index) else { return };
+        match health.obstacle() {
+            None => info!(%machine_id, path = path.name, "path to the machine is ready"),
+            Some(why) => {
+                warn!(%machine_id, path = path.name, why, "path to the machine is not ready");
+            }
+        }
+        let is_ready = health == Health::Ready;
+        let is_lost = matches!(health, Health::Lost(_));
+        // One that only refused something keeps what it was told.
+        let is_back = is_ready && !matches!(path.health, Health::Faulty(_));
+        path.health = health;
+        self.is_health_changed = true;
+        let is_ordered = path.is_ordered;
+        if machine.open.is_none() {
+            return;
+        }
+        if is_back {
+            machine.order(machine_id, index);
+        } else if is_lost && is_ordered {
+            // Nobody knows what became of the order. It is given here again when the path is back.
+            machine.order_rest(machine_id);
         }
     }
 

@@ -188,12 +188,15 @@ impl Protection {
     ) {
         let until = Instant::now() + TAKE_IN_MAX;
         while !self.is_stop_queued && Instant::now() < until {
-            if let Ok(report) = machine_side.try_recv() {
-                self.handle_path(report);
-            } else if let Ok(event) = sensors.try_recv() {
-                self.handle_sensors(event);
-            } else {
+            let (report, event) = (machine_side.try_recv(), sensors.try_recv());
+            if report.is_err() && event.is_err() {
                 break;
+            }
+            if let Ok(report) = report {
+                self.handle_path(report);
+            }
+            if let Ok(event) = event {
+                self.handle_sensors(event);
             }
         }
         if !self.is_stop_queued

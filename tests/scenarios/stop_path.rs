@@ -16,6 +16,9 @@ use serde_json::Value;
 use crate::plant::{DEADLINE, Plant, kafka, now};
 
 const MQTT: &str = "[[machines.actuators]]\nkind = \"mqtt\"\n";
+/// What a flood may leave in the broker and the journal, 8 KiB and 1 MB each.
+const FLOOD_BLOCKS_MAX: u64 = 100_000;
+const FLOOD_ARRAYS_MAX: u64 = 400;
 const OBEYS: Obedience = Obedience::SpinsDown(Duration::ZERO);
 
 fn modbus_path(port: u16) -> String {
@@ -260,7 +263,7 @@ fn flood(port: u16, is_over: &AtomicBool) -> anyhow::Result<()> {
             };
             let samples: Vec<f32> = (0_u16..2048).map(|n| f32::from(n % 7) * 0.01).collect();
             let mut at = now();
-            while !is_over.load(Ordering::SeqCst) {
+            while !is_over.load(Ordering::SeqCst) && publisher.published() < FLOOD_BLOCKS_MAX {
                 publisher.publish("plant/loud/waveform", source.block(at, &samples))?;
                 at = at.saturating_add_micros(100_000);
             }
@@ -271,7 +274,7 @@ fn flood(port: u16, is_over: &AtomicBool) -> anyhow::Result<()> {
             let element = reading_json("loud", "loud/oil", "temperature", now(), 20.0);
             let count = 1_000_000 / (element.len() + 1);
             let array = format!("[{}]", vec![element; count].join(","));
-            while !is_over.load(Ordering::SeqCst) {
+            while !is_over.load(Ordering::SeqCst) && publisher.published() < FLOOD_ARRAYS_MAX {
                 publisher.publish("plant/loud/readings", array.clone())?;
                 publisher.wait_acknowledged(DEADLINE)?;
             }

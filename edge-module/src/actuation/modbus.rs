@@ -7,6 +7,7 @@
 //! again). An exception of the device keeps the connection. A stop that could not be written is kept, and written first when a
 //! connection is open again, before anything is known of it; so a device that hangs gets it at each attempt to connect.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context as TaskContext, Poll};
@@ -68,6 +69,8 @@ pub struct Device {
     /// The newest count that is not written yet.
     count: Option<u64>,
     told: Option<Standing>,
+    /// What the device refused on this connection and has not done since.
+    refused: BTreeSet<Exchange>,
 }
 
 /// What was told last of the connection.
@@ -76,6 +79,14 @@ enum Standing {
     Ready,
     Faulty,
     Lost,
+}
+
+/// What is asked of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Exchange {
+    Stop,
+    Heartbeat,
+    ReadBack,
 }
 
 /// Why an exchange did not succeed.
@@ -119,6 +130,7 @@ pub fn device(
         wanted: None,
         count: None,
         told: None,
+        refused: BTreeSet::new(),
     };
     (ModbusPath { orders: sender, has_heartbeat }, device)
 }
@@ -210,6 +222,7 @@ impl Device {
     async fn serve(&mut self, context: &mut Context, stamp: &WriteStamp) -> ServeEnd {
         // A sign of life from before the connection is none.
         self.count = None;
+        self.refused.clear();
         let mut poll = tokio::time::interval(self.modbus.poll_interval);
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -270,6 +283,7 @@ impl Device {
                     metrics::histogram!(telemetry::ACTUATOR_ROUND_TRIP, "kind" => "modbus-tcp")
                         .record(at.elapsed());
                 }
+                self.refused.remove(&Exchange::Stop);
                 return Ok(());
             }
             Ok(other) => Trouble::Broken(format!("write of coil {coil}: answer {other:?}")),
@@ -281,7 +295,7 @@ impl Device {
             self.wanted.get_or_insert(order);
         }
         self.tell(PathEvent::Failed { trip_id, why }).await?;
-        self.settle(trouble).await
+        self.settle(Exchange::Stop, trouble).await
     }
 
     async fn write_heartbeat(
@@ -292,12 +306,15 @@ impl Device {
         let Some(register) = self.modbus.heartbeat_register else { return Ok(()) };
         let word = u16::try_from(count % 65_536).expect("a remainder of 65536 fits");
         match self.call(context, Request::WriteSingleRegister(register, word)).await {
-            Ok(Response::WriteSingleRegister(..)) => Ok(()),
+            Ok(Response::WriteSingleRegister(..)) => {
+                self.refused.remove(&Exchange::Heartbeat);
+                Ok(())
+            }
             Ok(other) => {
                 let why = format!("write of register {register}: answer {other:?}");
                 Err(ServeEnd::Broken(why))
             }
-            Err(trouble) => self.settle(trouble).await,
+            Err(trouble) => self.settle(Exchange::Heartbeat, trouble).await,
         }
     }
 
@@ -316,12 +333,15 @@ impl Device {
             Ok(other) => {
                 return Err(ServeEnd::Broken(format!("read-back: answer {other:?}")));
             }
-            Err(trouble) => return self.settle(trouble).await,
+            Err(trouble) => return self.settle(Exchange::ReadBack, trouble).await,
         };
         let Some(bit) = bit else {
             return Err(ServeEnd::Broken("read-back: an answer without a bit".to_owned()));
         };
-        self.tell_standing(Standing::Ready, PathEvent::Ready).await?;
+        self.refused.remove(&Exchange::ReadBack);
+        if self.refused.is_empty() {
+            self.tell_standing(Standing::Ready, PathEvent::Ready).await?;
+        }
         let state = if bit == self.modbus.standstill_value {
             MachineState::Stopped
         } else {
@@ -348,10 +368,12 @@ impl Device {
     }
 
     /// Tells a refusal, or ends the connection.
-    async fn settle(&mut self, trouble: Trouble) -> Result<(), ServeEnd> {
+    async fn settle(&mut self, exchange: Exchange, trouble: Trouble) -> Result<(), ServeEnd> {
         match trouble {
             Trouble::Broken(why) => Err(ServeEnd::Broken(why)),
             Trouble::Refused(why) => {
+                self.refused.insert(exchange);
+                let why = format!("{}: {why}", exchange.as_str());
                 self.tell_standing(Standing::Faulty, PathEvent::Faulty(why)).await?;
                 Ok(())
             }
@@ -370,6 +392,16 @@ impl Device {
     async fn tell(&self, event: PathEvent) -> Result<(), Ended> {
         let report = PathReport { path: Some(self.path.clone()), event };
         self.reports.send(report).await.map_err(|_| Ended)
+    }
+}
+
+impl Exchange {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop-coil",
+            Self::Heartbeat => "heartbeat-register",
+            Self::ReadBack => "read-back",
+        }
     }
 }
 
