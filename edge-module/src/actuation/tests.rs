@@ -289,3 +289,49 @@ async fn heartbeats_come_from_the_judging_loop_alone() {
         () = beats(before + 5) => {}
     }
 }
+
+#[tokio::test]
+async fn other_machines_bring_their_connections_and_leave_without_them() {
+    let (port, writes) = answering_device();
+    let none = Settings::load(None::<&FilePath>).expect("defaults are valid");
+    let (mut actuation, connections) =
+        Actuation::new(&none, Board::default()).expect("no password to read");
+    let mut tasks = JoinSet::new();
+    let mut reports = connections.start(&mut tasks);
+    let one = settings_with_modbus(port).machines.remove(0);
+    let (machine_id, paths) = (one.id.clone(), one.paths());
+    let with = |paths: &[config::Actuator]| [(machine_id.clone(), paths.to_vec())].into();
+    actuation.replace(with(&paths), &mut tasks);
+    let number = |actuation: &Actuation| actuation.machines[&machine_id].paths[0].number;
+    let first = number(&actuation);
+    let work = async {
+        while actuation.machines[&machine_id].paths[0].health != Health::Ready {
+            let report = reports.recv().await.expect("the device is there");
+            actuation.handle(report);
+        }
+        actuation.stop(&machine_id, "t", 1, StopReach::First);
+        loop {
+            let report = reports.recv().await.expect("the device is there");
+            if let Some(Told::Written { .. }) = actuation.handle(report) {
+                break;
+            }
+        }
+        assert!(writes.lock().expect("not poisoned").contains(&[5, 0, 3, 0, 0]));
+
+        actuation.replace(with(&paths), &mut tasks);
+        assert_eq!(number(&actuation), first, "the same path keeps its connection");
+        let broker = config::Actuator::Mqtt { host: None, port: Some(1) };
+        actuation.replace(with(&[broker]), &mut tasks);
+        assert_ne!(number(&actuation), first);
+        let event = PathEvent::Failed { trip_id: "t".to_owned(), why: "late".to_owned() };
+        let path = Some((machine_id.clone(), first));
+        assert_eq!(actuation.handle(PathReport { path, event }), None, "of a path that is gone");
+        let ended = tasks.join_next().await.expect("a task").expect("no panic");
+        assert_eq!(ended, TaskEnd::Dismissed, "the device");
+        actuation.replace(BTreeMap::new(), &mut tasks);
+        let ended = tasks.join_next().await.expect("a task").expect("no panic");
+        assert_eq!(ended, TaskEnd::Dismissed, "the other broker");
+        assert_eq!(tasks.len(), 1, "the broker of [mqtt] stays");
+    };
+    tokio::time::timeout(Duration::from_secs(20), work).await.expect("nothing hangs");
+}
