@@ -2,16 +2,25 @@
 //!
 //! The stop path and the journal's path each own one of these; the code is pure, so both see the same numbers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use edge_core::features::{FeatureExtractor, Features};
 use edge_core::vibration::{Window, WindowAssembler, WindowShape, WindowShapeError};
 use shared_proto::model::{SensorId, WaveformBlock};
 use tracing::{error, warn};
 
-use crate::config::Settings;
+use crate::config::{Machine, Settings};
 use crate::scoring::{AnomalyScore, Bundle, Scorer};
 use crate::telemetry;
+
+/// How far a block is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// Features and score.
+    Full,
+    /// What limits need: level and shape, bands where a limit names one; no score.
+    Limits,
+}
 
 /// Why a block was refused.
 #[derive(Debug, thiserror::Error)]
@@ -58,14 +67,19 @@ pub struct Analysis {
     sensors_max: usize,
     model: Option<(Bundle, Box<dyn Scorer>)>,
     scored: Vec<SensorId>,
+    /// Sensors with a limit on a band of their spectrum.
+    band_limited: BTreeSet<SensorId>,
     sensors: BTreeMap<SensorId, SensorAnalysis>,
 }
 
 struct SensorAnalysis {
     assembler: WindowAssembler,
     extractor: Option<(f64, FeatureExtractor)>,
+    /// Without bands, for [`Depth::Limits`].
+    plain_extractor: Option<(f64, FeatureExtractor)>,
     discarded: u64,
     is_scored: bool,
+    is_band_limited: bool,
     is_mismatch_reported: bool,
 }
 
@@ -87,6 +101,7 @@ impl Analysis {
             sensors_max: settings.vibration.sensors_max,
             scored: if model.is_some() { scored.collect() } else { Vec::new() },
             model,
+            band_limited: band_limited(&settings.machines),
             sensors: BTreeMap::new(),
         }
     }
@@ -96,6 +111,14 @@ impl Analysis {
         self.scored = if self.model.is_some() { scored } else { Vec::new() };
         let scored = &self.scored;
         self.sensors.retain(|sensor, analysis| analysis.is_scored == scored.contains(sensor));
+    }
+
+    /// Changes which sensors have a limit on a band of their spectrum.
+    pub fn set_band_limited(&mut self, band_limited: BTreeSet<SensorId>) {
+        for (sensor, analysis) in &mut self.sensors {
+            analysis.is_band_limited = band_limited.contains(sensor);
+        }
+        self.band_limited = band_limited;
     }
 
     /// Sensors whose windows are kept.
@@ -111,6 +134,19 @@ impl Analysis {
     pub fn handle_block(
         &mut self,
         block: &WaveformBlock,
+        judge: impl FnMut(&Window, &Features, Option<AnomalyScore>),
+    ) -> Result<(), AnalysisError> {
+        self.handle_block_to(block, Depth::Full, judge)
+    }
+
+    /// Like [`Self::handle_block`], leaving out what `depth` does not ask for.
+    ///
+    /// # Errors
+    /// The block is over a limit; nothing of it was taken.
+    pub fn handle_block_to(
+        &mut self,
+        block: &WaveformBlock,
+        depth: Depth,
         mut judge: impl FnMut(&Window, &Features, Option<AnomalyScore>),
     ) -> Result<(), AnalysisError> {
         if block.sample_rate_hz > self.sample_rate_max {
@@ -125,14 +161,19 @@ impl Analysis {
         }
         let Some(sensor) = self.sensors.get_mut(&block.sensor_id) else { return Ok(()) };
         let model = self.model.as_mut().filter(|_| sensor.is_scored);
-        let (bundle, mut scorer) = match model {
-            Some((bundle, scorer)) => (Some(&*bundle), Some(scorer)),
-            None => (None, None),
+        let (bundle, mut scorer) = match (model, depth) {
+            (Some((bundle, scorer)), Depth::Full) => (Some(&*bundle), Some(scorer)),
+            (Some((bundle, _)), Depth::Limits) if sensor.is_band_limited => (Some(&*bundle), None),
+            (Some(_), Depth::Limits) | (None, _) => (None, None),
+        };
+        let extractor = match (bundle, depth) {
+            (None, Depth::Limits) => &mut sensor.plain_extractor,
+            (Some(_), _) | (None, Depth::Full) => &mut sensor.extractor,
         };
         for window in sensor.assembler.handle_block(block) {
             let edges =
                 bundle.map_or(&[] as &[f64], |bundle| &bundle.metadata().features.band_edges_hz);
-            let Some(features) = features_of(&mut sensor.extractor, &window, edges) else {
+            let Some(features) = features_of(extractor, &window, edges) else {
                 continue;
             };
             let mut score = None;
@@ -184,13 +225,23 @@ impl Analysis {
         let analysis = SensorAnalysis {
             assembler,
             extractor: None,
+            plain_extractor: None,
             discarded: 0,
             is_scored,
+            is_band_limited: self.band_limited.contains(sensor_id),
             is_mismatch_reported: false,
         };
         self.sensors.insert(sensor_id.clone(), analysis);
         Ok(())
     }
+}
+
+/// Sensors with a limit on a band of their spectrum.
+#[must_use]
+pub fn band_limited(machines: &[Machine]) -> BTreeSet<SensorId> {
+    let limits = machines.iter().flat_map(|machine| &machine.limits);
+    let of_bands = limits.filter(|limit| limit.quantity.starts_with("band-"));
+    of_bands.map(|limit| limit.sensor.clone()).collect()
 }
 
 /// Plans anew when the sensor's rate changes.

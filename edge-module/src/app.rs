@@ -2,7 +2,7 @@
 //!
 //! | thread | runtime | runs |
 //! |---|---|---|
-//! | `protection` | own, one thread | protection and actuator sessions, the stop path |
+//! | `protection` | own, one thread | session of the sensors, paths to the machines, the stop path |
 //! | `journal` | own, one thread | the journal: its fsync blocks nobody else |
 //! | `latches` | none | writes latches |
 //! | `forwarder` | own, one thread | Kafka |
@@ -20,8 +20,10 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use shared_proto::model::{MachineEvent, MachineEventDetails, MachineEventType, MachineId};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
+use crate::actuation::{Actuation, TaskEnd};
 use crate::admin::{self, Board, Part};
 use crate::cli::{EXIT_CONFIG, EXIT_DATA_DIR, EXIT_FAILURE};
 use crate::config::{Keys, Settings};
@@ -29,7 +31,6 @@ use crate::intake::InputTopics;
 use crate::journal::{Connections, Delivered, JournalCommand, Recorder, chain, durable_at_start};
 use crate::kafka::{Forwarder, Start, now};
 use crate::latch::{LatchFolder, RestoredLatch, write_all};
-use crate::mqtt::actuator::Topics;
 use crate::mqtt::source::{Session, SessionKind};
 use crate::protection::{self, Protection, Sinks};
 use crate::recording::{self, Recording};
@@ -649,22 +650,22 @@ fn spawn_protection(
 ) -> anyhow::Result<JoinHandle<()>> {
     let restored = restored(&settings, latch_folder);
     let filters = InputTopics::new(&settings.mqtt).filters();
-    let topics =
-        Topics::new(&settings.protection, settings.machines.iter().map(|machine| &machine.id));
     let sensors = Session::new(&settings, SessionKind::Protection, filters)?;
-    let machine_side = Session::new(&settings, SessionKind::Actuator, topics.filters())?;
+    let (actuation, paths) = Actuation::new(&settings, sinks.board.clone())?;
     let protection =
-        Protection::new(&settings, model.as_ref(), restored, machine_side.client(), sinks)?
-            .linked(links);
+        Protection::new(&settings, model.as_ref(), restored, actuation, sinks)?.linked(links);
     let heartbeat_interval = settings.protection.heartbeat_interval;
     spawn("protection", move || {
         let runtime = own_runtime()?;
         runtime.block_on(async {
             let (sensor_events, sensor_receiver) = mpsc::channel(SESSION_QUEUE_LENGTH);
-            let (machine_events, machine_receiver) = mpsc::channel(SESSION_QUEUE_LENGTH);
-            tokio::spawn(sensors.run(sensor_events));
-            tokio::spawn(machine_side.run(machine_events));
-            protection.run(sensor_receiver, machine_receiver, heartbeat_interval, stop).await;
+            let mut tasks = JoinSet::new();
+            tasks.spawn(async move {
+                sensors.run(sensor_events).await;
+                TaskEnd::Unexpected
+            });
+            let reports = paths.start(&mut tasks);
+            protection.run(sensor_receiver, reports, tasks, heartbeat_interval, stop).await;
         });
         Ok(())
     })

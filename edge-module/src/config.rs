@@ -15,11 +15,13 @@ use serde::Deserialize;
 use shared_proto::Encoding;
 use shared_proto::model::{DeviceId, MachineId, MetricType, SensorId};
 
+mod actuator;
 mod filters;
 mod keys;
 mod machine;
 mod validate;
 
+pub use actuator::{Actuator, ModbusTcp};
 pub use keys::Keys;
 pub use machine::Sensor;
 
@@ -62,6 +64,19 @@ missing-samples-max = 0.5
 clock-drift-max = "1s"
 recovers-after = "1s"
 on-fault = "alarm"
+[[machines.actuators]]
+kind = "mqtt"
+host = ""
+port = 1
+unit = 1
+stop-coil = 0
+stop-value = false
+standstill-coil = 0
+standstill-input = 0
+standstill-value = true
+heartbeat-register = 0
+poll-interval = "1s"
+response-timeout = "1s"
 [[deadband.rules]]
 sensor-prefix = ""
 metric-type = ""
@@ -106,7 +121,7 @@ impl fmt::Display for Fault {
 }
 
 /// Text that is never printed.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
@@ -245,6 +260,14 @@ pub struct Protection {
     pub after_restart: AfterRestart,
     /// Machine events that may wait for the journal.
     pub event_queue_length: usize,
+    /// Orders and reports that may wait on one path to the machine side.
+    pub path_queue_length: usize,
+    /// Blocks of one sensor that may wait to be judged.
+    pub sensor_queue_length: usize,
+    /// Their bytes.
+    pub sensor_queue_bytes: usize,
+    /// Bytes of JSON readings that are judged in one go.
+    pub slice_bytes: usize,
 }
 
 /// What to do when the latch of the previous run is not known.
@@ -333,6 +356,9 @@ pub struct Machine {
     /// Conditions of sensors.
     #[serde(default)]
     pub sensors: Vec<Sensor>,
+    /// Ways to stop it, in order; none: the broker of `[mqtt]`.
+    #[serde(default)]
+    pub actuators: Vec<Actuator>,
 }
 
 const fn default_on_fault() -> RuleAction {

@@ -31,6 +31,15 @@ impl From<DecodeError> for Refusal {
     }
 }
 
+/// What a topic carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputKind {
+    /// Scalar readings.
+    Readings,
+    /// Raw samples.
+    Waveform,
+}
+
 /// Which topic carries what.
 pub struct InputTopics {
     readings: Vec<String>,
@@ -55,10 +64,14 @@ impl InputTopics {
         self.readings.iter().chain(&self.waveforms).cloned().collect()
     }
 
-    /// Whether waveform blocks are expected on the topic.
+    /// What a topic carries; `None` if it is in neither list.
     #[must_use]
-    pub fn is_waveform(&self, topic: &str) -> bool {
-        self.waveforms.iter().any(|filter| matches(topic, filter))
+    pub fn kind(&self, topic: &str) -> Option<InputKind> {
+        if self.waveforms.iter().any(|filter| matches(topic, filter)) {
+            return Some(InputKind::Waveform);
+        }
+        let is_reading = self.readings.iter().any(|filter| matches(topic, filter));
+        is_reading.then_some(InputKind::Readings)
     }
 
     /// Reads a message. Text that begins with `{` or `[` is JSON, anything else protobuf.
@@ -77,14 +90,16 @@ impl InputTopics {
             });
         }
         let encoding = encoding_of(payload);
-        if self.is_waveform(topic) {
-            return Ok(Input::Waveform(codec::decode_waveform_block(payload, encoding)?));
-        }
-        if !self.readings.iter().any(|filter| matches(topic, filter)) {
-            return Err(Refusal {
-                reason: "unknown-topic",
-                detail: format!("topic {topic} is in neither reading-topics nor waveform-topics"),
-            });
+        match self.kind(topic) {
+            Some(InputKind::Readings) => {}
+            Some(InputKind::Waveform) => {
+                return Ok(Input::Waveform(codec::decode_waveform_block(payload, encoding)?));
+            }
+            None => {
+                let lists = "neither reading-topics nor waveform-topics";
+                let detail = format!("topic {topic} is in {lists}");
+                return Err(Refusal { reason: "unknown-topic", detail });
+            }
         }
         match encoding {
             Encoding::Json => Ok(Input::Readings(codec::decode_readings(payload)?)),

@@ -3,15 +3,17 @@
 //! Two paths that share nothing but the local broker:
 //!
 //! ```text
-//! mqtt::source (protection) -> intake -> analysis -> [interlock] -> mqtt::actuator          protection, own thread
+//! mqtt::source (protection) -> backlog -> analysis -> [interlock] -> actuation              protection, own thread
 //! mqtt::source (recording)  -> intake -> analysis -> [deadband]  -> journal (store) -> kafka
 //! ```
 //!
 //! Decisions are in `edge-core`; here is what touches the world.
 
+pub mod actuation;
 pub mod admin;
 pub mod analysis;
 pub mod app;
+pub mod backlog;
 pub mod cli;
 pub mod config;
 pub mod intake;

@@ -1,4 +1,3 @@
-//! The local broker: sensors and machine reports in, stop commands out.
+//! Sessions with MQTT brokers.
 
-pub mod actuator;
 pub mod source;

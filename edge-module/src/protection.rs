@@ -4,60 +4,58 @@
 //! What it owes to others it hands over without waiting: machine events to the journal and latches to their files go into
 //! bounded queues; events that do not fit are kept here, the oldest dropped and counted past `event-queue-length`.
 
+mod reload;
 mod report;
-mod unusable;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
-use edge_core::interlock::{
-    Action, Interlock, LatchSnapshot, MachineState, Moment, ShelveRequest, StopProgress, StopReach,
-    TripCause,
-};
-use rumqttc::Publish;
+use edge_core::interlock::{Action, Interlock, LatchSnapshot, Moment, ShelveRequest, TripCause};
 use shared_proto::model::{
-    DeviceId, MachineEvent, MachineEventDetails, MachineEventType, MachineId, SensorId,
+    MachineEvent, MachineEventDetails, MachineEventType, MachineId, SensorId, WaveformBlock,
 };
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
+use crate::actuation::{Actuation, PathReport, TaskEnd, Told};
 use crate::admin::{Board, Part};
-use crate::analysis::Analysis;
+use crate::analysis::{Analysis, Depth};
+use crate::backlog::{Backlog, Piece, Pieces};
 use crate::config::{AfterRestart, Settings};
-use crate::intake::{Input, InputTopics};
 use crate::kafka::now;
 use crate::latch::RestoredLatch;
-use crate::mqtt::actuator::{Actuator, Report, Topics};
 use crate::mqtt::source::SessionEvent;
 use crate::scoring::Bundle;
 use crate::telemetry;
 use report::cause_details;
 
-mod reload;
-
 pub use reload::{Links, NewMachines};
 
 /// The longest sleep of the loop: a deadline that is missed by a bug is missed by no more than this.
 const TIMEOUT_MAX: Duration = Duration::from_millis(500);
+/// The longest time for which messages are taken in before one unit of what waits is done.
+const TAKE_IN_MAX: Duration = Duration::from_millis(1);
 
-/// Everything that the stop path decides with; performs through [`Actuator`].
+/// Everything that the stop path decides with; performs through [`Actuation`].
 pub struct Protection {
-    device_id: DeviceId,
-    inputs: InputTopics,
+    backlog: Backlog,
     analysis: Analysis,
     model: Option<Arc<str>>,
     interlocks: BTreeMap<MachineId, Interlock>,
     machine_of_sensor: BTreeMap<SensorId, MachineId>,
-    actuator: Actuator,
+    actuation: Actuation,
     sinks: Sinks,
     waiting_events: VecDeque<MachineEvent>,
     event_queue_length: usize,
-    /// For each publication of ours that is not on the socket yet, what it was.
-    unwritten: VecDeque<Option<UnwrittenStop>>,
     trips: BTreeMap<MachineId, OpenTrip>,
     heartbeats: u64,
+    /// A stop waits for the tasks that write it.
+    is_stop_queued: bool,
+    /// Name of the path whose report is being handled.
+    confirming_path: String,
     /// Machines whose latch waits for room in its queue.
     unsaved: BTreeSet<MachineId>,
     links: Option<Links>,
@@ -71,11 +69,6 @@ pub struct Sinks {
     pub latches: SyncSender<LatchSnapshot>,
     /// Pages for operators.
     pub board: Board,
-}
-
-struct UnwrittenStop {
-    machine_id: MachineId,
-    received: Instant,
 }
 
 /// A trip whose latency is being taken; its event leaves when the command is on the socket.
@@ -93,7 +86,7 @@ impl Protection {
         settings: &Settings,
         model: Option<&Bundle>,
         restored: Vec<RestoredLatch>,
-        client: rumqttc::AsyncClient,
+        actuation: Actuation,
         sinks: Sinks,
     ) -> anyhow::Result<Self> {
         let threshold = model.map_or(1.0, |model| model.threshold().value());
@@ -111,21 +104,21 @@ impl Protection {
             }
             interlocks.insert(machine.id.clone(), interlock);
         }
-        let topics = Topics::new(&settings.protection, interlocks.keys());
+        let watched = machine_of_sensor.keys().cloned().collect();
         let mut this = Self {
-            device_id: settings.device.id.clone(),
-            inputs: InputTopics::new(&settings.mqtt),
+            backlog: Backlog::new(settings, watched),
             analysis: Analysis::new(settings, model),
             model: model.map(|model| model.identity().into()),
             interlocks,
             machine_of_sensor,
-            actuator: Actuator::new(client, topics),
+            actuation,
             sinks,
             waiting_events: VecDeque::new(),
             event_queue_length: settings.protection.event_queue_length,
-            unwritten: VecDeque::new(),
             trips: BTreeMap::new(),
             heartbeats: 0,
+            is_stop_queued: false,
+            confirming_path: String::new(),
             unsaved: BTreeSet::new(),
             links: None,
         };
@@ -168,11 +161,12 @@ impl Protection {
         }
     }
 
-    /// Runs until `stop`.
+    /// Runs until `stop`, or until one of the `tasks` ends that was not dismissed, which none does by itself.
     pub async fn run(
         mut self,
         mut sensors: mpsc::Receiver<SessionEvent>,
-        mut machine_side: mpsc::Receiver<SessionEvent>,
+        mut machine_side: mpsc::Receiver<PathReport>,
+        mut tasks: JoinSet<TaskEnd>,
         heartbeat_interval: Duration,
         mut stop: watch::Receiver<bool>,
     ) {
@@ -185,18 +179,61 @@ impl Protection {
             let deadline = self.next_timeout();
             tokio::select! {
                 biased;
-                Some(event) = machine_side.recv() => self.handle_machine_side(event),
-                Some(change) = reload::next_change(&mut self.links) => self.apply_settings(change),
-                Some(event) = sensors.recv() => self.handle_sensors(event),
-                () = tokio::time::sleep_until(deadline.into()) => {}
-                _ = heartbeat.tick() => self.send_heartbeats(),
                 _ = stop.changed() => {}
+                Some(ended) = tasks.join_next() => match ended {
+                    Ok(TaskEnd::Dismissed) => {}
+                    Ok(TaskEnd::Unexpected) | Err(_) => {
+                        error!("a session of the stop path has ended");
+                        return;
+                    }
+                },
+                _ = heartbeat.tick() => self.send_heartbeats(),
+                Some(change) = reload::next_change(&mut self.links) => {
+                    self.apply_settings(change, &mut tasks);
+                }
+                Some(report) = machine_side.recv() => self.handle_path(report),
+                Some(event) = sensors.recv() => self.handle_sensors(event),
+                () = std::future::ready(()), if !self.backlog.is_empty() => {}
+                () = tokio::time::sleep_until(deadline.into()) => {}
             }
+            self.take_in(&mut sensors, &mut machine_side);
             self.handle_timeouts();
             self.hand_over_events();
             self.hand_over_latches();
+            self.actuation.show_health();
+            if std::mem::take(&mut self.is_stop_queued) || !self.backlog.is_empty() {
+                // The sessions write what was ordered and read what has come.
+                tokio::task::yield_now().await;
+            }
         }
         info!("stop path ends; the machine side must take our silence as a trip");
+    }
+
+    /// Takes what is there already, for a bounded time, then does one unit of what waits.
+    fn take_in(
+        &mut self,
+        sensors: &mut mpsc::Receiver<SessionEvent>,
+        machine_side: &mut mpsc::Receiver<PathReport>,
+    ) {
+        let until = Instant::now() + TAKE_IN_MAX;
+        while !self.is_stop_queued && Instant::now() < until {
+            let (report, event) = (machine_side.try_recv(), sensors.try_recv());
+            if report.is_err() && event.is_err() {
+                break;
+            }
+            if let Ok(report) = report {
+                self.handle_path(report);
+            }
+            if let Ok(event) = event {
+                self.handle_sensors(event);
+            }
+        }
+        if !self.is_stop_queued
+            && let Some(pieces) = self.backlog.next()
+        {
+            self.judge(pieces);
+        }
+        metrics::gauge!(telemetry::PROTECTION_BACKLOG).set(self.backlog.len() as f64);
     }
 
     fn next_timeout(&self) -> Instant {
@@ -234,49 +271,32 @@ impl Protection {
                 metrics::counter!(telemetry::MQTT_MESSAGES, "session" => "protection").increment(1);
                 // What the broker kept from before is no ground to stop a machine now.
                 if !publish.retain {
-                    self.judge(&publish, received);
-                    metrics::histogram!(telemetry::PROTECTION_LATENCY).record(received.elapsed());
+                    for pieces in self.backlog.add(publish, received) {
+                        self.judge(pieces);
+                    }
                 }
             }
         }
     }
 
-    /// Refused input is counted and kept by the recording session; here it is passed over.
-    fn judge(&mut self, publish: &Publish, received: Instant) {
-        match self.inputs.decode(&publish.topic, &publish.payload) {
-            Err(error) => {
-                debug!(topic = publish.topic, error = %error.detail, "not judged");
-                if self.inputs.is_waveform(&publish.topic) {
-                    let is_nan = error.reason == "not-finite";
-                    let sensor = unusable::sensor_of_block(&publish.payload).filter(|_| is_nan);
-                    self.judge_unusable(sensor, received);
-                } else {
-                    self.judge_unusable(unusable::sensors_of_readings(&publish.payload), received);
-                }
-            }
-            Ok(Input::Readings(readings)) => {
-                for element in readings {
-                    let Ok(decoded) = element.result else {
-                        let sensors = unusable::sensors_of_readings(element.raw);
-                        self.judge_unusable(sensors, received);
-                        continue;
-                    };
-                    let reading = decoded.reading;
+    fn judge(&mut self, pieces: Pieces) {
+        let received = pieces.received;
+        for piece in pieces.pieces {
+            match piece {
+                Piece::Reading(reading) => {
                     self.judge_one(&reading.sensor_id, received, |interlock, now| {
                         interlock.handle_reading(&reading.sensor_id, &reading, now)
                     });
                 }
+                Piece::Block(block, depth) => self.judge_block(&block, depth, received),
+                // A number that is none is a fault of its sensor.
+                Piece::Unusable(sensor) => self.judge_one(&sensor, received, |interlock, now| {
+                    interlock.handle_reading(&sensor, f64::NAN, now)
+                }),
             }
-            Ok(Input::Waveform(block)) => self.judge_block(&block, received),
         }
-    }
-
-    /// A number that is none is a fault of its sensor.
-    fn judge_unusable(&mut self, sensors: impl IntoIterator<Item = SensorId>, received: Instant) {
-        for sensor in sensors {
-            self.judge_one(&sensor, received, |interlock, now| {
-                interlock.handle_reading(&sensor, f64::NAN, now)
-            });
+        if pieces.is_last {
+            metrics::histogram!(telemetry::PROTECTION_LATENCY).record(received.elapsed());
         }
     }
 
@@ -295,7 +315,7 @@ impl Protection {
         }
     }
 
-    fn judge_block(&mut self, block: &shared_proto::model::WaveformBlock, received: Instant) {
+    fn judge_block(&mut self, block: &WaveformBlock, depth: Depth, received: Instant) {
         let Some(machine_id) = self.machine_of_sensor.get(&block.sensor_id).cloned() else {
             return;
         };
@@ -303,7 +323,7 @@ impl Protection {
         let sensor = &block.sensor_id;
         let mut actions = interlock.handle_block(block, moment());
         let mut windows = 0;
-        let result = self.analysis.handle_block(block, |_, features, score| {
+        let result = self.analysis.handle_block_to(block, depth, |_, features, score| {
             windows += 1;
             let now = moment();
             actions.extend(interlock.handle_features(
@@ -324,45 +344,28 @@ impl Protection {
         }
     }
 
-    fn handle_machine_side(&mut self, event: SessionEvent) {
-        match event {
-            SessionEvent::Connected => {
-                self.sinks.board.set(Part::Actuator, Ok(()));
-                self.subscribe_added();
-                self.order_again();
+    fn handle_path(&mut self, report: PathReport) {
+        match self.actuation.handle(report) {
+            None => {}
+            Some(Told::Written { machine_id, at, path }) => {
+                self.handle_written(&machine_id, at, &path);
             }
-            SessionEvent::Disconnected => {
-                self.unwritten.clear();
-                self.sinks.board.set(Part::Actuator, Err("broker not connected".to_owned()));
+            Some(Told::State { machine_id, state, received, path }) => {
+                let Some(interlock) = self.interlocks.get_mut(&machine_id) else { return };
+                debug!(%machine_id, state = state.as_str(), path, "machine reports");
+                let actions = interlock.handle_machine_state(state, moment());
+                self.confirming_path = path;
+                self.perform(&machine_id, actions, received);
             }
-            SessionEvent::Written => self.handle_written(Instant::now()),
-            SessionEvent::Message { publish, received } => {
-                match self.actuator.parse(&publish.topic, &publish.payload, publish.retain) {
-                    // What the broker kept from before is no answer to a stop that was ordered since.
-                    Ok((machine_id, Report::State(MachineState::Stopped))) if publish.retain => {
-                        debug!(%machine_id, "retained report of standstill ignored");
-                    }
-                    Ok((machine_id, report)) => self.handle_report(&machine_id, report, received),
-                    Err(error) => {
-                        warn!(error = %crate::journal::chain(&error), "report of the machine side ignored");
-                        metrics::counter!(telemetry::INPUT_REFUSED, "reason" => "machine-report")
-                            .increment(1);
-                    }
+            Some(Told::Reset { machine_id, operator }) => self.reset(&machine_id, &operator),
+            Some(Told::Shelve { machine_id, request, received }) => {
+                self.shelve(&machine_id, &request, received);
+            }
+            Some(Told::ShowLatches) => {
+                for machine_id in self.interlocks.keys().cloned().collect::<Vec<_>>() {
+                    self.publish_latch(&machine_id);
                 }
             }
-        }
-    }
-
-    fn handle_report(&mut self, machine_id: &MachineId, report: Report, received: Instant) {
-        let Some(interlock) = self.interlocks.get_mut(machine_id) else { return };
-        match report {
-            Report::State(state) => {
-                debug!(%machine_id, state = state.as_str(), "machine reports");
-                let actions = interlock.handle_machine_state(state, moment());
-                self.perform(machine_id, actions, received);
-            }
-            Report::Reset { operator } => self.reset(machine_id, &operator),
-            Report::Shelve(request) => self.shelve(machine_id, &request, received),
         }
     }
 
@@ -382,6 +385,7 @@ impl Protection {
         let Some(interlock) = self.interlocks.get_mut(machine_id) else { return };
         match interlock.reset(moment()) {
             Ok(done) => {
+                self.actuation.released(machine_id);
                 self.tell_reset(machine_id, operator, done);
                 self.publish_latch(machine_id);
             }
@@ -395,7 +399,9 @@ impl Protection {
         for action in actions {
             match action {
                 Action::SendStop { trip_id, attempt, reach } => {
-                    self.send_stop(machine_id, &trip_id, attempt, reach, received);
+                    debug!(%machine_id, trip_id, attempt, reach = reach.as_str(), "stop command");
+                    self.actuation.stop(machine_id, &trip_id, attempt, reach);
+                    self.is_stop_queued = true;
                 }
                 Action::Trip { trip_id, cause } => {
                     self.open_trip(machine_id, &trip_id, &cause, received)
@@ -404,6 +410,9 @@ impl Protection {
                     self.confirm_stop(machine_id, &trip_id, attempts, received);
                 }
                 Action::StopNotConfirmed { trip_id, attempts, is_escalated, after } => {
+                    // No path has written the command so far: the trip is reported without that latency.
+                    let trip = self.trips.get_mut(machine_id).and_then(|trip| trip.event.take());
+                    self.waiting_events.extend(trip);
                     self.tell_not_confirmed(machine_id, trip_id, attempts, is_escalated, after);
                 }
                 Action::MovedWhileTripped { trip_id, machine_state } => {
@@ -431,25 +440,6 @@ impl Protection {
         }
     }
 
-    fn send_stop(
-        &mut self,
-        machine_id: &MachineId,
-        trip_id: &str,
-        attempt: u32,
-        reach: StopReach,
-        received: Instant,
-    ) {
-        debug!(%machine_id, trip_id, attempt, reach = reach.as_str(), "stop command");
-        match self.actuator.stop(machine_id, trip_id, attempt) {
-            Ok(()) => {
-                let stop = UnwrittenStop { machine_id: machine_id.clone(), received };
-                self.unwritten.push_back(Some(stop));
-            }
-            // The interlock orders it again at its deadline.
-            Err(error) => error!(%machine_id, trip_id, attempt, %error, "stop command not queued"),
-        }
-    }
-
     fn open_trip(
         &mut self,
         machine_id: &MachineId,
@@ -472,13 +462,14 @@ impl Protection {
         }
     }
 
-    /// The oldest publication not yet on the socket has got there.
-    fn handle_written(&mut self, written: Instant) {
-        let Some(Some(stop)) = self.unwritten.pop_front() else { return };
-        let latency = written.saturating_duration_since(stop.received);
-        let Some(trip) = self.trips.get_mut(&stop.machine_id) else { return };
+    /// A stop is on the socket of a path: the first of a trip completes its event.
+    fn handle_written(&mut self, machine_id: &MachineId, written: Instant, path: &str) {
+        let Some(trip) = self.trips.get_mut(machine_id) else { return };
+        let latency = written.saturating_duration_since(trip.received);
         if let Some(mut event) = trip.event.take() {
             event.details.command_latency_micros = Some(micros(latency));
+            let detail = event.details.detail.get_or_insert_default();
+            detail.push_str(&format!(", ordered by {path}"));
             metrics::histogram!(telemetry::STOP_COMMAND_LATENCY).record(latency);
             self.waiting_events.push_back(event);
         }
@@ -491,6 +482,8 @@ impl Protection {
         attempts: u32,
         received: Instant,
     ) {
+        self.actuation.confirmed(machine_id);
+        let path = std::mem::take(&mut self.confirming_path);
         let opened = self.trips.remove(machine_id);
         let latency = opened.as_ref().map(|trip| received.saturating_duration_since(trip.received));
         // The command was confirmed before its write was: the trip's event leaves without that latency.
@@ -498,43 +491,21 @@ impl Protection {
         if let Some(latency) = latency {
             metrics::histogram!(telemetry::STOP_CONFIRMATION_LATENCY).record(latency);
         }
-        info!(%machine_id, trip_id, attempts, latency_ms = latency.map(|latency| latency.as_millis() as u64), "stop confirmed");
+        info!(%machine_id, trip_id, attempts, path, latency_ms = latency.map(|latency| latency.as_millis() as u64), "stop confirmed");
         let details = MachineEventDetails {
             confirmation_latency_micros: latency.map(micros),
-            detail: Some(format!("trip {trip_id}, ordered {attempts} times")),
+            detail: Some(format!("trip {trip_id}, ordered {attempts} times, confirmed by {path}")),
             trip_id: Some(trip_id.to_owned()),
             ..MachineEventDetails::default()
         };
         self.report(machine_id, MachineEventType::StopConfirmed, details);
     }
 
-    /// After a reconnect the client library has forgotten what was queued: every stop not confirmed is ordered again.
-    fn order_again(&mut self) {
-        let open: Vec<(MachineId, String)> = self
-            .interlocks
-            .values()
-            .filter_map(|interlock| {
-                let snapshot = interlock.snapshot();
-                let trip = snapshot.trip.filter(|trip| trip.stop != StopProgress::Confirmed)?;
-                Some((snapshot.machine_id, trip.trip_id))
-            })
-            .collect();
-        for (machine_id, trip_id) in open {
-            let received =
-                self.trips.get(&machine_id).map_or_else(Instant::now, |trip| trip.received);
-            self.send_stop(&machine_id, &trip_id, 1, StopReach::First, received);
-        }
-        for machine_id in self.interlocks.keys().cloned().collect::<BTreeSet<_>>() {
-            self.publish_latch(&machine_id);
-        }
-    }
-
     fn publish_latch(&mut self, machine_id: &MachineId) {
         let Some(interlock) = self.interlocks.get(machine_id) else { return };
         let latch = interlock.snapshot();
-        match self.actuator.show(&latch) {
-            Ok(()) => self.unwritten.push_back(None),
-            Err(error) => warn!(%machine_id, %error, "state of the latch not published"),
+        if let Err(error) = self.actuation.show(&latch) {
+            warn!(%machine_id, %error, "state of the latch not published");
         }
         if self.sinks.latches.try_send(latch.clone()).is_err() {
             // Handed over with the next look around, in its newest state.
@@ -557,15 +528,7 @@ impl Protection {
 
     fn send_heartbeats(&mut self) {
         self.heartbeats += 1;
-        for machine_id in self.interlocks.keys() {
-            match self.actuator.heartbeat(machine_id, self.device_id.as_str(), self.heartbeats) {
-                Ok(()) => self.unwritten.push_back(None),
-                Err(error) => warn!(%machine_id, %error, "heartbeat not queued"),
-            }
-        }
-        // Nothing is written while the broker is away: the books must not grow.
-        let excess = self.unwritten.len().saturating_sub(self.event_queue_length.max(4096));
-        self.unwritten.drain(..excess);
+        self.actuation.heartbeat(self.heartbeats);
     }
 
     /// Hands latches that found their queue full to their files, in their newest state.

@@ -7,7 +7,7 @@
 //! Live: machines with their rules, `[deadband]`, `[[aggregation]]`, `[waveforms]` but its queue, `telemetry.filter`,
 //! `kafka.historical-after`. Everything else needs a restart and refuses the whole change by naming its keys. Everything is
 //! built here; the stop path gets it through a channel of one place and swaps it in between two inputs. It alone may still
-//! refuse: a machine whose trip is latched cannot be removed. No change arms a machine.
+//! refuse: a machine whose trip is latched cannot be removed, and its `actuators` cannot change. No change arms a machine.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,12 +23,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
+use crate::actuation::machines_max;
 use crate::admin::Board;
+use crate::analysis::band_limited;
 use crate::config::{Keys, Machine, Settings};
 use crate::kafka::now;
 use crate::latch::LatchFolder;
 use crate::limits::{self, show_use};
-use crate::mqtt::actuator::Topics;
 use crate::protection::NewMachines;
 use crate::recording::NewFilters;
 use crate::telemetry::{self, LogFilter};
@@ -60,8 +61,18 @@ pub enum ReloadError {
     #[error("restart the module to change {}; nothing was changed", .0.join(", "))]
     NeedsRestart(Vec<String>),
     /// Machines that are tripped.
-    #[error("{} tripped: reset before removing; nothing was changed", names(.0))]
+    #[error("{} tripped: reset before removing, or before changing actuators; nothing was changed", names(.0))]
     Tripped(Vec<MachineId>),
+    /// More machines than the queues of the start have room for.
+    #[error(
+        "machines: {count}, protection.path-queue-length has room for {max}: raise it and restart the module; nothing was changed"
+    )]
+    TooManyMachines {
+        /// As many are there.
+        count: usize,
+        /// As many may be there.
+        max: usize,
+    },
     /// The stop path is gone or does not answer.
     #[error("the stop path did not answer; nothing was changed")]
     NoAnswer,
@@ -75,6 +86,7 @@ impl ReloadError {
             Self::Invalid(_) => "invalid",
             Self::NeedsRestart(_) => "needs-restart",
             Self::Tripped(_) => "machine-tripped",
+            Self::TooManyMachines { .. } => "too-many-machines",
             Self::NoAnswer => "no-answer",
         }
     }
@@ -121,6 +133,7 @@ pub struct Reloader {
     settings: Settings,
     keys: Keys,
     threshold: f64,
+    machines_max: usize,
     latches: LatchFolder,
     machine_id: MachineId,
     reached: Reached,
@@ -184,6 +197,7 @@ impl Reloader {
         limits::show(&keys);
         Self {
             file,
+            machines_max: machines_max(&settings),
             settings,
             keys,
             threshold,
@@ -297,10 +311,14 @@ impl Reloader {
     }
 
     async fn change_machines(&self, settings: &Settings) -> Result<(), ReloadError> {
+        let (count, max) = (settings.machines.len(), self.machines_max);
+        if count > max {
+            return Err(ReloadError::TooManyMachines { count, max });
+        }
         let (answer, answered) = oneshot::channel();
         let change = new_machines(&self.settings, settings, self.threshold, &self.latches, answer)
             .map_err(|faults| ReloadError::Invalid(faults.join("\n")))?;
-        if change.added.is_empty() && change.replaced.is_empty() && change.removed.is_empty() {
+        if change.is_empty() {
             return Ok(());
         }
         self.reached.protection.try_send(change).map_err(|_| ReloadError::NoAnswer)?;
@@ -367,9 +385,25 @@ pub fn new_machines(
         return Err(faults);
     }
     let removed = before.keys().filter(|id| !after.contains_key(*id)).cloned().collect();
+    let is_rewired = |id: &&MachineId| {
+        let paths = |machines: &BTreeMap<MachineId, Machine>| machines.get(*id).map(Machine::paths);
+        before.contains_key(*id) && paths(&before) != paths(&after)
+    };
+    let rewired = after.keys().filter(is_rewired).cloned().collect();
+    let paths = after.iter().map(|(id, machine)| (id.clone(), machine.paths())).collect();
     let scored = new.machines.iter().flat_map(|machine| machine.scored_sensors.clone()).collect();
-    let topics = Topics::new(&new.protection, after.keys());
-    Ok(NewMachines { added, replaced, removed, machine_of_sensor, scored, topics, answer })
+    let band_limited = band_limited(&new.machines);
+    Ok(NewMachines {
+        added,
+        replaced,
+        removed,
+        rewired,
+        machine_of_sensor,
+        scored,
+        band_limited,
+        paths,
+        answer,
+    })
 }
 
 fn shortened(mut text: String) -> String {

@@ -74,6 +74,16 @@ pub const STOP_COMMAND_LATENCY: &str = "stop_command_latency_seconds";
 pub const STOP_CONFIRMATION_LATENCY: &str = "stop_confirmation_latency_seconds";
 /// Message received to judged, in seconds.
 pub const PROTECTION_LATENCY: &str = "protection_latency_seconds";
+/// Stops ordered, by `kind` of path.
+pub const ACTUATOR_COMMANDS: &str = "actuator_commands_total";
+/// Stops that a path did not deliver, by `kind` and `reason`.
+pub const ACTUATOR_FAILURES: &str = "actuator_failures_total";
+/// Stop on the socket to the device's answer (modbus-tcp) or the machine's first report (mqtt), in seconds, by `kind`.
+pub const ACTUATOR_ROUND_TRIP: &str = "actuator_round_trip_seconds";
+/// Blocks that were judged by their limits alone because too many waited, by `reason`.
+pub const PROTECTION_SHED: &str = "protection_shed_blocks_total";
+/// Blocks and arrays that wait to be judged.
+pub const PROTECTION_BACKLOG: &str = "protection_backlog";
 /// Machine events dropped because the journal did not take them.
 pub const EVENTS_DROPPED: &str = "machine_events_dropped_total";
 /// Records durable in the journal, by `lane`.
@@ -96,7 +106,7 @@ pub const OUTBOX_RECORDS: &str = "outbox_records";
 pub const OUTBOX_OLDEST_AGE: &str = "outbox_oldest_record_age_seconds";
 
 /// Every metric name; a scenario checks that each is exported.
-pub const COUNTERS: [&str; 30] = [
+pub const COUNTERS: [&str; 33] = [
     MQTT_MESSAGES,
     MQTT_DISCONNECTS,
     MQTT_SESSIONS_DISCARDED,
@@ -120,6 +130,9 @@ pub const COUNTERS: [&str; 30] = [
     INTERLOCK_SUPPRESSED,
     INTERLOCK_ALARMS,
     SENSOR_FAULTS,
+    ACTUATOR_COMMANDS,
+    ACTUATOR_FAILURES,
+    PROTECTION_SHED,
     EVENTS_DROPPED,
     JOURNAL_RECORDS,
     JOURNAL_LOST,

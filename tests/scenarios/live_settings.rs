@@ -8,10 +8,13 @@ use e2e_tests::edge_module::EdgeModule;
 use e2e_tests::eventually::eventually;
 use e2e_tests::http::metric;
 use e2e_tests::machine::{FakeMachine, Obedience};
+use e2e_tests::modbus_machine::{ModbusMachine, Mode};
+use e2e_tests::mosquitto::{Mosquitto, Persistence};
 use e2e_tests::publisher::{Publisher, reading_json};
 use serde_json::Value;
 
 use crate::plant::{DEADLINE, Plant, kafka, now};
+use crate::stop_path::modbus_path;
 
 fn machine(id: &str, above: f64) -> String {
     format!(
@@ -153,6 +156,62 @@ fn limits_change_live_and_a_broken_file_leaves_the_old_ones_in_force() -> anyhow
     let metrics = watched.edge.metrics()?;
     assert_eq!(metric(&metrics, "settings_reloads_total", "refused"), Some(4.0));
     assert_eq!(metric(&metrics, "settings_reloads_total", "changed"), Some(3.0));
+    Ok(())
+}
+
+#[test]
+fn machines_are_stopped_over_the_paths_that_the_settings_name_now() -> anyhow::Result<()> {
+    let mut watched = Watched::start("live-paths", &machine("press-1", 120.0))?;
+    let modbus = ModbusMachine::start(&watched.plant.dir.join("modbus"), Mode::Obeys)?;
+    let second = Mosquitto::start(&watched.plant.dir.join("second"), Persistence::Off)?;
+    let shown = FakeMachine::start(watched.plant.mosquitto.port(), "press-2", Obedience::Ignores)?;
+    let obedience = Obedience::SpinsDown(Duration::ZERO);
+    let obeying = FakeMachine::start(second.port(), "press-2", obedience)?;
+    let armed = |watched: &mut Watched| {
+        watched.send("press-2", 1.0)?;
+        eventually("the machine is reset", DEADLINE, || {
+            shown.ask_for_reset("Kim")?;
+            let states = shown.interlock_states();
+            ensure!(states.last().is_some_and(|last| last["state"] == "armed"), "{states:?}");
+            Ok(())
+        })
+    };
+
+    let over_modbus = [machine("press-2", 50.0), modbus_path(modbus.port())].concat();
+    let both = [machine("press-1", 120.0), over_modbus.clone()].concat();
+    watched.change(&machine("press-1", 120.0), &both)?;
+    eventually("the new path beats", DEADLINE, || {
+        ensure!(!modbus.heartbeats().is_empty(), "no sign of life");
+        Ok(())
+    })?;
+    watched.send("press-2", 51.0)?;
+    shown.wait_for_interlock("stopped", DEADLINE)?;
+    assert_eq!((modbus.stops(), shown.commands().len()), (1, 0));
+    watched.wait_for_event("stop-confirmed", "confirmed by modbus-tcp")?;
+
+    let second_broker =
+        format!("[[machines.actuators]]\nkind = \"mqtt\"\nport = {}\n", second.port());
+    let over_broker = [machine("press-2", 50.0), second_broker].concat();
+    watched.refused(&over_modbus, &over_broker, "press-2 tripped")?;
+    armed(&mut watched)?;
+    watched.change(&over_modbus, &over_broker)?;
+    eventually("the broker that is new beats", DEADLINE, || {
+        ensure!(obeying.heartbeats() > 0, "no sign of life");
+        Ok(())
+    })?;
+    watched.send("press-2", 51.0)?;
+    shown.wait_for_interlock("stopped", DEADLINE)?;
+    assert_eq!((modbus.stops(), shown.commands().len()), (1, 0), "the old path is gone");
+    assert!(!obeying.is_running());
+    armed(&mut watched)?;
+
+    watched.change(&over_broker, "")?;
+    eventually("the retained latch is taken back", DEADLINE, || {
+        let states = shown.interlock_states();
+        ensure!(states.last().is_some_and(Value::is_null), "{states:?}");
+        Ok(())
+    })?;
+    assert_eq!(watched.edge.get("/readyz")?.0, 200);
     Ok(())
 }
 

@@ -16,4 +16,5 @@ mod plant;
 mod rules;
 mod servers;
 mod stop_isolation;
+mod stop_path;
 mod waveforms;

@@ -12,6 +12,7 @@ pub mod http;
 pub mod kafka;
 pub mod lake;
 pub mod machine;
+pub mod modbus_machine;
 pub mod mosquitto;
 pub mod ports;
 pub mod process;

@@ -23,6 +23,10 @@ pub enum Obedience {
     SpinsDown(Duration),
     /// Goes on and reports nothing.
     Ignores,
+    /// Goes on and reports `running`.
+    Refuses,
+    /// Goes on; what it reports is no JSON, or speaks of the machine `other`, or is an unknown state.
+    Babbles,
 }
 
 /// A stop command as it arrived.
@@ -42,6 +46,7 @@ struct Seen {
     commands: Vec<ReceivedCommand>,
     interlock: Vec<Value>,
     heartbeats: u64,
+    gone: bool,
 }
 
 /// A machine on the topics of `[protection]` with their default names.
@@ -72,6 +77,7 @@ impl FakeMachine {
                         listening.take(&publish, obedience);
                     }
                     Ok(_) => {}
+                    Err(_) if listening.lock().gone => return,
                     Err(_) => std::thread::sleep(RECONNECT_PAUSE),
                 }
             }
@@ -169,9 +175,48 @@ impl FakeMachine {
                         std::thread::spawn(move || machine.spin_down(duration));
                     }
                 }
-                Obedience::SpinsDown(_) | Obedience::Ignores => {}
+                Obedience::Refuses if stop => {
+                    drop(seen);
+                    // Full only while the broker is away.
+                    self.publish_state(&self.topic("state"), r#"{"state":"running"}"#, false);
+                }
+                Obedience::Babbles if stop => {
+                    drop(seen);
+                    self.babble();
+                }
+                Obedience::SpinsDown(_)
+                | Obedience::Ignores
+                | Obedience::Refuses
+                | Obedience::Babbles => {}
             }
         }
+    }
+
+    /// Leaves a report of standstill in the broker, as a careless machine does.
+    pub fn retain_standstill(&self) {
+        self.publish_state(&self.topic("state"), r#"{"state":"stopped"}"#, true);
+    }
+
+    /// Leaves the broker for good.
+    pub fn disconnect(&self) {
+        self.lock().gone = true;
+        // It is gone already: as wanted.
+        self.client.try_disconnect().ok();
+    }
+
+    fn babble(&self) {
+        let own = self.topic("state");
+        for payload in
+            ["stopped", "{\"state\":\"stopped\"", "{\"state\":\"asleep\"}", "[]", "\0\u{1}"]
+        {
+            self.publish_state(&own, payload, false);
+        }
+        self.publish_state("plant/other/state", r#"{"state":"stopped"}"#, false);
+    }
+
+    fn publish_state(&self, topic: &str, payload: &str, is_retained: bool) {
+        // On the client's own thread: waiting for room would wait for itself.
+        self.client.try_publish(topic, QoS::AtLeastOnce, is_retained, payload).ok();
     }
 
     fn spin_down(&self, duration: Duration) -> anyhow::Result<()> {

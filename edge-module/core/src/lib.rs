@@ -1,13 +1,14 @@
 //! Decisions of the edge module, without IO: time and identity are arguments, actions are answers.
 //!
 //! `vibration` cuts blocks of samples into windows and `features` describes them; `condition` says what is wrong with a
-//! sensor; `interlock` decides when a machine must stop. On the other path `aggregate` folds readings of an interval
-//! into one, `deadband` holds back what says nothing new, `snapshot` keeps the raw samples around a trip, and `outbox`
-//! keeps the books of what is owed to the cloud.
+//! sensor; `interlock` decides when a machine must stop; `fair` keeps one sensor from starving another. On the other path
+//! `aggregate` folds readings of an interval into one, `deadband` holds back what says nothing new, `snapshot` keeps the
+//! raw samples around a trip, and `outbox` keeps the books of what is owed to the cloud.
 
 pub mod aggregate;
 pub mod condition;
 pub mod deadband;
+pub mod fair;
 pub mod features;
 pub mod interlock;
 pub mod outbox;

@@ -182,6 +182,61 @@ waveforms = ""
 }
 
 #[test]
+fn a_machine_may_have_several_paths() {
+    let file = r#"
+[[machines]]
+id = "press-1"
+[[machines.actuators]]
+kind = "modbus-tcp"
+host = "10.0.0.8"
+stop-coil = 3
+standstill-input = 4
+poll-interval = "20ms"
+[[machines.actuators]]
+kind = "mqtt"
+port = 1884
+"#;
+    let settings = with(file, &[]).expect("valid");
+    let [Actuator::ModbusTcp(modbus), Actuator::Mqtt { host: None, port: Some(1884) }] =
+        settings.machines[0].actuators.as_slice()
+    else {
+        panic!("{:?}", settings.machines[0].actuators);
+    };
+    assert_eq!((modbus.port, modbus.unit, modbus.stop_value), (502, 1, false));
+    assert_eq!((modbus.standstill_input, modbus.standstill_value), (Some(4), true));
+    assert_eq!(modbus.poll_interval, Duration::from_millis(20));
+    assert_eq!(modbus.heartbeat_register, None);
+}
+
+#[test]
+fn faults_of_paths_are_named() {
+    let path = |lines: &str| {
+        let kind = "[[machines.actuators]]\nkind = \"modbus-tcp\"\n";
+        complaint(&format!("[[machines]]\nid = \"press-1\"\n{kind}{lines}"), &[])
+    };
+    let whole = "host = \"a\"\nstop-coil = 3\n";
+    for (lines, expected) in [
+        ("stop-coil = 3\nstandstill-coil = 4\n".to_owned(), "host"),
+        (whole.to_owned(), "machines[0].actuators[0]: needs one of standstill-coil"),
+        (format!("{whole}standstill-coil = 3\n"), "actuators[0].standstill-coil: is the stop coil"),
+        (format!("{whole}standstill-coil = 4\npoll-interval = \"1ms\"\n"), "poll-interval: 1ms is"),
+        (format!("{whole}standstill-coil = 4\ncoil = 4\n"), "actuators[0].coil: unknown key"),
+        (format!("{whole}standstill-coil = 4\nport = 0\n"), "actuators[0].port: 0 is out of range"),
+    ] {
+        let text = path(&lines);
+        assert!(text.contains(expected), "{lines}: {text}");
+    }
+    let twice =
+        "[[machines]]\nid = \"a\"\nactuators = [{ kind = \"mqtt\" }, { kind = \"mqtt\" }]\n";
+    assert!(complaint(twice, &[]).contains("actuators[1]: is there twice"));
+    let limits = "[protection]\nsensor-queue-length = 0\npath-queue-length = 1\nslice-bytes = 1\n";
+    let text = complaint(limits, &[]);
+    for key in ["sensor-queue-length", "path-queue-length", "slice-bytes"] {
+        assert!(text.contains(&format!("protection.{key}: ")), "{text}");
+    }
+}
+
+#[test]
 fn secrets_do_not_show() {
     let mut file = tempfile::NamedTempFile::new().expect("temporary file");
     file.write_all(b"hunter2\n").expect("written");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use edge_core::interlock::DuringStartup;
 use edge_core::vibration::WindowShape;
 
-use super::{Fault, Machine, Settings, read_secret};
+use super::{Actuator, Fault, Machine, ModbusTcp, Settings, read_secret};
 
 /// Properties that the promises of the forwarder rest on.
 const RESERVED_PROPERTIES: [&str; 6] = [
@@ -140,6 +140,31 @@ impl Settings {
         );
         let length = protection.event_queue_length;
         faults.range("protection.event-queue-length", length, 16, 1_000_000);
+        let length = protection.path_queue_length;
+        faults.range("protection.path-queue-length", length, 16, 65_536);
+        let length = protection.sensor_queue_length;
+        faults.range("protection.sensor-queue-length", length, 1, 65_536);
+        let bytes = protection.sensor_queue_bytes;
+        faults.range("protection.sensor-queue-bytes", bytes, 1 << 10, 1 << 30);
+        faults.range("protection.slice-bytes", protection.slice_bytes, 256, 1 << 20);
+    }
+
+    fn check_actuators(&self, path: &str, machine: &Machine, faults: &mut Faults) {
+        for (index, actuator) in machine.actuators.iter().enumerate() {
+            let path = format!("{path}.actuators[{index}]");
+            if machine.actuators[..index].contains(actuator) {
+                faults.add(&path, "is there twice: a second path must lead another way");
+            }
+            match actuator {
+                Actuator::Mqtt { host, port } => {
+                    if let Some(host) = host {
+                        faults.not_empty(&format!("{path}.host"), host);
+                    }
+                    faults.range(&format!("{path}.port"), port.unwrap_or(1), 1, u16::MAX);
+                }
+                Actuator::ModbusTcp(modbus) => check_modbus(&path, modbus, faults),
+            }
+        }
     }
 
     fn check_vibration(&self, faults: &mut Faults) {
@@ -183,6 +208,7 @@ impl Settings {
                     faults.add(&path, fault.to_string());
                 }
             }
+            self.check_actuators(&path, machine, faults);
             for limit in &machine.limits {
                 self.check_quantity(&path, &limit.quantity, faults);
             }
@@ -303,4 +329,23 @@ fn check_sensors(path: &str, machine: &Machine, faults: &mut Faults) {
             );
         }
     }
+}
+
+fn check_modbus(path: &str, modbus: &ModbusTcp, faults: &mut Faults) {
+    faults.not_empty(&format!("{path}.host"), &modbus.host);
+    faults.range(&format!("{path}.port"), modbus.port, 1, u16::MAX);
+    match (modbus.standstill_coil, modbus.standstill_input) {
+        (Some(coil), None) if coil == modbus.stop_coil => faults.add(
+            format!("{path}.standstill-coil"),
+            "is the stop coil itself: it says what was ordered, not what the machine does",
+        ),
+        (Some(_), None) | (None, Some(_)) => {}
+        (None, None) | (Some(_), Some(_)) => faults.add(
+            path,
+            "needs one of standstill-coil and standstill-input: a stop is confirmed by reading back",
+        ),
+    }
+    let (low, high) = (Duration::from_millis(5), Duration::from_secs(60));
+    faults.duration(&format!("{path}.poll-interval"), modbus.poll_interval, low, high);
+    faults.duration(&format!("{path}.response-timeout"), modbus.response_timeout, low, high);
 }

@@ -5,6 +5,7 @@
 //! whether the broker kept the session or not. The wait between attempts doubles from `reconnect-min` to `reconnect-max`,
 //! with jitter, and starts over when the broker accepts.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rumqttc::{
@@ -14,7 +15,7 @@ use rumqttc::{
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
-use crate::config::{Settings, read_secret};
+use crate::config::{Mqtt, Secret, Settings, read_secret};
 use crate::telemetry;
 
 /// Requests that may wait inside the client library.
@@ -78,12 +79,49 @@ pub enum SessionError {
     Password(String),
 }
 
+/// Who we are for the brokers.
+#[derive(Clone, Debug)]
+pub struct Credentials(Option<(String, Secret)>);
+
+impl Credentials {
+    /// Reads the password, if there is a user.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn read(mqtt: &Mqtt) -> Result<Self, SessionError> {
+        if mqtt.username.is_empty() {
+            return Ok(Self(None));
+        }
+        let password = if mqtt.password_file.as_os_str().is_empty() {
+            Secret::default()
+        } else {
+            read_secret(&mqtt.password_file).map_err(SessionError::Password)?
+        };
+        Ok(Self(Some((mqtt.username.clone(), password))))
+    }
+}
+
+/// What a session subscribes to with each connection. Changing it subscribes to nothing by itself.
+#[derive(Clone, Debug)]
+pub struct Filters(Arc<Mutex<Vec<String>>>);
+
+impl Filters {
+    /// Subscribes to these with the next connection.
+    pub fn replace(&self, filters: Vec<String>) {
+        *self.lock() = filters;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A session that is not running yet.
 pub struct Session {
     kind: SessionKind,
     client: AsyncClient,
     event_loop: EventLoop,
-    filters: Vec<String>,
+    filters: Filters,
     reconnect_min: Duration,
     reconnect_max: Duration,
 }
@@ -98,36 +136,47 @@ impl Session {
         kind: SessionKind,
         filters: Vec<String>,
     ) -> Result<Self, SessionError> {
+        let address = (settings.mqtt.host.as_str(), settings.mqtt.port);
+        let credentials = Credentials::read(&settings.mqtt)?;
+        Ok(Self::with_broker(settings, kind, address, &credentials, filters))
+    }
+
+    /// Prepares a session with any broker. Reads nothing and waits for nothing.
+    #[must_use]
+    pub fn with_broker(
+        settings: &Settings,
+        kind: SessionKind,
+        (host, port): (&str, u16),
+        credentials: &Credentials,
+        filters: Vec<String>,
+    ) -> Self {
         let mqtt = &settings.mqtt;
-        let mut options =
-            MqttOptions::new(settings.client_id(kind.as_str()), &mqtt.host, mqtt.port);
+        let mut options = MqttOptions::new(settings.client_id(kind.as_str()), host, port);
         options
             .set_keep_alive(mqtt.keep_alive)
             .set_clean_session(!kind.is_persistent())
             .set_manual_acks(kind.is_persistent())
             .set_max_packet_size(mqtt.packet_bytes_max, mqtt.packet_bytes_max)
             .set_inflight(INFLIGHT_MAX);
-        if !mqtt.username.is_empty() {
-            let password = if mqtt.password_file.as_os_str().is_empty() {
-                String::new()
-            } else {
-                read_secret(&mqtt.password_file)
-                    .map_err(SessionError::Password)?
-                    .expose()
-                    .to_owned()
-            };
-            options.set_credentials(&mqtt.username, password);
+        if let Some((user, password)) = &credentials.0 {
+            options.set_credentials(user, password.expose());
         }
         let (client, mut event_loop) = AsyncClient::new(options, REQUESTS_MAX);
         event_loop.network_options.set_tcp_nodelay(true);
-        Ok(Self {
+        Self {
             kind,
             client,
             event_loop,
-            filters,
+            filters: Filters(Arc::new(Mutex::new(filters))),
             reconnect_min: mqtt.reconnect_min,
             reconnect_max: mqtt.reconnect_max,
-        })
+        }
+    }
+
+    /// To change what is subscribed to with each connection.
+    #[must_use]
+    pub fn filters(&self) -> Filters {
+        self.filters.clone()
     }
 
     /// For publishing and acknowledging.
@@ -153,6 +202,11 @@ impl Session {
                     }
                     tokio::time::sleep(jittered(wait)).await;
                     wait = (wait * 2).min(self.reconnect_max);
+                    if !self.kind.is_persistent() {
+                        // What was to be sent before the connection broke is old: whoever wants it asks again.
+                        self.event_loop.clean();
+                        self.event_loop.pending.clear();
+                    }
                     continue;
                 }
             };
@@ -187,8 +241,14 @@ impl Session {
                 Some(SessionEvent::Connected)
             }
             Event::Incoming(Packet::SubAck(acknowledgement)) => {
-                for (filter, code) in self.filters.iter().zip(&acknowledgement.return_codes) {
+                let filters = self.filters.lock();
+                let codes = &acknowledgement.return_codes;
+                // Of another length: the answer to filters that were added meanwhile.
+                let is_whole = filters.len() == codes.len();
+                for (index, code) in codes.iter().enumerate() {
                     if *code == rumqttc::SubscribeReasonCode::Failure {
+                        let named = filters.get(index).filter(|_| is_whole);
+                        let filter = named.map_or("of a machine added lately", String::as_str);
                         error!(
                             session = self.kind.as_str(),
                             filter, "broker refused the subscription: check its access list"
@@ -203,16 +263,15 @@ impl Session {
     }
 
     fn subscribe(&self) {
-        if self.filters.is_empty() {
+        let filters = self.filters.lock();
+        if filters.is_empty() {
             return;
         }
-        let filters = self
-            .filters
-            .iter()
-            .map(|filter| SubscribeFilter::new(filter.clone(), QoS::AtLeastOnce));
-        match self.client.try_subscribe_many(filters) {
+        let requests =
+            filters.iter().map(|filter| SubscribeFilter::new(filter.clone(), QoS::AtLeastOnce));
+        match self.client.try_subscribe_many(requests) {
             Ok(()) => {
-                debug!(session = self.kind.as_str(), filters = self.filters.len(), "subscribed")
+                debug!(session = self.kind.as_str(), filters = filters.len(), "subscribed")
             }
             Err(error) => error!(session = self.kind.as_str(), %error, "cannot subscribe"),
         }

@@ -2,17 +2,19 @@
 //! and takes other settings while it runs. New interlocks are built elsewhere and come ready: putting them in force is a
 //! swap between two inputs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use edge_core::interlock::Interlock;
 use shared_proto::model::{MachineEventType, MachineId, SensorId};
 use tokio::sync::{mpsc, oneshot};
-use tracing::{error, info, warn};
+use tokio::task::JoinSet;
+use tracing::{info, warn};
 
 use super::Protection;
+use crate::actuation::TaskEnd;
+use crate::config::Actuator;
 use crate::latch::RestoredLatch;
-use crate::mqtt::actuator::Topics;
 use crate::recording::SnapshotRequest;
 use crate::telemetry;
 
@@ -32,14 +34,27 @@ pub struct NewMachines {
     pub replaced: Vec<Interlock>,
     /// Machines to be protected no more.
     pub removed: Vec<MachineId>,
+    /// Machines that are to be stopped over other paths.
+    pub rewired: Vec<MachineId>,
     /// Sensors of all machines.
     pub machine_of_sensor: BTreeMap<SensorId, MachineId>,
     /// Sensors that the model scores.
     pub scored: Vec<SensorId>,
-    /// Topics of all machines.
-    pub topics: Topics,
-    /// Whether they are in force, or which machines are tripped and cannot be removed.
+    /// Sensors with a limit on a band of their spectrum.
+    pub band_limited: BTreeSet<SensorId>,
+    /// Paths of all machines.
+    pub paths: BTreeMap<MachineId, Vec<Actuator>>,
+    /// Whether they are in force, or which machines are tripped and cannot be removed, or stopped over other paths.
     pub answer: oneshot::Sender<Result<(), Vec<MachineId>>>,
+}
+
+impl NewMachines {
+    /// Whether nothing changes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let of_rules = self.added.is_empty() && self.replaced.is_empty();
+        of_rules && self.removed.is_empty() && self.rewired.is_empty()
+    }
 }
 
 /// The next settings, if anybody may send some.
@@ -59,16 +74,16 @@ impl Protection {
     }
 
     /// Puts other settings in force, all or none.
-    pub(super) fn apply_settings(&mut self, change: NewMachines) {
-        let NewMachines { added, replaced, removed, machine_of_sensor, scored, topics, answer } =
-            change;
+    pub(super) fn apply_settings(&mut self, change: NewMachines, tasks: &mut JoinSet<TaskEnd>) {
+        let NewMachines { added, replaced, removed, rewired, answer, .. } = change;
         if answer.is_closed() {
             // Whoever asked has given up and told so.
             return;
         }
         let is_tripped =
             |id: &&MachineId| self.interlocks.get(*id).is_some_and(Interlock::is_tripped);
-        let tripped: Vec<MachineId> = removed.iter().filter(is_tripped).cloned().collect();
+        let concerned = removed.iter().chain(&rewired);
+        let tripped: Vec<MachineId> = concerned.filter(is_tripped).cloned().collect();
         if !tripped.is_empty() {
             drop(answer.send(Err(tripped)));
             return;
@@ -76,11 +91,11 @@ impl Protection {
         for machine_id in &removed {
             self.remove_machine(machine_id);
         }
-        self.machine_of_sensor = machine_of_sensor;
-        self.analysis.set_scored(scored);
-        if let Err(error) = self.actuator.replace_topics(topics) {
-            error!(%error, "topics of new machines not subscribed; the next connection does it");
-        }
+        self.backlog.set_watched(change.machine_of_sensor.keys().cloned().collect());
+        self.machine_of_sensor = change.machine_of_sensor;
+        self.analysis.set_scored(change.scored);
+        self.analysis.set_band_limited(change.band_limited);
+        self.actuation.replace(change.paths, tasks);
         for mut interlock in replaced {
             let machine_id = interlock.machine_id().clone();
             let previous = self.interlocks.remove(&machine_id);
@@ -104,17 +119,7 @@ impl Protection {
         self.interlocks.remove(machine_id);
         self.unsaved.remove(machine_id);
         self.waiting_events.extend(self.trips.remove(machine_id).and_then(|trip| trip.event));
-        match self.actuator.forget(machine_id) {
-            Ok(()) => self.unwritten.push_back(None),
-            Err(error) => warn!(%machine_id, %error, "retained state of the interlock stays"),
-        }
         self.sinks.board.forget_latch(machine_id);
-    }
-
-    pub(super) fn subscribe_added(&self) {
-        if let Err(error) = self.actuator.subscribe_added() {
-            error!(%error, "topics of machines added since the start not subscribed");
-        }
     }
 
     /// Tells the recording path, which has seen the same samples, to keep those around this moment.

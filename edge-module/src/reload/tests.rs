@@ -71,6 +71,26 @@ fn machines_that_stay_as_they_are_are_not_touched() {
     assert_eq!(change.removed.iter().map(MachineId::as_str).collect::<Vec<_>>(), ["a"]);
     assert_eq!(change.machine_of_sensor.len(), 3);
     assert_eq!(change.scored.len(), 0);
+    assert_eq!(change.paths.len(), 3);
+    assert!(change.rewired.is_empty());
+}
+
+#[test]
+fn other_paths_of_a_machine_are_a_change_of_their_own_and_none_of_its_rules() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let latches = LatchFolder::open(dir.path()).expect("writable");
+    let paths = |lines: &str| settings(&[machine("a", 1.0), lines.to_owned()].concat()).0;
+    let default = paths("");
+    let named = paths("[[machines.actuators]]\nkind = \"mqtt\"\n");
+    let other = paths("[[machines.actuators]]\nkind = \"mqtt\"\nport = 1884\n");
+    let change = |old: &Settings, new: &Settings| {
+        let (answer, _) = oneshot::channel();
+        new_machines(old, new, 1.0, &latches, answer).expect("valid")
+    };
+    assert!(change(&default, &named).is_empty(), "the default by its name");
+    let change = change(&named, &other);
+    assert_eq!(change.rewired.iter().map(MachineId::as_str).collect::<Vec<_>>(), ["a"]);
+    assert!(change.replaced.is_empty() && change.removed.is_empty() && change.added.is_empty());
 }
 
 #[test]

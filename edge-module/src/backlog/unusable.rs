@@ -1,4 +1,4 @@
-//! Sensors whose numbers are none. The decoders refuse such messages, and the recording session writes them to the dead
+//! Sensors whose numbers are none. The decoders refuse such readings, and the recording session writes them to the dead
 //! letters; the stop path has to know that the sensor is at fault.
 
 use prost::Message as _;
@@ -36,13 +36,29 @@ pub(super) fn sensors_of_readings(payload: &[u8]) -> Vec<SensorId> {
         .collect()
 }
 
-/// The sensor of a refused waveform block that has a sample that is NaN or infinite.
-pub(super) fn sensor_of_block(payload: &[u8]) -> Option<SensorId> {
-    if payload.len() > PAYLOAD_BYTES_MAX {
-        return None;
+/// Where the object that begins at `start` ends, by its braces: also one that the parser refuses. `None` where it does not
+/// end, or not soon.
+pub(super) fn end_of_object(payload: &[u8], start: usize) -> Option<usize> {
+    let (mut depth, mut is_in_string, mut is_escaped) = (0_usize, false, false);
+    for (index, byte) in payload.get(start..)?.iter().take(PAYLOAD_BYTES_MAX).enumerate() {
+        if is_in_string {
+            match byte {
+                _ if is_escaped => is_escaped = false,
+                b'\\' => is_escaped = true,
+                b'"' => is_in_string = false,
+                _ => {}
+            }
+            continue;
+        }
+        match byte {
+            b'"' => is_in_string = true,
+            b'{' => depth += 1,
+            b'}' if depth <= 1 => return Some(start + index + 1),
+            b'}' => depth -= 1,
+            _ => {}
+        }
     }
-    let block = v1::WaveformBlock::decode(payload).ok()?;
-    SensorId::new(&block.sensor_id).ok()
+    None
 }
 
 #[derive(Deserialize)]
@@ -107,6 +123,18 @@ mod tests {
         check("{", "");
         check("NaN", "");
         assert_eq!(names(&vec![b'['; PAYLOAD_BYTES_MAX + 1]), "");
+    }
+
+    #[test]
+    fn an_object_ends_at_its_own_brace() {
+        let check = |payload: &str, expected: Option<usize>| {
+            assert_eq!(end_of_object(payload.as_bytes(), 0), expected, "{payload}");
+        };
+        check(r#"{"value":NaN},{}"#, Some(13));
+        check(r#"{"a":{"b":1},"c":2}}"#, Some(19));
+        check(r#"{"a":"}\\\"}","c":2} "#, Some(18));
+        check(r#"{"a":"}"#, None);
+        check("", None);
     }
 
     #[test]

@@ -9,14 +9,14 @@
 //! | `plant/{machine}/reset` | in | `{"operator":"name"}` | ignored if retained |
 //! | `plant/{machine}/shelve` | in | `{"operator":"name","rule":…,"for":"2h","reason":…}` | ignored if retained |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use edge_core::interlock::{LatchSnapshot, MachineState, REASON_CHARACTERS_MAX, ShelveRequest};
-use rumqttc::{AsyncClient, ClientError, QoS, SubscribeFilter};
 use serde::{Deserialize, Serialize};
 use shared_proto::model::MachineId;
 
+use crate::actuation::StopOrder;
 use crate::config::Protection;
 
 /// Longest payload of a report or a reset.
@@ -81,7 +81,7 @@ pub enum ReportError {
     },
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ReportKind {
     State,
     Reset,
@@ -89,11 +89,13 @@ enum ReportKind {
 }
 
 /// Topics of all machines, both ways.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Topics {
     incoming: BTreeMap<String, (MachineId, ReportKind)>,
     outgoing: BTreeMap<MachineId, Outgoing>,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Outgoing {
     command: String,
     interlock: String,
@@ -101,31 +103,71 @@ struct Outgoing {
 }
 
 impl Topics {
-    /// The topics of these machines.
-    pub fn new<'a>(protection: &Protection, machines: impl Iterator<Item = &'a MachineId>) -> Self {
+    /// Topics of a broker that is a path to the machines `stopped` and where those of `reset` are reset and shown.
+    pub fn new<'a>(
+        protection: &Protection,
+        stopped: impl Iterator<Item = &'a MachineId>,
+        reset: impl Iterator<Item = &'a MachineId>,
+    ) -> Self {
         let mut topics = Self { incoming: BTreeMap::new(), outgoing: BTreeMap::new() };
-        for machine in machines {
-            let of = |topic: &str| topic.replace("{machine}", machine.as_str());
-            let state = (machine.clone(), ReportKind::State);
-            topics.incoming.insert(of(&protection.state_topic), state);
-            let reset = (machine.clone(), ReportKind::Reset);
-            topics.incoming.insert(of(&protection.reset_topic), reset);
-            let shelve = (machine.clone(), ReportKind::Shelve);
-            topics.incoming.insert(of(&protection.shelve_topic), shelve);
-            let outgoing = Outgoing {
-                command: of(&protection.command_topic),
-                interlock: of(&protection.interlock_topic),
-                heartbeat: of(&protection.heartbeat_topic),
-            };
-            topics.outgoing.insert(machine.clone(), outgoing);
+        for machine in stopped {
+            topics.add(protection, machine, &protection.state_topic, ReportKind::State);
+        }
+        for machine in reset {
+            topics.add(protection, machine, &protection.reset_topic, ReportKind::Reset);
+            topics.add(protection, machine, &protection.shelve_topic, ReportKind::Shelve);
         }
         topics
     }
 
+    fn add(&mut self, protection: &Protection, machine: &MachineId, topic: &str, kind: ReportKind) {
+        let of = |topic: &str| topic.replace("{machine}", machine.as_str());
+        self.incoming.insert(of(topic), (machine.clone(), kind));
+        let outgoing = Outgoing {
+            command: of(&protection.command_topic),
+            interlock: of(&protection.interlock_topic),
+            heartbeat: of(&protection.heartbeat_topic),
+        };
+        self.outgoing.insert(machine.clone(), outgoing);
+    }
+
+    /// The command that stops: topic and payload.
+    #[must_use]
+    pub fn stop(&self, order: &StopOrder) -> Option<(&str, Vec<u8>)> {
+        let (trip_id, attempt) = (order.trip_id.as_str(), order.attempt);
+        let topics = self.outgoing.get(&order.machine_id)?;
+        Some((&topics.command, json(&CommandPayload { command: "stop", trip_id, attempt })))
+    }
+
+    /// The sign of life: topic and payload.
+    #[must_use]
+    pub fn heartbeat(
+        &self,
+        machine: &MachineId,
+        device_id: &str,
+        count: u64,
+    ) -> Option<(&str, Vec<u8>)> {
+        let topics = self.outgoing.get(machine)?;
+        Some((&topics.heartbeat, json(&HeartbeatPayload { device_id, count })))
+    }
+
+    /// The state of a latch, to be retained: topic and payload.
+    #[must_use]
+    pub fn interlock(&self, latch: &LatchSnapshot) -> Option<(&str, Vec<u8>)> {
+        let topics = self.outgoing.get(&latch.machine_id)?;
+        Some((&topics.interlock, json(&InterlockPayload { state: latch.as_str(), latch })))
+    }
+
+    /// Where latches are shown.
+    #[must_use]
+    pub fn latches(&self) -> BTreeSet<&str> {
+        self.outgoing.values().map(|topics| topics.interlock.as_str()).collect()
+    }
+
     /// What to subscribe to.
     #[must_use]
-    pub fn filters(&self) -> Vec<String> {
-        self.incoming.keys().cloned().collect()
+    pub fn filters(&self) -> BTreeSet<&str> {
+        self.incoming.keys().map(String::as_str).collect()
     }
 
     /// Reads a message of the machine side.
@@ -232,118 +274,6 @@ struct InterlockPayload<'a> {
     latch: &'a LatchSnapshot,
 }
 
-/// Publishes to the machine side. Never waits: a full request queue is an error for the caller to handle.
-pub struct Actuator {
-    client: AsyncClient,
-    topics: Topics,
-    /// Topics of machines that were added since the session was set up, which subscribes to its own alone.
-    added: Vec<String>,
-}
-
-impl Actuator {
-    /// An actuator on a session's client.
-    #[must_use]
-    pub const fn new(client: AsyncClient, topics: Topics) -> Self {
-        Self { client, topics, added: Vec::new() }
-    }
-
-    /// Reads a message of the machine side.
-    ///
-    /// # Errors
-    /// Anything that is not one valid report.
-    pub fn parse(
-        &self,
-        topic: &str,
-        payload: &[u8],
-        is_retained: bool,
-    ) -> Result<(MachineId, Report), ReportError> {
-        self.topics.parse(topic, payload, is_retained)
-    }
-
-    /// Orders a stop.
-    ///
-    /// # Errors
-    /// The request queue is full.
-    pub fn stop(
-        &self,
-        machine: &MachineId,
-        trip_id: &str,
-        attempt: u32,
-    ) -> Result<(), ClientError> {
-        let payload = json(&CommandPayload { command: "stop", trip_id, attempt });
-        self.publish(machine, |topics| &topics.command, payload, false)
-    }
-
-    /// Shows the state of the latch, retained.
-    ///
-    /// # Errors
-    /// The request queue is full.
-    pub fn show(&self, latch: &LatchSnapshot) -> Result<(), ClientError> {
-        let payload = json(&InterlockPayload { state: latch.as_str(), latch });
-        self.publish(&latch.machine_id, |topics| &topics.interlock, payload, true)
-    }
-
-    /// Gives a sign of life.
-    ///
-    /// # Errors
-    /// The request queue is full.
-    pub fn heartbeat(
-        &self,
-        machine: &MachineId,
-        device_id: &str,
-        count: u64,
-    ) -> Result<(), ClientError> {
-        let payload = json(&HeartbeatPayload { device_id, count });
-        self.publish(machine, |topics| &topics.heartbeat, payload, false)
-    }
-
-    /// Takes the topics of other machines in place of those so far and subscribes to the new ones.
-    ///
-    /// # Errors
-    /// The request queue is full; [`Self::subscribe_added`] tries again.
-    pub fn replace_topics(&mut self, topics: Topics) -> Result<(), ClientError> {
-        let mut added = topics.filters();
-        added.retain(|filter| !self.topics.incoming.contains_key(filter));
-        self.added.retain(|filter| topics.incoming.contains_key(filter));
-        self.added.extend(added);
-        self.topics = topics;
-        self.subscribe_added()
-    }
-
-    /// Subscribes to the topics of machines that were added, after the connection was lost.
-    ///
-    /// # Errors
-    /// The request queue is full.
-    pub fn subscribe_added(&self) -> Result<(), ClientError> {
-        if self.added.is_empty() {
-            return Ok(());
-        }
-        let filters = self.added.iter();
-        self.client.try_subscribe_many(
-            filters.map(|filter| SubscribeFilter::new(filter.clone(), QoS::AtLeastOnce)),
-        )
-    }
-
-    /// Takes back the retained state of a machine that is no longer protected.
-    ///
-    /// # Errors
-    /// The request queue is full.
-    pub fn forget(&self, machine: &MachineId) -> Result<(), ClientError> {
-        self.publish(machine, |topics| &topics.interlock, Vec::new(), true)
-    }
-
-    fn publish(
-        &self,
-        machine: &MachineId,
-        topic: impl Fn(&Outgoing) -> &String,
-        payload: Vec<u8>,
-        is_retained: bool,
-    ) -> Result<(), ClientError> {
-        let Some(topics) = self.topics.outgoing.get(machine) else { return Ok(()) };
-        self.client.try_publish(topic(topics), QoS::AtLeastOnce, is_retained, payload)
-    }
-}
-
 fn json(payload: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(payload).expect("structs of text and finite numbers always serialise")
 }
@@ -358,7 +288,8 @@ mod tests {
     fn topics() -> Topics {
         let settings = Settings::load(None::<&Path>).expect("defaults are valid");
         let machine = MachineId::new("press-1").expect("valid");
-        Topics::new(&settings.protection, [machine].iter())
+        let machines = [machine];
+        Topics::new(&settings.protection, machines.iter(), machines.iter())
     }
 
     #[test]

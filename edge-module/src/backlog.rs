@@ -1,0 +1,371 @@
+//! What waits on the stop path between the socket and the judge.
+//!
+//! A message is looked at as soon as it is read, so far as it costs nothing:
+//!
+//! - Input of sensors that no rule names is dropped here; only the sensor's name is read.
+//! - Small messages with readings are judged at once, since comparing costs less than keeping.
+//! - Large JSON arrays wait, by topic, and are judged element by element in slices of `slice-bytes`. Nothing of them is ever
+//!   shed: where too many wait, the oldest is judged to its end at once. An array that breaks off is judged up to the break.
+//! - Waveform blocks wait, by sensor, for their windows, spectra and scores. Where too many of one sensor wait, its oldest is
+//!   judged by its limits alone, at once and in order: levels cost little. Spectrum (unless a limit names a band) and score are
+//!   what is shed.
+//!
+//! A reading or block whose number is none (NaN, infinite, `null`) is a piece too: its sensor is at fault, also where the
+//! parser refuses the text, as it does bare `NaN`.
+//!
+//! Who waits is served in turn ([`FairQueue`]), one block or one slice at a time.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use edge_core::fair::{FairLimits, FairQueue};
+use rumqttc::Publish;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, de};
+use serde_json::value::RawValue;
+use shared_proto::Encoding;
+use shared_proto::codec;
+use shared_proto::model::{Reading, SensorId, WaveformBlock};
+use tracing::debug;
+
+use crate::analysis::Depth;
+use crate::config::Settings;
+use crate::intake::{InputKind, InputTopics, encoding_of};
+use crate::telemetry;
+use unusable::{end_of_object, sensors_of_readings};
+
+mod unusable;
+
+/// Sensors and topics that may wait at the same time: one block each of all the sensors of a large plant.
+const KEYS_MAX: usize = 65_536;
+
+/// Something to be judged now.
+#[derive(Debug)]
+pub enum Piece {
+    /// A scalar reading of a sensor that a rule names.
+    Reading(Reading),
+    /// A block of a sensor that a rule names, and how far it is to be judged.
+    Block(WaveformBlock, Depth),
+    /// A sensor that a rule names gave a number that is none.
+    Unusable(SensorId),
+}
+
+/// Pieces of one message.
+#[derive(Debug)]
+pub struct Pieces {
+    /// When the message was read from the socket.
+    pub received: Instant,
+    /// Oldest first.
+    pub pieces: Vec<Piece>,
+    /// The message is judged to its end with these.
+    pub is_last: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Sensor(SensorId),
+    Topic(String),
+}
+
+struct Message {
+    publish: Publish,
+    received: Instant,
+    /// Where an array goes on.
+    offset: usize,
+}
+
+/// What waits; see the module's description.
+pub struct Backlog {
+    topics: InputTopics,
+    watched: BTreeSet<SensorId>,
+    queue: FairQueue<Key, Message>,
+    slice_bytes: usize,
+    payload_bytes_max: usize,
+}
+
+impl Backlog {
+    /// An empty backlog for the sensors that rules name.
+    #[must_use]
+    pub fn new(settings: &Settings, watched: BTreeSet<SensorId>) -> Self {
+        let protection = &settings.protection;
+        let limits = FairLimits {
+            items_max: protection.sensor_queue_length,
+            weight_max: protection.sensor_queue_bytes,
+            keys_max: KEYS_MAX,
+        };
+        Self {
+            topics: InputTopics::new(&settings.mqtt),
+            watched,
+            queue: FairQueue::new(limits),
+            slice_bytes: protection.slice_bytes,
+            payload_bytes_max: settings.mqtt.payload_bytes_max,
+        }
+    }
+
+    /// Changes the sensors that rules name. What waits of others is judged by nobody.
+    pub fn set_watched(&mut self, watched: BTreeSet<SensorId>) {
+        self.watched = watched;
+    }
+
+    /// Takes a message and gives back what is to be judged at once. Input that is refused is counted and kept by the recording
+    /// session; here it is passed over.
+    #[must_use]
+    pub fn add(&mut self, publish: Publish, received: Instant) -> Vec<Pieces> {
+        if publish.payload.len() > self.payload_bytes_max {
+            return Vec::new();
+        }
+        let encoding = encoding_of(&publish.payload);
+        match self.topics.kind(&publish.topic) {
+            None => Vec::new(),
+            Some(InputKind::Waveform) => {
+                let Some(sensor) = self.watched_sensor(&publish.payload, encoding) else {
+                    return Vec::new();
+                };
+                self.wait(Key::Sensor(sensor), publish, received)
+            }
+            Some(InputKind::Readings) => match encoding {
+                Encoding::Json if publish.payload.len() > self.slice_bytes => {
+                    self.wait(Key::Topic(publish.topic.clone()), publish, received)
+                }
+                Encoding::Json => {
+                    let mut message = Message { publish, received, offset: 0 };
+                    vec![self.slice(&mut message, usize::MAX)]
+                }
+                Encoding::Protobuf => {
+                    let pieces = self.protobuf_reading(&publish.payload).into_iter().collect();
+                    vec![Pieces { received, pieces, is_last: true }]
+                }
+            },
+        }
+    }
+
+    /// Whether something waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Messages that wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// The next unit of work: a block, or a slice of an array.
+    pub fn next(&mut self) -> Option<Pieces> {
+        let (key, mut message) = self.queue.pop()?;
+        match key {
+            Key::Sensor(sensor) => Some(block(sensor, &message, Depth::Full)),
+            Key::Topic(_) => {
+                let pieces = self.slice(&mut message, self.slice_bytes);
+                if !pieces.is_last {
+                    let weight = message.publish.payload.len();
+                    self.queue.put_back(key, weight, message);
+                }
+                Some(pieces)
+            }
+        }
+    }
+
+    fn wait(&mut self, key: Key, publish: Publish, received: Instant) -> Vec<Pieces> {
+        let weight = publish.payload.len();
+        let message = Message { publish, received, offset: 0 };
+        let excess = self.queue.push(key.clone(), weight, message);
+        let judged = excess.into_iter().map(|mut message| match &key {
+            Key::Sensor(sensor) => {
+                metrics::counter!(telemetry::PROTECTION_SHED, "reason" => "sensor-queue")
+                    .increment(1);
+                block(sensor.clone(), &message, Depth::Limits)
+            }
+            Key::Topic(_) => self.slice(&mut message, usize::MAX),
+        });
+        judged.collect()
+    }
+
+    fn protobuf_reading(&self, payload: &[u8]) -> Option<Piece> {
+        let sensor = <ReadingName as prost::Message>::decode(payload).ok()?.sensor_id;
+        if !self.watched.contains(sensor.as_str()) {
+            return None;
+        }
+        match codec::decode_reading(payload, Encoding::Protobuf) {
+            Ok(decoded) => Some(Piece::Reading(decoded.reading)),
+            Err(_) => self.unusable(payload).pop(),
+        }
+    }
+
+    /// Sensors of a refused reading whose number is none.
+    fn unusable(&self, element: &[u8]) -> Vec<Piece> {
+        let sensors = sensors_of_readings(element).into_iter();
+        sensors.filter(|sensor| self.watched.contains(sensor)).map(Piece::Unusable).collect()
+    }
+
+    fn watched_sensor(&self, payload: &[u8], encoding: Encoding) -> Option<SensorId> {
+        match encoding {
+            Encoding::Json => {
+                let Named(sensor) = serde_json::from_slice(payload).ok()?;
+                self.watched.get(sensor?.as_str()).cloned()
+            }
+            Encoding::Protobuf => {
+                let name = <BlockName as prost::Message>::decode(payload).ok()?.sensor_id;
+                self.watched.get(name.as_str()).cloned()
+            }
+        }
+    }
+
+    /// The elements of an array, or the one reading that the message is, from where it was left, until `bytes` are read.
+    fn slice(&self, message: &mut Message, bytes: usize) -> Pieces {
+        let payload = &message.publish.payload;
+        let mut pieces = Vec::new();
+        let end = message.offset.saturating_add(bytes);
+        let mut is_last = false;
+        while !is_last && message.offset < end {
+            match next_element(payload, message.offset) {
+                Found::Reading { sensor, element, end } => {
+                    if sensor.is_some_and(|sensor| self.watched.contains(&*sensor)) {
+                        match codec::decode_reading(element, Encoding::Json) {
+                            Ok(decoded) => pieces.push(Piece::Reading(decoded.reading)),
+                            Err(_) => pieces.extend(self.unusable(element)),
+                        }
+                    }
+                    message.offset = end;
+                }
+                Found::Refused { element, end } => {
+                    let sensors = sensors_of_readings(element);
+                    // Anything but a number that is none breaks the array off.
+                    is_last = sensors.is_empty();
+                    let watched = sensors.into_iter().filter(|id| self.watched.contains(id));
+                    pieces.extend(watched.map(Piece::Unusable));
+                    message.offset = end;
+                }
+                Found::End => is_last = true,
+            }
+        }
+        Pieces { received: message.received, pieces, is_last }
+    }
+}
+
+fn block(sensor: SensorId, message: &Message, depth: Depth) -> Pieces {
+    let payload = &message.publish.payload;
+    let pieces = match codec::decode_waveform_block(payload, encoding_of(payload)) {
+        Ok(block) => vec![Piece::Block(block, depth)],
+        Err(error) => {
+            debug!(topic = message.publish.topic, error = %error.detail(), "not judged");
+            let is_none = error.reason() == "not-finite";
+            is_none.then_some(Piece::Unusable(sensor)).into_iter().collect()
+        }
+    };
+    Pieces { received: message.received, pieces, is_last: true }
+}
+
+/// The sensor's name alone of a protobuf block.
+#[derive(Clone, PartialEq, prost::Message)]
+struct BlockName {
+    #[prost(string, tag = "2")]
+    sensor_id: String,
+}
+
+/// The sensor's name alone of a protobuf reading.
+#[derive(Clone, PartialEq, prost::Message)]
+struct ReadingName {
+    #[prost(string, tag = "1")]
+    sensor_id: String,
+}
+
+/// What comes next in an array of readings, and where to go on.
+enum Found<'a> {
+    /// An object, and the sensor that it names.
+    Reading { sensor: Option<String>, element: &'a [u8], end: usize },
+    /// What looks like an object and is no JSON.
+    Refused { element: &'a [u8], end: usize },
+    /// The end, or what is no JSON.
+    End,
+}
+
+fn next_element(payload: &[u8], offset: usize) -> Found<'_> {
+    let Some(at) = next_object(payload, offset) else { return Found::End };
+    let mut elements = serde_json::Deserializer::from_slice(&payload[at..]).into_iter::<Named>();
+    match elements.next() {
+        Some(Ok(Named(sensor))) => {
+            let end = at + elements.byte_offset();
+            Found::Reading { sensor, element: &payload[at..end], end }
+        }
+        Some(Err(_)) | None => match end_of_object(payload, at) {
+            Some(end) => Found::Refused { element: &payload[at..end], end },
+            None => Found::End,
+        },
+    }
+}
+
+/// Where the next object begins. Elements that are none are passed over.
+fn next_object(payload: &[u8], offset: usize) -> Option<usize> {
+    let mut at = offset;
+    loop {
+        at += payload
+            .get(at..)?
+            .iter()
+            .position(|byte| !(byte.is_ascii_whitespace() || matches!(byte, b',' | b'[')))?;
+        match payload.get(at)? {
+            b'{' => return Some(at),
+            b']' => return None,
+            b'"' => {
+                let mut elements =
+                    serde_json::Deserializer::from_slice(&payload[at..]).into_iter::<&RawValue>();
+                elements.next()?.ok()?;
+                at += elements.byte_offset();
+            }
+            // A number or a word: up to the comma.
+            _ => at += payload.get(at..)?.iter().position(|byte| matches!(byte, b',' | b']'))?,
+        }
+    }
+}
+
+/// The sensor that a JSON object names, if it names one.
+struct Named(Option<String>);
+
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "snake_case")]
+enum Field {
+    SensorId,
+    #[serde(other)]
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Named {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NamedVisitor;
+
+        impl<'de> Visitor<'de> for NamedVisitor {
+            type Value = Named;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Named, A::Error> {
+                let mut sensor = None;
+                while let Some(field) = map.next_key::<Field>()? {
+                    match field {
+                        Field::SensorId => sensor = map.next_value::<Text>()?.0,
+                        Field::Other => drop(map.next_value::<IgnoredAny>()?),
+                    }
+                }
+                Ok(Named(sensor))
+            }
+        }
+
+        deserializer.deserialize_map(NamedVisitor)
+    }
+}
+
+/// A text, or nothing where there is something else: what is wrong with it is not said here.
+struct Text(Option<String>);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = <&RawValue>::deserialize(deserializer)?;
+        Ok(Self(serde_json::from_str(raw.get()).ok()))
+    }
+}
+
+#[cfg(test)]
+mod tests;
