@@ -4,22 +4,20 @@
 //!
 //! - Input of sensors that no rule names is dropped here; only the sensor's name is read.
 //! - Small messages with readings are judged at once, since comparing costs less than keeping.
-//! - Large JSON arrays wait, by topic, and are judged element by element in slices of `slice-bytes`. Nothing of them is ever
-//!   shed: where too many wait, the oldest is judged to its end at once. An array that breaks off is judged up to the break.
+//! - Large JSON arrays wait, by topic, and are judged element by element in slices of `slice-bytes`. Where too many of one topic
+//!   wait, its oldest is judged at once by the first, lowest, highest and last value of each sensor: they came in one moment, and
+//!   whatever limit one of them passes, one of these passes. An array that breaks off is judged up to the break.
 //! - Waveform blocks wait, by sensor, for their windows, spectra and scores. Where too many of one sensor wait, its oldest is
 //!   judged by its limits alone, at once and in order: levels cost little. Spectrum (unless a limit names a band) and score are
 //!   what is shed.
 //!
 //! Who waits is served in turn ([`FairQueue`]), one block or one slice at a time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use edge_core::fair::{FairLimits, FairQueue};
 use rumqttc::Publish;
-use serde::de::{IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize, de};
-use serde_json::value::RawValue;
 use shared_proto::Encoding;
 use shared_proto::codec;
 use shared_proto::model::{Reading, SensorId, WaveformBlock};
@@ -29,6 +27,9 @@ use crate::analysis::Depth;
 use crate::config::Settings;
 use crate::intake::{InputKind, InputTopics, encoding_of};
 use crate::telemetry;
+use glance::{Glance, next_element};
+
+mod glance;
 
 /// Sensors and topics that may wait at the same time: one block each of all the sensors of a large plant.
 const KEYS_MAX: usize = 65_536;
@@ -161,11 +162,12 @@ impl Backlog {
         let excess = self.queue.push(key, weight, message);
         let judged = excess.into_iter().map(|mut message| {
             if is_block {
-                metrics::counter!(telemetry::PROTECTION_SHED, "reason" => "sensor-queue")
-                    .increment(1);
+                metrics::counter!(telemetry::PROTECTION_SHED, "kind" => "block").increment(1);
                 block(&message, Depth::Limits)
             } else {
-                self.slice(&mut message, usize::MAX)
+                metrics::counter!(telemetry::PROTECTION_SHED, "kind" => "array").increment(1);
+                let pieces = self.extremes(&message);
+                pieces.unwrap_or_else(|| self.slice(&mut message, usize::MAX))
             }
         });
         judged.collect()
@@ -184,8 +186,8 @@ impl Backlog {
     fn watched_sensor(&self, payload: &[u8], encoding: Encoding) -> Option<SensorId> {
         match encoding {
             Encoding::Json => {
-                let Named(sensor) = serde_json::from_slice(payload).ok()?;
-                self.watched.get(sensor?.as_str()).cloned()
+                let glance = next_element(payload, 0)?;
+                self.watched.get(glance.sensor()?).cloned()
             }
             Encoding::Protobuf => {
                 let name = <BlockName as prost::Message>::decode(payload).ok()?.sensor_id;
@@ -201,20 +203,54 @@ impl Backlog {
         let end = message.offset.saturating_add(bytes);
         let mut is_last = false;
         while !is_last && message.offset < end {
-            match next_element(payload, message.offset) {
-                Some((sensor, element, offset)) => {
-                    let is_watched = sensor.is_some_and(|sensor| self.watched.contains(&*sensor));
-                    if is_watched
-                        && let Ok(decoded) = codec::decode_reading(element, Encoding::Json)
-                    {
-                        pieces.push(Piece::Reading(decoded.reading));
-                    }
-                    message.offset = offset;
-                }
-                None => is_last = true,
-            }
+            let Some(glance) = next_element(payload, message.offset) else {
+                is_last = true;
+                continue;
+            };
+            message.offset = glance.end;
+            pieces.extend(self.is_of_interest(&glance).then(|| self.reading(&glance)).flatten());
         }
         Pieces { received: message.received, pieces, is_last }
+    }
+
+    /// Whether an element may be of a sensor that a rule names.
+    fn is_of_interest(&self, glance: &Glance<'_>) -> bool {
+        glance.is_odd || glance.sensor().is_some_and(|sensor| self.watched.contains(sensor))
+    }
+
+    fn reading(&self, glance: &Glance<'_>) -> Option<Piece> {
+        let decoded = codec::decode_reading(glance.element, Encoding::Json).ok()?;
+        let is_watched = self.watched.contains(&decoded.reading.sensor_id);
+        is_watched.then_some(Piece::Reading(decoded.reading))
+    }
+
+    /// First, lowest, highest and last of what is left of an array, for each sensor, in their order. `None` if one of them
+    /// cannot be read: then only reading all of them tells.
+    fn extremes(&self, message: &Message) -> Option<Pieces> {
+        let payload = &message.publish.payload;
+        let mut extremes: BTreeMap<&str, [(f64, Glance<'_>); 4]> = BTreeMap::new();
+        let mut offset = message.offset;
+        while let Some(glance) = next_element(payload, offset) {
+            offset = glance.end;
+            if !self.is_of_interest(&glance) {
+                continue;
+            }
+            let (sensor, value) = (glance.sensor()?, glance.value()?);
+            let [_, lowest, highest, last] =
+                extremes.entry(sensor).or_insert_with(|| [(value, glance); 4]);
+            if value < lowest.0 {
+                *lowest = (value, glance);
+            }
+            if value > highest.0 {
+                *highest = (value, glance);
+            }
+            *last = (value, glance);
+        }
+        let chosen: BTreeMap<usize, Glance<'_>> =
+            extremes.into_values().flatten().map(|(_, glance)| (glance.end, glance)).collect();
+        let pieces =
+            chosen.values().map(|glance| self.reading(glance)).collect::<Option<Vec<_>>>()?;
+        Some(Pieces { received: message.received, pieces, is_last: true })
     }
 }
 
@@ -242,83 +278,6 @@ struct BlockName {
 struct ReadingName {
     #[prost(string, tag = "1")]
     sensor_id: String,
-}
-
-/// The next object of an array of readings: its sensor, its bytes, and where to go on. Elements that are no objects are passed
-/// over. `None` at the end and where the text is no JSON.
-fn next_element(payload: &[u8], offset: usize) -> Option<(Option<String>, &[u8], usize)> {
-    let mut at = offset;
-    loop {
-        at += payload.get(at..)?.iter().position(|byte| {
-            !(byte.is_ascii_whitespace() || matches!(byte, b',' | b'['))
-        })?;
-        match payload.get(at)? {
-            b'{' => {
-                let mut elements =
-                    serde_json::Deserializer::from_slice(&payload[at..]).into_iter::<Named>();
-                let Named(sensor) = elements.next()?.ok()?;
-                let end = at + elements.byte_offset();
-                return Some((sensor, &payload[at..end], end));
-            }
-            b']' => return None,
-            b'"' => {
-                let mut elements =
-                    serde_json::Deserializer::from_slice(&payload[at..]).into_iter::<&RawValue>();
-                elements.next()?.ok()?;
-                at += elements.byte_offset();
-            }
-            // A number or a word: up to the comma.
-            _ => at += payload.get(at..)?.iter().position(|byte| matches!(byte, b',' | b']'))?,
-        }
-    }
-}
-
-/// The sensor that a JSON object names, if it names one.
-struct Named(Option<String>);
-
-#[derive(Deserialize)]
-#[serde(field_identifier, rename_all = "snake_case")]
-enum Field {
-    SensorId,
-    #[serde(other)]
-    Other,
-}
-
-impl<'de> Deserialize<'de> for Named {
-    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct NamedVisitor;
-
-        impl<'de> Visitor<'de> for NamedVisitor {
-            type Value = Named;
-
-            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                formatter.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Named, A::Error> {
-                let mut sensor = None;
-                while let Some(field) = map.next_key::<Field>()? {
-                    match field {
-                        Field::SensorId => sensor = map.next_value::<Text>()?.0,
-                        Field::Other => drop(map.next_value::<IgnoredAny>()?),
-                    }
-                }
-                Ok(Named(sensor))
-            }
-        }
-
-        deserializer.deserialize_map(NamedVisitor)
-    }
-}
-
-/// A text, or nothing where there is something else: what is wrong with it is not said here.
-struct Text(Option<String>);
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let raw = <&RawValue>::deserialize(deserializer)?;
-        Ok(Self(serde_json::from_str(raw.get()).ok()))
-    }
 }
 
 #[cfg(test)]

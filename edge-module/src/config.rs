@@ -280,7 +280,12 @@ pub struct Machine {
 
 /// One entry of `[[machines.actuators]]`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
-#[serde(deny_unknown_fields, tag = "kind", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
+#[serde(
+    deny_unknown_fields,
+    tag = "kind",
+    rename_all = "kebab-case",
+    rename_all_fields = "kebab-case"
+)]
 pub enum Actuator {
     /// The topics of `[protection]` on a broker.
     Mqtt {

@@ -70,10 +70,7 @@ impl InputTopics {
         if self.waveforms.iter().any(|filter| matches(topic, filter)) {
             return Some(InputKind::Waveform);
         }
-        self.readings
-            .iter()
-            .any(|filter| matches(topic, filter))
-            .then_some(InputKind::Readings)
+        self.readings.iter().any(|filter| matches(topic, filter)).then_some(InputKind::Readings)
     }
 
     /// Reads a message. Text that begins with `{` or `[` is JSON, anything else protobuf.

@@ -9,9 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
-use edge_core::interlock::{
-    Action, Interlock, LatchSnapshot, Moment, TripCause,
-};
+use edge_core::interlock::{Action, Interlock, LatchSnapshot, Moment, TripCause};
 use shared_proto::model::{
     MachineEvent, MachineEventDetails, MachineEventType, MachineId, MetricType, SensorId,
 };
@@ -19,8 +17,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
-use crate::admin::{Board, Part};
 use crate::actuation::{Actuation, PathReport, Told};
+use crate::admin::{Board, Part};
 use crate::analysis::{Analysis, Depth};
 use crate::backlog::{Backlog, Piece, Pieces};
 use crate::config::Settings;

@@ -206,7 +206,9 @@ impl FakeMachine {
 
     fn babble(&self) {
         let own = self.topic("state");
-        for payload in ["stopped", "{\"state\":\"stopped\"", "{\"state\":\"asleep\"}", "[]", "\0\u{1}"] {
+        for payload in
+            ["stopped", "{\"state\":\"stopped\"", "{\"state\":\"asleep\"}", "[]", "\0\u{1}"]
+        {
             self.publish_state(&own, payload, false);
         }
         self.publish_state("plant/other/state", r#"{"state":"stopped"}"#, false);

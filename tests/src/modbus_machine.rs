@@ -90,9 +90,7 @@ impl ModbusMachine {
     /// The counts that its register has taken.
     #[must_use]
     pub fn heartbeats(&self) -> Vec<u64> {
-        self.lines("register 0 ")
-            .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
-            .collect()
+        self.lines("register 0 ").filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect()
     }
 
     /// Ends it as a power cut would.

@@ -108,14 +108,20 @@ impl Topics {
         topics
     }
 
-    fn add(&mut self, protection: &Protection, machine: &MachineId, topic: String, kind: ReportKind) {
+    fn add(
+        &mut self,
+        protection: &Protection,
+        machine: &MachineId,
+        topic: String,
+        kind: ReportKind,
+    ) {
         self.incoming.insert(topic, (machine.clone(), kind));
         let of = |topic: &str| topic.replace("{machine}", machine.as_str());
         let outgoing = Outgoing {
-                command: of(&protection.command_topic),
-                interlock: of(&protection.interlock_topic),
-                heartbeat: of(&protection.heartbeat_topic),
-            };
+            command: of(&protection.command_topic),
+            interlock: of(&protection.interlock_topic),
+            heartbeat: of(&protection.heartbeat_topic),
+        };
         self.outgoing.insert(machine.clone(), outgoing);
     }
 

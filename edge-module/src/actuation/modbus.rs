@@ -298,11 +298,7 @@ impl Device {
         self.settle(Exchange::Stop, trouble).await
     }
 
-    async fn write_heartbeat(
-        &mut self,
-        context: &mut Context,
-        count: u64,
-    ) -> Result<(), ServeEnd> {
+    async fn write_heartbeat(&mut self, context: &mut Context, count: u64) -> Result<(), ServeEnd> {
         let Some(register) = self.modbus.heartbeat_register else { return Ok(()) };
         let word = u16::try_from(count % 65_536).expect("a remainder of 65536 fits");
         match self.call(context, Request::WriteSingleRegister(register, word)).await {
@@ -353,11 +349,7 @@ impl Device {
     }
 
     /// One request and its answer.
-    async fn call(
-        &self,
-        context: &mut Context,
-        request: Request<'_>,
-    ) -> Result<Response, Trouble> {
+    async fn call(&self, context: &mut Context, request: Request<'_>) -> Result<Response, Trouble> {
         let limit = self.modbus.response_timeout;
         match tokio::time::timeout(limit, context.call(request)).await {
             Err(_) => Err(Trouble::Broken(format!("no answer within {limit:?}"))),

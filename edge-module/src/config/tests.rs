@@ -163,7 +163,8 @@ fn faults_of_paths_are_named() {
         let text = path(&lines);
         assert!(text.contains(expected), "{lines}: {text}");
     }
-    let twice = "[[machines]]\nid = \"a\"\nactuators = [{ kind = \"mqtt\" }, { kind = \"mqtt\" }]\n";
+    let twice =
+        "[[machines]]\nid = \"a\"\nactuators = [{ kind = \"mqtt\" }, { kind = \"mqtt\" }]\n";
     assert!(complaint(twice, &[]).contains("actuators[1]: is there twice"));
     let limits = "[protection]\nsensor-queue-length = 0\npath-queue-length = 1\nslice-bytes = 1\n";
     let text = complaint(limits, &[]);

@@ -84,9 +84,8 @@ struct Model {
 
 impl Model {
     fn of(&self, key: u8) -> Vec<(usize, u64)> {
-        let of_key = |(other, weight, item): &(u8, usize, u64)| {
-            (*other == key).then_some((*weight, *item))
-        };
+        let of_key =
+            |(other, weight, item): &(u8, usize, u64)| (*other == key).then_some((*weight, *item));
         self.items.iter().filter_map(of_key).collect()
     }
 
