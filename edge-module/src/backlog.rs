@@ -140,7 +140,7 @@ impl Backlog {
     }
 
     /// The next unit of work: a block, or a slice of an array.
-    pub fn next(&mut self) -> Option<Pieces> {
+    pub fn take_next(&mut self) -> Option<Pieces> {
         let (key, mut message) = self.queue.pop()?;
         match key {
             Key::Sensor(_) => Some(block(&message, Depth::Full)),

@@ -51,7 +51,7 @@ fn add(backlog: &mut Backlog, topic: &str, payload: impl Into<Vec<u8>>) -> Vec<S
 }
 
 fn rest(backlog: &mut Backlog) -> Vec<String> {
-    words(&std::iter::from_fn(|| backlog.next()).collect::<Vec<_>>())
+    words(&std::iter::from_fn(|| backlog.take_next()).collect::<Vec<_>>())
 }
 
 #[test]
@@ -82,9 +82,9 @@ fn a_large_array_is_judged_in_slices_while_others_go_between() {
     let array = format!("[{}]", elements.join(","));
     assert!(add(&mut backlog, "plant/m/readings", array).is_empty());
     assert!(add(&mut backlog, "plant/m/waveform", waveform("b", 7)).is_empty());
-    let first = backlog.next().expect("a slice");
+    let first = backlog.take_next().expect("a slice");
     assert!(!first.is_last && (1..5).contains(&first.pieces.len()), "{first:?}");
-    assert_eq!(words(&[backlog.next().expect("the block")]), ["b@7 Full"]);
+    assert_eq!(words(&[backlog.take_next().expect("the block")]), ["b@7 Full"]);
     let mut all = words(&[first]);
     all.extend(rest(&mut backlog));
     assert_eq!(all, (0..20).map(|value| format!("a={value}")).collect::<Vec<_>>());
@@ -163,7 +163,7 @@ mod property {
             for (number, (kind, sensor, count)) in steps.into_iter().enumerate() {
                 let name = ["a", "b", "stranger"][sensor];
                 match kind {
-                    0 => found.extend(words(&backlog.next().into_iter().collect::<Vec<_>>())),
+                    0 => found.extend(words(&backlog.take_next().into_iter().collect::<Vec<_>>())),
                     1 => {
                         let micros = i64::try_from(number).expect("small");
                         found.extend(add(&mut backlog, "plant/m/waveform", waveform(name, micros)));
