@@ -4,8 +4,9 @@
 //!
 //! - Input of sensors that no rule names is dropped here; only the sensor's name is read.
 //! - Small messages with readings are judged at once, since comparing costs less than keeping.
-//! - Large JSON arrays wait, by topic, and are judged element by element in slices of `slice-bytes`. Nothing of them is ever
-//!   shed: where too many wait, the oldest is judged to its end at once. An array that breaks off is judged up to the break.
+//! - Large JSON arrays wait, by topic, and are judged element by element in slices of `slice-bytes`. Where too many of one topic
+//!   wait, its oldest is judged at once by the first, lowest, highest and last value of each sensor: they came in one moment, and
+//!   whatever limit one of them passes, one of these passes. An array that breaks off is judged up to the break.
 //! - Waveform blocks wait, by sensor, for their windows, spectra and scores. Where too many of one sensor wait, its oldest is
 //!   judged by its limits alone, at once and in order: levels cost little. Spectrum (unless a limit names a band) and score are
 //!   what is shed.
@@ -15,14 +16,11 @@
 //!
 //! Who waits is served in turn ([`FairQueue`]), one block or one slice at a time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use edge_core::fair::{FairLimits, FairQueue};
 use rumqttc::Publish;
-use serde::de::{IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize, de};
-use serde_json::value::RawValue;
 use shared_proto::Encoding;
 use shared_proto::codec;
 use shared_proto::model::{Reading, SensorId, WaveformBlock};
@@ -32,8 +30,10 @@ use crate::analysis::Depth;
 use crate::config::Settings;
 use crate::intake::{InputKind, InputTopics, encoding_of};
 use crate::telemetry;
-use unusable::{end_of_object, sensors_of_readings};
+use glance::{Glance, next_element};
+use unusable::sensors_of_readings;
 
+mod glance;
 mod unusable;
 
 /// Sensors and topics that may wait at the same time: one block each of all the sensors of a large plant.
@@ -152,7 +152,7 @@ impl Backlog {
     }
 
     /// The next unit of work: a block, or a slice of an array.
-    pub fn next(&mut self) -> Option<Pieces> {
+    pub fn take_next(&mut self) -> Option<Pieces> {
         let (key, mut message) = self.queue.pop()?;
         match key {
             Key::Sensor(sensor) => Some(block(sensor, &message, Depth::Full)),
@@ -173,11 +173,14 @@ impl Backlog {
         let excess = self.queue.push(key.clone(), weight, message);
         let judged = excess.into_iter().map(|mut message| match &key {
             Key::Sensor(sensor) => {
-                metrics::counter!(telemetry::PROTECTION_SHED, "reason" => "sensor-queue")
-                    .increment(1);
+                metrics::counter!(telemetry::PROTECTION_SHED, "kind" => "block").increment(1);
                 block(sensor.clone(), &message, Depth::Limits)
             }
-            Key::Topic(_) => self.slice(&mut message, usize::MAX),
+            Key::Topic(_) => {
+                metrics::counter!(telemetry::PROTECTION_SHED, "kind" => "array").increment(1);
+                let pieces = self.extremes(&message);
+                pieces.unwrap_or_else(|| self.slice(&mut message, usize::MAX))
+            }
         });
         judged.collect()
     }
@@ -202,8 +205,8 @@ impl Backlog {
     fn watched_sensor(&self, payload: &[u8], encoding: Encoding) -> Option<SensorId> {
         match encoding {
             Encoding::Json => {
-                let Named(sensor) = serde_json::from_slice(payload).ok()?;
-                self.watched.get(sensor?.as_str()).cloned()
+                let glance = next_element(payload, 0)?;
+                self.watched.get(glance.sensor()?).cloned()
             }
             Encoding::Protobuf => {
                 let name = <BlockName as prost::Message>::decode(payload).ok()?.sensor_id;
@@ -219,28 +222,68 @@ impl Backlog {
         let end = message.offset.saturating_add(bytes);
         let mut is_last = false;
         while !is_last && message.offset < end {
-            match next_element(payload, message.offset) {
-                Found::Reading { sensor, element, end } => {
-                    if sensor.is_some_and(|sensor| self.watched.contains(&*sensor)) {
-                        match codec::decode_reading(element, Encoding::Json) {
-                            Ok(decoded) => pieces.push(Piece::Reading(decoded.reading)),
-                            Err(_) => pieces.extend(self.unusable(element)),
-                        }
-                    }
-                    message.offset = end;
-                }
-                Found::Refused { element, end } => {
-                    let sensors = sensors_of_readings(element);
-                    // Anything but a number that is none breaks the array off.
-                    is_last = sensors.is_empty();
-                    let watched = sensors.into_iter().filter(|id| self.watched.contains(id));
-                    pieces.extend(watched.map(Piece::Unusable));
-                    message.offset = end;
-                }
-                Found::End => is_last = true,
+            let Some(glance) = next_element(payload, message.offset) else {
+                is_last = true;
+                continue;
+            };
+            message.offset = glance.end;
+            if self.is_of_interest(&glance) {
+                pieces.extend(self.element(&glance));
             }
         }
         Pieces { received: message.received, pieces, is_last }
+    }
+
+    /// Whether an element may be of a sensor that a rule names.
+    fn is_of_interest(&self, glance: &Glance<'_>) -> bool {
+        glance.is_odd || glance.sensor().is_some_and(|sensor| self.watched.contains(sensor))
+    }
+
+    /// What an element is to the judge: a reading, sensors whose number is none, or nothing.
+    fn element(&self, glance: &Glance<'_>) -> Vec<Piece> {
+        match codec::decode_reading(glance.element, Encoding::Json) {
+            Ok(decoded) if self.watched.contains(&decoded.reading.sensor_id) => {
+                vec![Piece::Reading(decoded.reading)]
+            }
+            Ok(_) => Vec::new(),
+            Err(_) => self.unusable(glance.element),
+        }
+    }
+
+    fn reading(&self, glance: &Glance<'_>) -> Option<Piece> {
+        let decoded = codec::decode_reading(glance.element, Encoding::Json).ok()?;
+        let is_watched = self.watched.contains(&decoded.reading.sensor_id);
+        is_watched.then_some(Piece::Reading(decoded.reading))
+    }
+
+    /// First, lowest, highest and last of what is left of an array, for each sensor, in their order. `None` if one of them
+    /// cannot be read: then only reading all of them tells.
+    fn extremes(&self, message: &Message) -> Option<Pieces> {
+        let payload = &message.publish.payload;
+        let mut extremes: BTreeMap<&str, [(f64, Glance<'_>); 4]> = BTreeMap::new();
+        let mut offset = message.offset;
+        while let Some(glance) = next_element(payload, offset) {
+            offset = glance.end;
+            if !self.is_of_interest(&glance) {
+                continue;
+            }
+            let (sensor, value) =
+                (glance.sensor()?, glance.value().filter(|value| value.is_finite())?);
+            let [_, lowest, highest, last] =
+                extremes.entry(sensor).or_insert_with(|| [(value, glance); 4]);
+            if value < lowest.0 {
+                *lowest = (value, glance);
+            }
+            if value > highest.0 {
+                *highest = (value, glance);
+            }
+            *last = (value, glance);
+        }
+        let chosen: BTreeMap<usize, Glance<'_>> =
+            extremes.into_values().flatten().map(|(_, glance)| (glance.end, glance)).collect();
+        let pieces =
+            chosen.values().map(|glance| self.reading(glance)).collect::<Option<Vec<_>>>()?;
+        Some(Pieces { received: message.received, pieces, is_last: true })
     }
 }
 
@@ -269,102 +312,6 @@ struct BlockName {
 struct ReadingName {
     #[prost(string, tag = "1")]
     sensor_id: String,
-}
-
-/// What comes next in an array of readings, and where to go on.
-enum Found<'a> {
-    /// An object, and the sensor that it names.
-    Reading { sensor: Option<String>, element: &'a [u8], end: usize },
-    /// What looks like an object and is no JSON.
-    Refused { element: &'a [u8], end: usize },
-    /// The end, or what is no JSON.
-    End,
-}
-
-fn next_element(payload: &[u8], offset: usize) -> Found<'_> {
-    let Some(at) = next_object(payload, offset) else { return Found::End };
-    let mut elements = serde_json::Deserializer::from_slice(&payload[at..]).into_iter::<Named>();
-    match elements.next() {
-        Some(Ok(Named(sensor))) => {
-            let end = at + elements.byte_offset();
-            Found::Reading { sensor, element: &payload[at..end], end }
-        }
-        Some(Err(_)) | None => match end_of_object(payload, at) {
-            Some(end) => Found::Refused { element: &payload[at..end], end },
-            None => Found::End,
-        },
-    }
-}
-
-/// Where the next object begins. Elements that are none are passed over.
-fn next_object(payload: &[u8], offset: usize) -> Option<usize> {
-    let mut at = offset;
-    loop {
-        at += payload
-            .get(at..)?
-            .iter()
-            .position(|byte| !(byte.is_ascii_whitespace() || matches!(byte, b',' | b'[')))?;
-        match payload.get(at)? {
-            b'{' => return Some(at),
-            b']' => return None,
-            b'"' => {
-                let mut elements =
-                    serde_json::Deserializer::from_slice(&payload[at..]).into_iter::<&RawValue>();
-                elements.next()?.ok()?;
-                at += elements.byte_offset();
-            }
-            // A number or a word: up to the comma.
-            _ => at += payload.get(at..)?.iter().position(|byte| matches!(byte, b',' | b']'))?,
-        }
-    }
-}
-
-/// The sensor that a JSON object names, if it names one.
-struct Named(Option<String>);
-
-#[derive(Deserialize)]
-#[serde(field_identifier, rename_all = "snake_case")]
-enum Field {
-    SensorId,
-    #[serde(other)]
-    Other,
-}
-
-impl<'de> Deserialize<'de> for Named {
-    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct NamedVisitor;
-
-        impl<'de> Visitor<'de> for NamedVisitor {
-            type Value = Named;
-
-            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                formatter.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Named, A::Error> {
-                let mut sensor = None;
-                while let Some(field) = map.next_key::<Field>()? {
-                    match field {
-                        Field::SensorId => sensor = map.next_value::<Text>()?.0,
-                        Field::Other => drop(map.next_value::<IgnoredAny>()?),
-                    }
-                }
-                Ok(Named(sensor))
-            }
-        }
-
-        deserializer.deserialize_map(NamedVisitor)
-    }
-}
-
-/// A text, or nothing where there is something else: what is wrong with it is not said here.
-struct Text(Option<String>);
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let raw = <&RawValue>::deserialize(deserializer)?;
-        Ok(Self(serde_json::from_str(raw.get()).ok()))
-    }
 }
 
 #[cfg(test)]

@@ -229,7 +229,7 @@ impl Protection {
             }
         }
         if !self.is_stop_queued
-            && let Some(pieces) = self.backlog.next()
+            && let Some(pieces) = self.backlog.take_next()
         {
             self.judge(pieces);
         }

@@ -80,8 +80,8 @@ pub const ACTUATOR_COMMANDS: &str = "actuator_commands_total";
 pub const ACTUATOR_FAILURES: &str = "actuator_failures_total";
 /// Stop on the socket to the device's answer (modbus-tcp) or the machine's first report (mqtt), in seconds, by `kind`.
 pub const ACTUATOR_ROUND_TRIP: &str = "actuator_round_trip_seconds";
-/// Blocks that were judged by their limits alone because too many waited, by `reason`.
-pub const PROTECTION_SHED: &str = "protection_shed_blocks_total";
+/// Messages that were judged by their limits or extremes alone because too many waited, by `kind`: block, array.
+pub const PROTECTION_SHED: &str = "protection_shed_messages_total";
 /// Blocks and arrays that wait to be judged.
 pub const PROTECTION_BACKLOG: &str = "protection_backlog";
 /// Machine events dropped because the journal did not take them.

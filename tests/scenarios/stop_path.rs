@@ -233,14 +233,13 @@ fn a_late_answer_confirms_and_a_wrong_one_or_none_does_not() -> anyhow::Result<(
 
 #[test]
 fn a_second_broker_takes_the_stop_when_the_first_is_gone() -> anyhow::Result<()> {
-    let mut plant = Plant::new("second-broker")?;
+    let plant = Plant::new("second-broker")?;
     let second = Mosquitto::start(&plant.dir.join("mosquitto-2"), Persistence::Off)?;
     let machine = FakeMachine::start(second.port(), "press-1", OBEYS)?;
     let paths = format!("{MQTT}{MQTT}port = {}\n", second.port());
     let machines = machine_toml("press-1", &paths)
         .replace("id = \"press-1\"\n[[", "id = \"press-1\"\ntrip-on-silence = \"2s\"\n[[");
     let port = plant.mosquitto.port();
-    plant.edge_settings.mqtt_port = port;
     let mut bench = Bench::start(plant, &machines, "60s")?;
     assert_eq!(machine.commands().len(), 0);
     bench.plant.mosquitto.kill()?;
@@ -252,7 +251,7 @@ fn a_second_broker_takes_the_stop_when_the_first_is_gone() -> anyhow::Result<()>
 }
 
 /// Floods for a while from connections of their own: blocks of one sensor, and arrays of another of 1 MB each.
-fn flood(port: u16, is_over: &AtomicBool) -> anyhow::Result<()> {
+fn flood(port: u16, is_over: &AtomicBool) -> anyhow::Result<[u64; 2]> {
     std::thread::scope(|scope| {
         let blocks = scope.spawn(move || {
             let mut publisher = Publisher::connect(port, "flood-blocks");
@@ -283,16 +282,18 @@ fn flood(port: u16, is_over: &AtomicBool) -> anyhow::Result<()> {
         });
         let blocks = blocks.join().map_err(|_| anyhow::anyhow!("the flood of blocks broke"))??;
         let arrays = arrays.join().map_err(|_| anyhow::anyhow!("the flood of arrays broke"))??;
-        println!("flood: {blocks} blocks of 8 KiB, {arrays} arrays of 1 MB");
-        Ok(())
+        Ok([blocks, arrays])
     })
 }
 
 #[test]
-fn a_flood_of_one_machine_delays_no_stop_of_another() -> anyhow::Result<()> {
+fn a_flood_of_one_machine_loses_no_stop_of_another() -> anyhow::Result<()> {
     const ROUNDS: usize = 40;
-    let plant = Plant::new("flood")?;
+    let mut plant = Plant::new("flood")?;
+    // A broker that writes all it owes to disk each second stands still meanwhile: its stalls are not what is measured here.
+    plant.mosquitto = Mosquitto::start(&plant.dir.join("mosquitto-memory"), Persistence::Off)?;
     let port = plant.mosquitto.port();
+    plant.edge_settings.mqtt_port = port;
     let machine = FakeMachine::start(port, "quiet", OBEYS)?;
     let loud_limit = "[[machines.limits]]\nname = \"zone-d\"\nsensor = \"loud/bearing\"\nquantity = \"rms\"\nabove = 50.0\n";
     let machines = machine_toml("quiet", "") + &machine_toml("loud", "") + loud_limit;
@@ -301,10 +302,12 @@ fn a_flood_of_one_machine_delays_no_stop_of_another() -> anyhow::Result<()> {
     let mut latencies = Vec::new();
     std::thread::scope(|scope| {
         let flooding = scope.spawn(|| flood(port, &is_over));
-        let rounds = stop_again_and_again(&bench, &machine, ROUNDS);
+        let rounds = stop_again_and_again(&bench, &machine, ROUNDS, || !flooding.is_finished());
         // The loud machine's own violation comes last, behind everything that it has sent.
         is_over.store(true, Ordering::SeqCst);
-        flooding.join().map_err(|_| anyhow::anyhow!("the flood broke"))??;
+        let [blocks, arrays] =
+            flooding.join().map_err(|_| anyhow::anyhow!("the flood broke"))??;
+        println!("flood: {blocks} blocks of 8 KiB, {arrays} arrays of 1 MB");
         latencies = rounds?;
         anyhow::Ok(())
     })?;
@@ -312,25 +315,37 @@ fn a_flood_of_one_machine_delays_no_stop_of_another() -> anyhow::Result<()> {
     assert_eq!(trips, ROUNDS as f64, "each violation of the quiet machine has tripped, no other");
     let _publisher = bench.overheat("loud")?;
     bench.wait_for_event("trip", &["\"machine_id\":\"loud\"", "oil-hot"])?;
-    latencies.sort();
+    for (is_flooding, when) in [(true, "while it floods"), (false, "after it")] {
+        let mut times: Vec<Duration> = latencies
+            .iter()
+            .filter(|(was, _)| *was == is_flooding)
+            .map(|(_, time)| *time)
+            .collect();
+        times.sort();
+        let Some(most) = times.last() else { continue };
+        println!(
+            "published to command received, {when}: p50 {:?}, p99 {:?}, most {most:?} of {} stops",
+            times[times.len() / 2],
+            times[times.len() * 99 / 100],
+            times.len(),
+        );
+    }
     println!(
-        "published to command received under a flood: p50 {:?}, p99 {:?}, most {:?} of {ROUNDS} stops; \
-         {} blocks shed; last sample to command written: {} s in all",
-        latencies[ROUNDS / 2],
-        latencies[ROUNDS * 99 / 100],
-        latencies[ROUNDS - 1],
-        bench.metric("protection_shed_blocks_total", "")?,
-        bench.metric("stop_command_latency_seconds_sum", "")?,
+        "{} messages judged by their limits alone; last sample received to command written: {:.1} ms on average",
+        bench.metric("protection_shed_messages_total", "")?,
+        bench.metric("stop_command_latency_seconds_sum", "")? * 1000.0 / (ROUNDS + 1) as f64,
     );
     Ok(())
 }
 
-/// Overheats the quiet machine, waits for its stop, cools it down, resets; gives the time of each from publishing to command.
+/// Overheats the quiet machine, waits for its stop, cools it down, resets; gives the time of each from publishing to command,
+/// and whether the flood lasted still.
 fn stop_again_and_again(
     bench: &Bench,
     machine: &FakeMachine,
     rounds: usize,
-) -> anyhow::Result<Vec<Duration>> {
+    is_flooding: impl Fn() -> bool,
+) -> anyhow::Result<Vec<(bool, Duration)>> {
     let mut publisher = Publisher::connect(bench.plant.mosquitto.port(), "quiet-sensors");
     let mut send = |value: f64| {
         let reading = reading_json("quiet", "quiet/oil", "temperature", now(), value);
@@ -342,7 +357,7 @@ fn stop_again_and_again(
         send(121.0)?;
         wait_until("the stop", || machine.commands().len() > round)?;
         let received = machine.commands()[round].at;
-        latencies.push(received.saturating_duration_since(started));
+        latencies.push((is_flooding(), received.saturating_duration_since(started)));
         machine.wait_for_interlock("stopped", DEADLINE)?;
         send(20.0)?;
         eventually("the reset", DEADLINE, || {

@@ -36,31 +36,6 @@ pub(super) fn sensors_of_readings(payload: &[u8]) -> Vec<SensorId> {
         .collect()
 }
 
-/// Where the object that begins at `start` ends, by its braces: also one that the parser refuses. `None` where it does not
-/// end, or not soon.
-pub(super) fn end_of_object(payload: &[u8], start: usize) -> Option<usize> {
-    let (mut depth, mut is_in_string, mut is_escaped) = (0_usize, false, false);
-    for (index, byte) in payload.get(start..)?.iter().take(PAYLOAD_BYTES_MAX).enumerate() {
-        if is_in_string {
-            match byte {
-                _ if is_escaped => is_escaped = false,
-                b'\\' => is_escaped = true,
-                b'"' => is_in_string = false,
-                _ => {}
-            }
-            continue;
-        }
-        match byte {
-            b'"' => is_in_string = true,
-            b'{' => depth += 1,
-            b'}' if depth <= 1 => return Some(start + index + 1),
-            b'}' => depth -= 1,
-            _ => {}
-        }
-    }
-    None
-}
-
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum OneOrMany {
