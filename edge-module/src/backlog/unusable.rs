@@ -101,18 +101,6 @@ mod tests {
     }
 
     #[test]
-    fn an_object_ends_at_its_own_brace() {
-        let check = |payload: &str, expected: Option<usize>| {
-            assert_eq!(end_of_object(payload.as_bytes(), 0), expected, "{payload}");
-        };
-        check(r#"{"value":NaN},{}"#, Some(13));
-        check(r#"{"a":{"b":1},"c":2}}"#, Some(19));
-        check(r#"{"a":"}\\\"}","c":2} "#, Some(18));
-        check(r#"{"a":"}"#, None);
-        check("", None);
-    }
-
-    #[test]
     fn a_number_of_protobuf_that_is_none_names_its_sensor() {
         for (value, expected) in [(f64::NAN, "t1"), (f64::INFINITY, "t1"), (1.0, "")] {
             let reading = v1::Reading {
