@@ -132,7 +132,7 @@ mod tests {
         };
         check(r#"{"value":NaN},{}"#, Some(13));
         check(r#"{"a":{"b":1},"c":2}}"#, Some(19));
-        check(r#"{"a":"}\\\"}","c":2} "#, Some(18));
+        check(r#"{"a":"}\\\"}","c":2} "#, Some(20));
         check(r#"{"a":"}"#, None);
         check("", None);
     }
