@@ -110,9 +110,8 @@ fn limits_change_live_and_a_broken_file_leaves_the_old_ones_in_force() -> anyhow
 
     watched.send("press-1", 110.0)?;
     watched.change(&machine("press-1", 120.0), &machine("press-1", 100.0))?;
-    assert!(one.commands().is_empty(), "110 was below the limit of its time");
     watched.wait_for_event("settings-changed", "machines[0].limits[0].above")?;
-    watched.send("press-1", 105.0)?;
+    // The latest value, below the limit of its time, is over the new one.
     one.wait_for_interlock("stopped", DEADLINE)?;
     assert!(two.is_running());
 

@@ -50,6 +50,14 @@ fn a_broken_thermometer_stops_nothing_and_a_shelved_limit_stops_when_it_is_in_fo
     send("readings", oil(121.0))?;
     wait_for("the sensor is well again", &|state| state["sensor_faults"].is_null())?;
     assert!(machine.is_running() && machine.commands().is_empty());
+    eventually("what was told before the power cut is on Kafka", DEADLINE, || {
+        let events = kafka()?.read_json(&plant.topic("machine-events"))?;
+        for event_type in ["sensor-recovered", "trip-suppressed"] {
+            let is_there = events.iter().any(|event| event["event_type"] == event_type);
+            ensure!(is_there, "no {event_type} among {}", events.len());
+        }
+        Ok(())
+    })?;
 
     // A restart keeps what is left of the shelving.
     edge.process().kill()?;

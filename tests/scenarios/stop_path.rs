@@ -21,7 +21,7 @@ const FLOOD_BLOCKS_MAX: u64 = 100_000;
 const FLOOD_ARRAYS_MAX: u64 = 400;
 const OBEYS: Obedience = Obedience::SpinsDown(Duration::ZERO);
 
-pub fn modbus_path(port: u16) -> String {
+pub(crate) fn modbus_path(port: u16) -> String {
     format!(
         "[[machines.actuators]]\nkind = \"modbus-tcp\"\nhost = \"127.0.0.1\"\nport = {port}\nstop-coil = 0\n\
          standstill-input = 0\nheartbeat-register = 0\npoll-interval = \"20ms\"\nresponse-timeout = \"200ms\"\n"
