@@ -33,8 +33,10 @@ mod chunk;
 #[cfg(test)]
 mod corruption;
 mod head;
+mod index;
 mod plain;
 mod recovery;
+mod room;
 mod segment;
 mod segmented;
 mod survey;

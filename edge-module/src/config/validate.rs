@@ -239,7 +239,8 @@ impl Settings {
             faults.add("device.data-dir", "is empty");
         }
         let journal = &self.journal;
-        faults.range("journal.segment-bytes", journal.segment_bytes, 1 << 20, 1 << 30);
+        // More than a segment's file takes: it is closed then, whatever is set here.
+        faults.range("journal.segment-bytes", journal.segment_bytes, 1 << 20, 16 << 20);
         let two_segments = journal.segment_bytes.saturating_mul(2);
         faults.range("journal.bytes-max", journal.bytes_max, two_segments, u64::MAX);
         faults.range("journal.queue-length", journal.queue_length, 1, 1_000_000);

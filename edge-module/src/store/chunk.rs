@@ -22,6 +22,7 @@ const ENTRY_HEADER_BYTES: usize = 16;
 /// Entries that are written as one value.
 #[derive(Debug)]
 pub(super) struct Chunk {
+    pub(super) previous: Sequence,
     pub(super) first: Sequence,
     pub(super) last: Sequence,
     pub(super) records: u64,
@@ -38,7 +39,7 @@ impl Chunk {
         bytes.extend_from_slice(&previous.0.to_le_bytes());
         bytes.push(lane_code(lane));
         bytes.extend_from_slice(&[0; 7]);
-        Self { first: Sequence(0), last: previous, records: 0, bytes }
+        Self { previous, first: Sequence(0), last: previous, records: 0, bytes }
     }
 
     pub(super) const fn is_empty(&self) -> bool {
@@ -138,23 +139,64 @@ impl Salvaged {
     }
 }
 
-/// Finds chunks of the lane in any bytes: the salvage of a file that its engine cannot read any more.
-pub(super) fn salvage(bytes: &[u8], generation: Generation, lane: Lane) -> Vec<Salvaged> {
-    let mut found = Vec::new();
-    let mut at = 0;
-    while let Some(distance) = find(&bytes[at..], MAGIC) {
-        at += distance;
-        let decoded = decode(&bytes[at..], generation, lane);
-        if !decoded.entries.is_empty() {
-            found.push(Salvaged::of(&decoded));
-        }
-        // Not past the entries: a damaged length must not hide the chunk behind it.
-        at += MAGIC.len();
-    }
-    found
+/// A chunk found in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Located {
+    /// Where it begins.
+    pub(super) offset: u64,
+    /// Its length, up to the last entry that is whole.
+    pub(super) length: usize,
+    pub(super) first: Sequence,
+    pub(super) last: Sequence,
+    pub(super) records: u64,
+    pub(super) previous: Option<Sequence>,
+    pub(super) is_whole: bool,
 }
 
-fn find(bytes: &[u8], pattern: &[u8; 8]) -> Option<usize> {
+/// Finds chunks of the lane in any bytes, as far as they begin before `end`. Gives where to go on.
+pub(super) fn locate(
+    bytes: &[u8],
+    end: usize,
+    generation: Generation,
+    lane: Lane,
+    mut take: impl FnMut(Located),
+) -> usize {
+    let mut at = 0;
+    while let Some(distance) = find(&bytes[at..], MAGIC) {
+        let searched_from = at;
+        at += distance;
+        if at >= end {
+            return searched_from.max(end);
+        }
+        let stated = bytes.get(at + 8..at + 12).and_then(|length| length.try_into().ok());
+        let stated = stated.map_or(0, |length| u32::from_le_bytes(length) as usize);
+        let exactly = bytes.get(at..at.saturating_add(HEADER_BYTES).saturating_add(stated));
+        let whole = exactly.map(|bytes| decode(bytes, generation, lane));
+        let decoded = match whole {
+            Some(decoded) if decoded.is_whole => decoded,
+            Some(_) | None => decode(&bytes[at..], generation, lane),
+        };
+        let entries = decoded.entries.iter();
+        let length = entries.map(|(_, payload)| ENTRY_HEADER_BYTES + payload.len()).sum::<usize>();
+        let length = HEADER_BYTES + length;
+        if let (Some(first), Some(last)) = (decoded.entries.first(), decoded.entries.last()) {
+            take(Located {
+                offset: at as u64,
+                length,
+                first: first.0,
+                last: last.0,
+                records: decoded.entries.len() as u64,
+                previous: decoded.previous,
+                is_whole: decoded.is_whole,
+            });
+        }
+        // What lies inside a whole one is payload. A damaged length must not hide the chunk behind it.
+        at += if decoded.is_whole { length } else { MAGIC.len() };
+    }
+    at.max(end)
+}
+
+pub(super) fn find(bytes: &[u8], pattern: &[u8; 8]) -> Option<usize> {
     let mut at = 0;
     while let Some(distance) = bytes[at..].iter().position(|byte| *byte == pattern[0]) {
         at += distance;
@@ -257,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn salvage_finds_chunks_among_other_bytes() {
+    fn chunks_are_found_among_other_bytes() {
         let mut bytes = b"PMCHUNPMCHUNK1 noise".to_vec();
         bytes.extend(chunk(0, 1..=3).bytes);
         bytes.extend_from_slice(&[0xff; 100]);
@@ -267,12 +309,28 @@ mod tests {
         bytes.extend(damaged);
         bytes.extend(chunk(6, 7..=7).bytes);
         bytes.extend(&chunk(7, 8..=9).bytes[..70]);
-        let found = salvage(&bytes, GENERATION, Lane::Readings);
-        let numbers: Vec<u64> =
-            found.iter().flat_map(|chunk| &chunk.records).map(|record| record.sequence.0).collect();
-        assert_eq!(numbers, [1, 2, 3, 4, 7, 8]);
-        assert_eq!(found[3].records[0].payload, b"reading 8");
+        let mut found = Vec::new();
+        let end = bytes.len();
+        locate(&bytes, end, GENERATION, Lane::Readings, |located| found.push(located));
+        let ranges: Vec<_> =
+            found.iter().map(|chunk| (chunk.first.0, chunk.last.0, chunk.is_whole)).collect();
+        assert_eq!(ranges, [(1, 3, true), (4, 4, false), (7, 7, true), (8, 8, false)]);
         assert_eq!(found[3].previous, Some(Sequence(7)));
+        for located in found {
+            let at = usize::try_from(located.offset).expect("small");
+            let decoded = decode(&bytes[at..at + located.length], GENERATION, Lane::Readings);
+            assert_eq!(decoded.entries.len() as u64, located.records);
+        }
+    }
+
+    #[test]
+    fn a_chunk_inside_a_payload_is_payload() {
+        let mut outer = Chunk::new(GENERATION, Lane::Readings, Sequence(8));
+        outer.push(Sequence(9), &chunk(0, 1..=3).bytes);
+        let mut found = Vec::new();
+        let end = outer.bytes.len();
+        locate(&outer.bytes, end, GENERATION, Lane::Readings, |located| found.push(located.first));
+        assert_eq!(found, [Sequence(9)]);
     }
 
     fn find_text(bytes: &[u8], text: &[u8]) -> usize {

@@ -1,7 +1,7 @@
 //! What is found on disk at a start, and what is made of it.
 //!
-//! Only the newest segment of each lane is opened: a start does not depend on how much waits. Damage in older ones is found
-//! when they are read.
+//! Only the newest segment of each lane is looked into: a start does not depend on how much waits. Damage in older ones is
+//! found when they are read. Nothing more is written into any of them: the first append begins new ones.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,13 +9,13 @@ use std::hash::{BuildHasher as _, Hasher as _};
 use std::path::{Path, PathBuf};
 
 use shared_proto::model::{EventTime, Generation, Sequence};
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use super::head::{Books, HeadFile, Loaded};
 use super::segment::{
     DELETED_EXTENSION, Segment, SegmentName, move_aside, salvage_path, sync_folder,
 };
-use super::segmented::{Shared, SharedSegment, has_room};
+use super::segmented::{Shared, has_room};
 use super::{JournalError, JournalSettings, Lane};
 
 /// Floors above this are not ours: a device would have to journal a million records a second for 290,000 years.
@@ -31,7 +31,6 @@ pub(super) struct Recovered {
     pub(super) generation: Generation,
     pub(super) books: Books,
     pub(super) head: HeadFile,
-    pub(super) newest: Vec<(Lane, SharedSegment)>,
     pub(super) shared: Shared,
 }
 
@@ -72,15 +71,14 @@ pub(super) fn recover(
         books,
         is_head_lost,
         is_newest_damaged: false,
-        newest: Vec::new(),
         shared,
     };
     for lane in Lane::ALL {
         this.recover_lane(lane)?;
     }
     this.set_next(is_exact);
-    let Recovery { books, newest, shared, .. } = this;
-    Ok(Recovered { generation, books, head, newest, shared })
+    let Recovery { books, shared, .. } = this;
+    Ok(Recovered { generation, books, head, shared })
 }
 
 /// The newest generation that has content; a new one if none has.
@@ -154,7 +152,6 @@ struct Recovery {
     books: Books,
     is_head_lost: bool,
     is_newest_damaged: bool,
-    newest: Vec<(Lane, SharedSegment)>,
     shared: Shared,
 }
 
@@ -181,12 +178,7 @@ impl Recovery {
             self.shared.insert(lane, floor, segment);
         }
         if let Some((floor, segment)) = newest {
-            // Into a closed one nothing more is written.
-            let is_open = segment.closed().is_none();
-            let segment = self.shared.insert(lane, floor, segment);
-            if is_open {
-                self.newest.push((lane, segment));
-            }
+            self.shared.insert(lane, floor, segment);
         }
         Ok(())
     }
@@ -269,9 +261,16 @@ impl Recovery {
         let mut newest = None;
         let mut found = Sequence(0);
         while let Some((floor, mut segment)) = segments.pop_last() {
-            match segment.last() {
-                // The head knows of more: perhaps the engine dropped what can still be found.
-                Ok(last) if last >= named || segment.closed().is_some() => found = last,
+            segment.sync()?;
+            match segment.last(named) {
+                // Closed in good order, or at the last record that was acknowledged.
+                Ok((last, _)) if segment.closed().is_some() => {
+                    found = segment.closed().map_or(last, |closed| closed.last.min(last));
+                }
+                Ok((last, is_torn)) if last >= named => {
+                    found = last;
+                    self.close_newest(&mut segment, last, is_torn)?;
+                }
                 Err(error) if !error.is_damage() => return Err(error),
                 Err(_) if segment.was_never_begun() => {
                     segment.delete()?;
@@ -281,7 +280,7 @@ impl Recovery {
                     self.examine_room()?;
                     self.is_newest_damaged = true;
                     segment.salvage(&self.quarantine, Sequence(FLOOR_MAX))?;
-                    found = segment.last()?;
+                    found = segment.last(named)?.0;
                     if found.0 < floor {
                         // Nothing of ours is left in it.
                         segment.delete()?;
@@ -301,6 +300,23 @@ impl Recovery {
         }
         *self.books.last.get_mut(lane) = named.max(found);
         Ok(newest)
+    }
+
+    /// What was torn off behind the last record must never be read. Otherwise the mark can be done without.
+    fn close_newest(
+        &self,
+        segment: &mut Segment,
+        last: Sequence,
+        is_torn: bool,
+    ) -> Result<(), JournalError> {
+        let path = segment.name().path.clone();
+        match segment.close_after(last, is_torn) {
+            Err(error) if is_torn => return Err(error),
+            Err(error) => debug!(path = %path.display(), %error, "segment not marked"),
+            Ok(()) => {}
+        }
+        segment.close();
+        Ok(())
     }
 
     /// Without room nobody can tell damage from want of room.

@@ -10,45 +10,35 @@
 //! emptied, or is not ours. `previous` is the last record of the lane before the segment. A segment is deleted by a rename
 //! to `<floor>.deleted` first: a kill in between leaves nothing that looks like a segment.
 //!
-//! The engine puts a page over a quarter of its own segment size into a file beside the database, which it does not sync: a
-//! power cut would lose the whole page. A page holds at most 17 chunks, so with [`ENGINE_SEGMENT_BYTES`] that cannot happen.
-//!
-//! The engine's snapshots (`snap.*`) only shorten its start. It trips over one that was being written when it was killed:
-//! those are removed before it opens, and all of them when it does not.
+//! The engine opens a database once, when it makes it. It writes it up to a bound (see `room`), and the lane goes on in
+//! the next segment. After that, and after any restart, a segment is only read, and without its engine (see `index`): an
+//! engine that puts a database in order writes to it, and a power cut during that has cost records that were durable. For
+//! the same reason nothing of the engine but `db` has to survive: not its configuration, its snapshots, its blobs.
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use shared_proto::model::{Generation, Sequence};
 use tracing::warn;
 
 use super::chunk::{self, Chunk, Salvaged};
-use super::{JournalError, Lane, RECORD_BYTES_MAX, Stored};
+use super::index::Index;
+use super::room::ENGINE_SEGMENT_BYTES;
+use super::{JournalError, Lane, Stored};
 
 const HEADER_KEY: [u8; 8] = [0; 8];
 const HEADER_MAGIC: &[u8; 8] = b"PMSEGMT1";
 const DATABASE_FILE: &str = "db";
 const CLOSED_FILE: &str = "closed";
-/// How long a segment is waited for that is still locked, and how often it is looked at.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
-const LOCK_STEP: Duration = Duration::from_millis(2);
-const SNAPSHOT_PREFIX: &str = "snap.";
 /// Marks a folder whose deletion has begun.
 pub(super) const DELETED_EXTENSION: &str = "deleted";
-/// A segment whose header was synced takes more than this on disk.
+/// Without a header and this short, a database was being made.
 const BEGUN_BYTES: u64 = 64 << 10;
-/// sled's own segments; 17 records of the largest size stay below a quarter of it.
-const ENGINE_SEGMENT_BYTES: usize = 8 << 20;
-const _: () = assert!(18 * (RECORD_BYTES_MAX + 1024) < ENGINE_SEGMENT_BYTES / 4);
-/// Background flush of sled. It also collects free space; acknowledgement does not depend on it.
-const FLUSH_EVERY_MS: u64 = 500;
-/// Bytes of a damaged file looked at in one go, and how far two looks overlap: more than any chunk.
-const SALVAGE_BYTES: usize = 8 << 20;
-const SALVAGE_OVERLAP: usize = 256 << 10;
+/// Records that are counted in one go.
+const COUNT_RECORDS: usize = 4_096;
 
 /// Which segment of which journal.
 #[derive(Clone, Debug)]
@@ -72,9 +62,14 @@ pub(super) struct Closed {
 pub(super) struct Segment {
     name: SegmentName,
     cache_bytes: u64,
+    /// Of the segment that is written.
     database: Option<sled::Db>,
+    /// Of one that is read.
+    index: Option<Index>,
     previous: Option<Sequence>,
     closed: Option<Closed>,
+    /// Bytes on disk, of one that is not written any more.
+    measured: Option<u64>,
     /// What could be salvaged has been: what is missing is lost.
     pub(super) is_salvaged: bool,
     pub(super) is_deleted: bool,
@@ -127,31 +122,42 @@ impl Segment {
             name,
             cache_bytes,
             database: None,
+            index: None,
             previous: None,
             closed,
+            measured: None,
             is_salvaged: false,
             is_deleted: false,
         }
     }
 
-    /// Makes an empty segment, open and durable. What is in its place, left by an attempt that failed, is removed.
+    /// Makes an empty segment, open for writing. Its name is durable; its header is with the first chunk that is synced.
+    /// What is in its place, left by an attempt that failed, is removed.
     pub(super) fn create(
         name: SegmentName,
         cache_bytes: u64,
         previous: Sequence,
-    ) -> Result<Self, JournalError> {
+    ) -> Result<(Self, sled::Db), JournalError> {
         remove_if_there(&name.path)?;
         let mut this = Self::new(name, cache_bytes);
-        let database = this.open_database()?;
+        let config = sled::Config::new()
+            .path(&this.name.path)
+            .cache_capacity(cache_bytes)
+            .segment_size(ENGINE_SEGMENT_BYTES)
+            .mode(sled::Mode::HighThroughput)
+            // The journal flushes; a thread that collects free space has none to collect.
+            .flush_every_ms(None);
+        let path = &this.name.path;
+        let database =
+            guard(path, || config.open().map_err(JournalError::engine(&this.name.path)))?;
         // From here on the segment closes it, also after an error.
         this.database = Some(database.clone());
         let header = this.name.header(previous);
         database.insert(HEADER_KEY, header).map_err(JournalError::engine(&this.name.path))?;
-        sync_database(&database, &this.name.path)?;
-        this.sync_files()?;
         sync_folder(&this.name.path)?;
+        sync_folder(this.name.path.parent().unwrap_or(&this.name.path))?;
         this.previous = Some(previous);
-        Ok(this)
+        Ok((this, database))
     }
 
     pub(super) const fn name(&self) -> &SegmentName {
@@ -162,94 +168,49 @@ impl Segment {
         self.closed
     }
 
-    /// Opens the database and checks that it is ours.
-    pub(super) fn open(&mut self) -> Result<&sled::Db, JournalError> {
-        if self.database.is_none() {
-            if !self.name.path.join(DATABASE_FILE).is_file() {
-                return Err(self.foreign("its database file is missing"));
-            }
-            self.database = Some(self.open_database()?);
-            match self.read_header() {
-                Ok(previous) => self.previous = Some(previous),
-                Err(error) => {
-                    self.close();
-                    return Err(error);
-                }
-            }
+    /// Makes the segment readable and checks that it is ours.
+    pub(super) fn open(&mut self) -> Result<(), JournalError> {
+        if self.database.is_some() {
+            return Ok(());
         }
-        Ok(self.database.as_ref().expect("opened above"))
+        self.index()?;
+        if self.previous.is_none() {
+            return Err(self.foreign("it has no header of this segment"));
+        }
+        Ok(())
     }
 
-    fn read_header(&self) -> Result<Sequence, JournalError> {
-        let Some(database) = &self.database else { return Err(self.foreign("it is closed")) };
-        let header = guard(&self.name.path, || {
-            database.get(HEADER_KEY).map_err(JournalError::engine(&self.name.path))
-        })?;
-        let Some(header) = header else { return Err(self.foreign("it has no header")) };
-        self.name
-            .check_header(&header)
-            .ok_or_else(|| self.foreign("its header is that of another segment"))
+    fn index(&mut self) -> Result<&Index, JournalError> {
+        if self.index.is_none() {
+            let path = self.name.path.join(DATABASE_FILE);
+            if !path.is_file() {
+                return Err(self.foreign("its database file is missing"));
+            }
+            let (name, is_header) = (&self.name, |bytes: &[u8]| self.name.find_header(bytes));
+            let index = Index::load(&path, name.generation, name.lane, HEADER_MAGIC, is_header)
+                .map_err(JournalError::io("read", &path))?;
+            self.previous = index.header().and_then(|header| self.name.check_header(header));
+            self.index = Some(index);
+        }
+        Ok(self.index.as_ref().expect("loaded above"))
     }
 
     /// Whether it was being made when the process ended: nothing can have been acknowledged in it.
-    pub(super) fn was_never_begun(&self) -> bool {
-        bytes_on_disk(&self.name.path) < BEGUN_BYTES
+    pub(super) fn was_never_begun(&mut self) -> bool {
+        let length = fs::metadata(self.name.path.join(DATABASE_FILE)).map_or(0, |file| file.len());
+        let is_empty = self.index().map_or(true, Index::is_empty);
+        length < BEGUN_BYTES && is_empty && self.previous.is_none()
     }
 
-    fn open_database(&self) -> Result<sled::Db, JournalError> {
-        self.remove_snapshots(|name| name.ends_with(".generating"));
-        match self.try_open_database() {
-            Err(error) if error.is_damage() && self.remove_snapshots(|_| true) > 0 => {
-                self.try_open_database()
-            }
-            other => other,
+    /// Makes what a killed process had written survive a power cut too: it may be sent from now on.
+    pub(super) fn sync(&self) -> Result<(), JournalError> {
+        let path = self.name.path.join(DATABASE_FILE);
+        if !path.is_file() {
+            return Ok(());
         }
-    }
-
-    fn try_open_database(&self) -> Result<sled::Db, JournalError> {
-        let config = sled::Config::new()
-            .path(&self.name.path)
-            .cache_capacity(self.cache_bytes)
-            .segment_size(ENGINE_SEGMENT_BYTES)
-            .mode(sled::Mode::HighThroughput)
-            .flush_every_ms(Some(FLUSH_EVERY_MS));
-        let deadline = Instant::now() + LOCK_PATIENCE;
-        loop {
-            let opened = guard(&self.name.path, || {
-                config.open().map_err(JournalError::engine(&self.name.path))
-            });
-            match opened {
-                // The engine's own threads give the file back a moment after it was closed.
-                Err(error) if is_locked(&error) && Instant::now() < deadline => {
-                    std::thread::sleep(LOCK_STEP);
-                }
-                other => return other,
-            }
-        }
-    }
-
-    /// Removes snapshots of the engine and says how many. One that stays is the engine's to complain about.
-    fn remove_snapshots(&self, is_unwanted: impl Fn(&str) -> bool) -> usize {
-        let Ok(entries) = fs::read_dir(&self.name.path) else { return 0 };
-        let is_removed = |entry: fs::DirEntry| {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            name.starts_with(SNAPSHOT_PREFIX)
-                && is_unwanted(&name)
-                && fs::remove_file(entry.path()).is_ok()
-        };
-        entries.flatten().filter_map(|entry| is_removed(entry).then_some(())).count()
-    }
-
-    /// Syncs every file in the folder: the engine does not sync its configuration.
-    fn sync_files(&self) -> Result<(), JournalError> {
-        let folder = &self.name.path;
-        for entry in fs::read_dir(folder).map_err(JournalError::io("list", folder))? {
-            let path = entry.map_err(JournalError::io("list", folder))?.path();
-            File::open(&path)
-                .and_then(|file| file.sync_all())
-                .map_err(JournalError::io("sync", &path))?;
-        }
-        Ok(())
+        File::open(&path)
+            .and_then(|file| file.sync_data())
+            .map_err(JournalError::io("sync", &path))
     }
 
     fn foreign(&self, what: &'static str) -> JournalError {
@@ -257,6 +218,7 @@ impl Segment {
     }
 
     pub(super) fn close(&mut self) {
+        self.index = None;
         if let Some(database) = self.database.take() {
             // The engine flushes when the last handle goes, and may panic on a broken file.
             if std::panic::catch_unwind(AssertUnwindSafe(|| drop(database))).is_err() {
@@ -276,26 +238,41 @@ impl Segment {
         chain: &mut Chain,
         records_max: usize,
     ) -> Result<bool, JournalError> {
-        let (path, generation, lane) =
-            (self.name.path.clone(), self.name.generation, self.name.lane);
-        let database = self.open()?.clone();
+        self.open()?;
+        let (generation, lane) = (self.name.generation, self.name.lane);
         if let Some(previous) = self.previous {
             chain.expect(previous);
         }
-        guard(&path, || {
+        let path = &self.name.path;
+        let is_over = |chain: &Chain| {
+            chain.records.len() >= records_max || chain.cursor >= chain.through
+        };
+        let Some(database) = &self.database else {
+            let Some(index) = &self.index else { return Err(self.foreign("it is closed")) };
+            for located in index.after(chain.cursor) {
+                if is_over(chain) {
+                    return Ok(false);
+                }
+                let bytes = index.read(located).map_err(JournalError::io("read", path))?;
+                chain.take(&bytes, generation, lane);
+                chain.has_damage |= !located.is_whole;
+            }
+            return Ok(true);
+        };
+        guard(path, || {
             let next = chain.cursor.next().0.to_be_bytes();
             // The chunk that the next record is in may begin before it.
             let start = database
                 .range(..=next)
                 .next_back()
                 .transpose()
-                .map_err(JournalError::engine(&path))?
+                .map_err(JournalError::engine(path))?
                 .map_or(next, |(key, _)| key.as_ref().try_into().unwrap_or(next));
             for item in database.range(start..) {
-                if chain.records.len() >= records_max || chain.cursor >= chain.through {
+                if is_over(chain) {
                     return Ok(false);
                 }
-                let (key, value) = item.map_err(JournalError::engine(&path))?;
+                let (key, value) = item.map_err(JournalError::engine(path))?;
                 if key.as_ref() != HEADER_KEY {
                     chain.take(&value, generation, lane);
                 }
@@ -304,55 +281,111 @@ impl Segment {
         })
     }
 
-    /// The last records, oldest first, at most `records_max`.
-    pub(super) fn tail(&mut self, records_max: usize) -> Result<Vec<Stored>, JournalError> {
-        let (path, generation, lane) =
-            (self.name.path.clone(), self.name.generation, self.name.lane);
-        let database = self.open()?.clone();
-        guard(&path, || {
-            let mut records = Vec::new();
-            for item in database.iter().rev() {
-                let (key, value) = item.map_err(JournalError::engine(&path))?;
-                if key.as_ref() == HEADER_KEY || records.len() >= records_max {
-                    break;
-                }
-                let decoded = chunk::decode(&value, generation, lane);
-                records.extend(decoded.entries.iter().rev().map(|(sequence, payload)| Stored {
+    /// The last records up to `through`, oldest first, at most `records_max`.
+    pub(super) fn tail(
+        &mut self,
+        through: Sequence,
+        records_max: usize,
+    ) -> Result<Vec<Stored>, JournalError> {
+        self.open()?;
+        let (generation, lane) = (self.name.generation, self.name.lane);
+        let path = &self.name.path;
+        let through = self.closed.map_or(through, |closed| closed.last.min(through));
+        let mut records: Vec<Stored> = Vec::new();
+        let mut take = |bytes: &[u8]| {
+            let decoded = chunk::decode(bytes, generation, lane);
+            let wanted = decoded.entries.iter().rev().filter(|(sequence, _)| *sequence <= through);
+            records.extend(
+                wanted.map(|(sequence, payload)| Stored {
                     sequence: *sequence,
                     payload: payload.to_vec(),
-                }));
+                }),
+            );
+            records.len() >= records_max
+        };
+        if let Some(index) = &self.index {
+            for located in index.backwards(through) {
+                if take(&index.read(located).map_err(JournalError::io("read", path))?) {
+                    break;
+                }
             }
-            records.truncate(records_max);
-            records.reverse();
-            Ok(records)
-        })
+        } else if let Some(database) = &self.database {
+            guard(path, || {
+                for item in database.iter().rev() {
+                    let (key, value) = item.map_err(JournalError::engine(path))?;
+                    if key.as_ref() == HEADER_KEY || take(&value) {
+                        break;
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        records.truncate(records_max);
+        records.reverse();
+        Ok(records)
     }
 
-    /// Last record in the segment, or the one of the lane before it.
-    pub(super) fn last(&mut self) -> Result<Sequence, JournalError> {
-        let last = self.tail(1)?.pop().map(|record| record.sequence);
-        Ok(last.or(self.previous).unwrap_or_default())
+    /// Last record that can have been acknowledged, or the one of the lane before the segment; and whether there is more
+    /// behind it, torn by a power cut. `known` was acknowledged.
+    pub(super) fn last(&mut self, known: Sequence) -> Result<(Sequence, bool), JournalError> {
+        self.open()?;
+        let previous = self.previous.unwrap_or_default();
+        Ok(self.index()?.reach(previous, known))
     }
 
     /// Records after a sequence that can be read.
     pub(super) fn count_after(&mut self, after: Sequence) -> Result<u64, JournalError> {
-        let mut chain = Chain::new(after, Sequence(u64::MAX - 1));
+        let through = self.closed.map_or(Sequence(u64::MAX - 1), |closed| closed.last);
+        let mut chain = Chain::new(after, through);
         let mut records = 0;
-        while !self.read(&mut chain, 4_096)? {
+        while !self.read(&mut chain, COUNT_RECORDS)? {
             records += std::mem::take(&mut chain.records).len() as u64;
         }
         Ok(records + chain.records.len() as u64)
     }
 
-    /// Writes down that nothing more comes into this segment.
-    pub(super) fn mark_closed(&mut self, closed: Closed) -> Result<(), JournalError> {
+    /// Writes down that nothing more comes into this segment. Unless something lies behind the last record, the mark
+    /// only saves looking into the segment and need not be durable.
+    pub(super) fn mark_closed(
+        &mut self,
+        closed: Closed,
+        is_durable: bool,
+    ) -> Result<(), JournalError> {
         let text = format!("{} {} {}", closed.previous.0, closed.last.0, closed.records);
         let text = format!("{text} {:08x}\n", crc32c::crc32c(text.as_bytes()));
         let path = self.name.path.join(CLOSED_FILE);
-        write_synced(&path, text.as_bytes()).map_err(JournalError::io("write", &path))?;
-        sync_folder(&self.name.path)?;
+        let written = if is_durable {
+            write_synced(&path, text.as_bytes())
+        } else {
+            fs::write(&path, text.as_bytes())
+        };
+        written.map_err(JournalError::io("write", &path))?;
+        if is_durable {
+            sync_folder(&self.name.path)?;
+        }
         self.closed = Some(closed);
         Ok(())
+    }
+
+    /// Marks the segment closed after the record `last`.
+    pub(super) fn close_after(
+        &mut self,
+        last: Sequence,
+        is_durable: bool,
+    ) -> Result<(), JournalError> {
+        self.open()?;
+        let records = self.index()?.count(last);
+        let previous = self.previous.unwrap_or_default();
+        self.mark_closed(Closed { previous, last, records }, is_durable)
+    }
+
+    /// Bytes on disk.
+    pub(super) fn bytes(&mut self) -> u64 {
+        if self.database.is_none() {
+            *self.measured.get_or_insert_with(|| bytes_on_disk(&self.name.path))
+        } else {
+            bytes_on_disk(&self.name.path)
+        }
     }
 
     pub(super) fn delete(&mut self) -> Result<(), JournalError> {
@@ -385,19 +418,19 @@ impl Segment {
         let first_previous = found.first().and_then(|chunk| chunk.previous);
         let previous = previous.or(first_previous).unwrap_or_default();
         let name = SegmentName { path: salvage_path(&self.name.path), ..self.name.clone() };
-        let mut new = Self::create(name, self.cache_bytes, previous)?;
+        let (mut new, database) = Self::create(name, self.cache_bytes, previous)?;
         let mut records = 0;
         let new_path = new.name.path.clone();
-        let database = new.open()?;
         for salvaged in &found {
             let chunk = salvaged.to_chunk(self.name.generation, self.name.lane);
             records += chunk.records;
-            write_chunk(database, &new_path, chunk)?;
+            write_chunk(&database, &new_path, chunk)?;
         }
-        sync_database(database, &new_path)?;
+        sync_database(&database, &new_path)?;
+        drop(database);
         new.close();
         if let Some(closed) = self.closed {
-            new.mark_closed(closed)?;
+            new.mark_closed(closed, true)?;
         }
         move_aside(&self.name.path, quarantine, self.name.lane.as_str())?;
         fs::rename(&new.name.path, &self.name.path)
@@ -405,53 +438,32 @@ impl Segment {
         sync_folder(self.name.path.parent().unwrap_or(&self.name.path))?;
         warn!(path = %self.name.path.display(), records, "damaged segment moved to the quarantine, what could be read was salvaged");
         self.previous = None;
+        self.measured = None;
         self.is_salvaged = true;
         Ok(())
     }
 
-    /// Chunks that the engine still gives, and those that can be found in its file without it.
+    /// Chunks up to `limit`, with what is whole of each.
     fn find_chunks(&mut self, limit: Sequence) -> Result<Vec<Salvaged>, JournalError> {
         let (generation, lane) = (self.name.generation, self.name.lane);
-        let mut found = std::collections::BTreeMap::new();
-        let mut keep = |chunk: Salvaged| {
-            let Some(first) = chunk.records.first().map(|record| record.sequence) else { return };
-            // Of two that begin alike the one with more left, and of those one with a whole header.
-            let is_better = found.get(&first).is_none_or(|known: &Salvaged| {
-                (chunk.records.len(), chunk.previous.is_some())
-                    > (known.records.len(), known.previous.is_some())
-            });
-            if is_better {
-                found.insert(first, chunk);
-            }
-        };
-        let database = self.open().cloned();
-        if let Ok(database) = database {
-            let by_engine = guard(&self.name.path, || {
-                for item in database.iter() {
-                    let (_, value) = item.map_err(JournalError::engine(&self.name.path))?;
-                    keep(Salvaged::of(&chunk::decode(&value, generation, lane)));
-                }
-                Ok(())
-            });
-            if let Err(error) = by_engine {
-                warn!(path = %self.name.path.display(), %error, "the engine reads the segment in part");
-            }
-        }
-        self.close();
-        let path = self.name.path.join(DATABASE_FILE);
-        if path.is_file() {
-            scan(&path, |bytes| {
-                chunk::salvage(bytes, generation, lane).into_iter().for_each(&mut keep);
-            })
-            .map_err(JournalError::io("read", &path))?;
-        }
         let range = Sequence(self.name.floor)..=limit;
-        let mut chunks: Vec<Salvaged> = found.into_values().collect();
-        for chunk in &mut chunks {
+        if !self.name.path.join(DATABASE_FILE).is_file() {
+            return Ok(Vec::new());
+        }
+        self.database = None;
+        self.index()?;
+        let path = &self.name.path;
+        let Some(index) = &self.index else { return Ok(Vec::new()) };
+        let mut chunks = Vec::new();
+        for located in index.after(Sequence(0)) {
+            let bytes = index.read(located).map_err(JournalError::io("read", path))?;
+            let mut chunk = Salvaged::of(&chunk::decode(&bytes, generation, lane));
             // What a failed append left behind the limit was written again elsewhere.
             chunk.records.retain(|record| range.contains(&record.sequence));
+            if !chunk.records.is_empty() {
+                chunks.push(chunk);
+            }
         }
-        chunks.retain(|chunk| !chunk.records.is_empty());
         Ok(chunks)
     }
 }
@@ -473,6 +485,12 @@ impl SegmentName {
         bytes
     }
 
+    /// The length of the segment's header, if the bytes begin with it.
+    fn find_header(&self, bytes: &[u8]) -> Option<usize> {
+        let length = self.header(Sequence(0)).len();
+        self.check_header(bytes.get(..length)?).map(|_| length)
+    }
+
     fn check_header(&self, bytes: &[u8]) -> Option<Sequence> {
         let previous = Sequence(u64::from_le_bytes(bytes.get(24..32)?.try_into().ok()?));
         (bytes == self.header(previous)).then_some(previous)
@@ -490,16 +508,27 @@ pub(super) fn write_chunk(
     Ok(())
 }
 
-/// Makes everything written so far survive a power cut.
-pub(super) fn sync_database(database: &sled::Db, path: &Path) -> Result<(), JournalError> {
-    database.flush().map_err(JournalError::engine(path))?;
+/// Makes everything written so far survive a power cut. Gives the length of the file.
+pub(super) fn sync_database(database: &sled::Db, path: &Path) -> Result<u64, JournalError> {
+    flush(database, path)?;
     let file = path.join(DATABASE_FILE);
+    let sync = |handle: File| {
+        handle.sync_data()?;
+        Ok(handle.metadata()?.len())
+    };
     File::options()
         .read(true)
         .write(true)
         .open(&file)
-        .and_then(|handle| handle.sync_data())
+        .and_then(sync)
         .map_err(JournalError::io("sync", &file))
+}
+
+/// Hands everything written so far to the system. Gives the length of the file.
+pub(super) fn flush(database: &sled::Db, path: &Path) -> Result<u64, JournalError> {
+    database.flush().map_err(JournalError::engine(path))?;
+    let file = path.join(DATABASE_FILE);
+    Ok(fs::metadata(&file).map_err(JournalError::io("examine", &file))?.len())
 }
 
 /// Where a salvaged segment is built before it takes the damaged one's place.
@@ -546,21 +575,6 @@ fn guard<T>(
         .map_err(|_| JournalError::Panicked { path: path.to_owned() })?
 }
 
-fn is_locked(error: &JournalError) -> bool {
-    match error {
-        JournalError::Engine { source: sled::Error::Io(source), .. } => {
-            source.to_string().contains("could not acquire lock")
-        }
-        JournalError::Engine { .. }
-        | JournalError::Io { .. }
-        | JournalError::Panicked { .. }
-        | JournalError::Foreign { .. }
-        | JournalError::NoRoom { .. }
-        | JournalError::NoSegment { .. }
-        | JournalError::RecordTooLarge { .. } => false,
-    }
-}
-
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::write(path, bytes)?;
     File::open(path)?.sync_all()
@@ -582,19 +596,4 @@ fn remove_if_there(path: &Path) -> Result<(), JournalError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.map_err(JournalError::io("delete", path)),
     }
-}
-
-/// Hands a file over piece by piece; pieces overlap.
-fn scan(path: &Path, mut take: impl FnMut(&[u8])) -> io::Result<()> {
-    let file = File::open(path)?;
-    let length = file.metadata()?.len();
-    let mut piece = vec![0; SALVAGE_BYTES];
-    let mut at = 0_u64;
-    while at < length {
-        let count = usize::try_from((length - at).min(SALVAGE_BYTES as u64)).unwrap_or(0);
-        file.read_exact_at(&mut piece[..count], at)?;
-        take(&piece[..count]);
-        at += (SALVAGE_BYTES - SALVAGE_OVERLAP) as u64;
-    }
-    Ok(())
 }

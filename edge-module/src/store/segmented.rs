@@ -12,8 +12,9 @@ use tracing::{info, warn};
 
 use super::chunk::Chunk;
 use super::head::{Books, Gap, HeadFile, unknown_parts};
+use super::room::Room;
 use super::segment::{
-    Chain, Closed, Segment, SegmentName, bytes_on_disk, sync_database, sync_folder, write_chunk,
+    Chain, Closed, Segment, SegmentName, bytes_on_disk, flush, sync_database, sync_folder, write_chunk,
 };
 use super::{
     Batch, Entry, Journal, JournalError, JournalReader, JournalSettings, Lane, Loss, LossCause,
@@ -85,6 +86,7 @@ struct Active {
     path: PathBuf,
     segment: SharedSegment,
     database: sled::Db,
+    room: Room,
     bytes_written: u64,
     records: u64,
 }
@@ -100,6 +102,8 @@ pub struct SegmentedJournal {
     /// Lanes in whose newest segment a failed append may have left something.
     touched: PerLane<bool>,
     is_failed: bool,
+    /// Segments were begun since the journal last looked at its size.
+    is_eviction_due: bool,
 }
 
 impl std::fmt::Debug for SegmentedJournal {
@@ -125,25 +129,16 @@ impl SegmentedJournal {
         now: EventTime,
     ) -> Result<Self, JournalError> {
         let found = recovery::recover(data_dir, &settings, now)?;
-        let mut active = PerLane::default();
-        for (lane, newest) in found.newest {
-            let database = lock(&newest).open()?.clone();
-            let path = lock(&newest).name().path.clone();
-            let floor = lock(&newest).name().floor;
-            let bytes_written = bytes_on_disk(&path);
-            let records = lock(&newest).count_after(Sequence(0))?;
-            *active.get_mut(lane) =
-                Some(Active { floor, path, segment: newest, database, bytes_written, records });
-        }
         let mut this = Self {
             settings,
             generation: found.generation,
             books: found.books,
             head: found.head,
-            active,
+            active: PerLane::default(),
             shared: Arc::new(found.shared),
             touched: PerLane::default(),
             is_failed: false,
+            is_eviction_due: true,
         };
         this.publish();
         for lane in Lane::ALL {
@@ -183,80 +178,79 @@ impl SegmentedJournal {
         records: &[Entry],
     ) -> Result<Sequence, JournalError> {
         *self.touched.get_mut(lane) = true;
-        self.roll_if_full(lane)?;
-        self.ensure_active(lane)?;
         let generation = self.generation;
-        let previous = *self.books.last.get(lane);
-        let Some(active) = self.active.get_mut(lane) else {
-            return Err(JournalError::NoSegment { lane: lane.as_str() });
-        };
-        let mut chunk = Chunk::new(generation, lane, previous);
+        let mut chunk = Chunk::new(generation, lane, *self.books.last.get(lane));
         let mut sequence = first;
         for (_, payload) in records.iter().filter(|(of_lane, _)| *of_lane == lane) {
             if chunk.is_full_for(payload) {
                 let next = Chunk::new(generation, lane, chunk.last);
-                active.write(std::mem::replace(&mut chunk, next))?;
+                self.write_chunk(lane, std::mem::replace(&mut chunk, next))?;
             }
             chunk.push(sequence, payload);
             sequence = sequence.next();
         }
-        active.write(chunk)?;
-        sync_database(&active.database, &active.path)?;
+        self.write_chunk(lane, chunk)?;
+        if let Some(active) = self.active.get_mut(lane) {
+            active.sync()?;
+        }
         Ok(sequence)
     }
 
-    fn ensure_active(&mut self, lane: Lane) -> Result<(), JournalError> {
-        if self.active.get(lane).is_none() {
-            let active = self.begin_segment(lane)?;
+    /// Writes a chunk to the lane's segment, or, when that is full, to a new one.
+    fn write_chunk(&mut self, lane: Lane, chunk: Chunk) -> Result<(), JournalError> {
+        let previous = chunk.previous;
+        let is_full = match self.active.get_mut(lane) {
+            Some(active) => !active.takes(&chunk, self.settings.segment_bytes)?,
+            None => false,
+        };
+        if is_full {
+            self.roll(lane, chunk.first, previous)?;
+        } else if self.active.get(lane).is_none() {
+            let active = self.begin_segment(lane, chunk.first, previous)?;
             *self.active.get_mut(lane) = Some(active);
         }
-        Ok(())
+        match self.active.get_mut(lane) {
+            Some(active) => active.write(chunk),
+            None => Err(JournalError::NoSegment { lane: lane.as_str() }),
+        }
     }
 
-    fn begin_segment(&self, lane: Lane) -> Result<Active, JournalError> {
+    fn begin_segment(
+        &mut self,
+        lane: Lane,
+        floor: Sequence,
+        previous: Sequence,
+    ) -> Result<Active, JournalError> {
         let folder = self.shared.root.join(lane.as_str());
         if !folder.is_dir() {
             fs::create_dir_all(&folder).map_err(JournalError::io("create", &folder))?;
             sync_folder(&self.shared.root)?;
         }
-        let floor = self.books.next.0;
+        let floor = floor.0;
         let path = folder.join(recovery::digits(floor));
         let name = SegmentName { path: path.clone(), generation: self.generation, lane, floor };
-        let mut segment =
-            Segment::create(name, self.settings.cache_bytes, *self.books.last.get(lane))?;
-        sync_folder(&folder)?;
-        let database = segment.open()?.clone();
+        let (segment, database) = Segment::create(name, self.settings.cache_bytes, previous)?;
         let segment = self.shared.insert(lane, floor, segment);
-        Ok(Active { floor, path, segment, database, bytes_written: 0, records: 0 })
+        self.is_eviction_due = true;
+        let room = Room::default();
+        Ok(Active { floor, path, segment, database, room, bytes_written: 0, records: 0 })
     }
 
-    fn roll_if_full(&mut self, lane: Lane) -> Result<(), JournalError> {
-        let is_full = self
-            .active
-            .get(lane)
-            .as_ref()
-            .is_some_and(|active| active.bytes_written >= self.settings.segment_bytes);
-        if !is_full {
-            return Ok(());
+    /// Begins a new segment from `floor`; the one before is synced and gets its mark.
+    fn roll(&mut self, lane: Lane, floor: Sequence, last: Sequence) -> Result<(), JournalError> {
+        if let Some(old) = self.active.get_mut(lane).as_mut() {
+            if old.floor >= floor.0 {
+                return Ok(());
+            }
+            old.sync()?;
         }
-        self.roll(lane)?;
-        self.evict()
-    }
-
-    /// Begins a new segment; the one before gets its mark.
-    fn roll(&mut self, lane: Lane) -> Result<(), JournalError> {
-        if self.active.get(lane).as_ref().is_none_or(|active| active.floor >= self.books.next.0) {
-            return Ok(());
-        }
-        let new = self.begin_segment(lane)?;
+        let new = self.begin_segment(lane, floor, last)?;
         if let Some(old) = self.active.get_mut(lane).replace(new) {
             drop(old.database);
             let mut segment = lock(&old.segment);
             let previous = segment.previous().unwrap_or_default();
-            let last = *self.books.last.get(lane);
-            let closed = Closed { previous, last, records: old.records };
             segment.close();
-            segment.mark_closed(closed)?;
+            segment.mark_closed(Closed { previous, last, records: old.records }, false)?;
         }
         Ok(())
     }
@@ -269,9 +263,9 @@ impl SegmentedJournal {
             .active
             .get(lane)
             .as_ref()
-            .is_some_and(|active| bytes_on_disk(&active.path) > limit);
+            .is_some_and(|active| active.bytes_written > limit);
         if is_drained && is_large {
-            self.roll(lane)?;
+            self.roll(lane, self.books.next, *self.books.last.get(lane))?;
             self.delete_drained(lane)?;
         }
         Ok(())
@@ -348,6 +342,38 @@ impl SegmentedJournal {
         Ok(false)
     }
 
+    /// Removes segments that hold nothing acknowledged and closes the newest that does.
+    fn cut_off(&self, lane: Lane) -> Result<(), JournalError> {
+        let folder = self.shared.root.join(lane.as_str());
+        if !folder.is_dir() {
+            return Ok(());
+        }
+        // Also those that were not made completely.
+        for (floor, path) in recovery::numbered(&folder)? {
+            if floor >= self.books.next.0 {
+                let known = lock(self.shared.lanes.get(lane)).remove(&floor);
+                if let Some(segment) = known {
+                    lock(&segment).delete()?;
+                } else {
+                    let name = SegmentName { path, generation: self.generation, lane, floor };
+                    Segment::new(name, self.settings.cache_bytes).delete()?;
+                }
+            }
+        }
+        let newest = lock(self.shared.lanes.get(lane)).values().next_back().cloned();
+        let Some(newest) = newest else { return Ok(()) };
+        let mut segment = lock(&newest);
+        segment.close();
+        match segment.close_after(*self.books.last.get(lane), true) {
+            // Readers will deal with it.
+            Err(error) if error.is_damage() => {
+                warn!(%error, "segment of the failed append cannot be read");
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
     fn free_bytes(&self) -> Option<u64> {
         let disk = rustix::fs::statvfs(&self.shared.root).ok()?;
         Some(disk.f_bavail.saturating_mul(disk.f_frsize))
@@ -370,8 +396,6 @@ impl SegmentedJournal {
         let mut books = self.books.clone();
         for lane in Lane::ALL {
             if records.iter().any(|(of_lane, _)| *of_lane == lane) {
-                // The lane's segment may begin here.
-                self.books.next = books.next;
                 books.next = self.append_lane(lane, books.next, records)?;
                 *books.last.get_mut(lane) = Sequence(books.next.0 - 1);
             }
@@ -381,10 +405,31 @@ impl SegmentedJournal {
 }
 
 impl Active {
+    /// Whether a chunk is sure to fit. The first always does.
+    fn takes(&mut self, chunk: &Chunk, segment_bytes: u64) -> Result<bool, JournalError> {
+        if self.bytes_written == 0 {
+            return Ok(true);
+        }
+        if self.bytes_written >= segment_bytes {
+            return Ok(false);
+        }
+        if !self.room.fits(chunk.bytes.len()) {
+            // It was estimated: now it is measured.
+            self.room.flushed(flush(&self.database, &self.path)?);
+        }
+        Ok(self.room.fits(chunk.bytes.len()))
+    }
+
     fn write(&mut self, chunk: Chunk) -> Result<(), JournalError> {
         self.bytes_written += chunk.bytes.len() as u64;
         self.records += chunk.records;
+        self.room.add(chunk.bytes.len());
         write_chunk(&self.database, &self.path, chunk)
+    }
+
+    fn sync(&mut self) -> Result<(), JournalError> {
+        self.room.flushed(sync_database(&self.database, &self.path)?);
+        Ok(())
     }
 }
 
@@ -414,20 +459,16 @@ impl Journal for SegmentedJournal {
         if self.is_failed {
             self.reopen()?;
         }
+        if self.is_eviction_due {
+            self.evict()?;
+            self.is_eviction_due = false;
+        }
         self.check_room(records)?;
         self.touched = PerLane::default();
         // Until the end is reached: a panic on the way is a failure too.
         self.is_failed = true;
-        let before = self.books.next;
-        let written = self.write_group(records);
-        self.books.next = before;
-        let is_written = written.and_then(|books| {
-            // Evictions on the way have entered their losses.
-            self.books.next = books.next;
-            self.books.last = books.last;
-            self.write_head()
-        });
-        is_written?;
+        self.books = self.write_group(records)?;
+        self.write_head()?;
         self.is_failed = false;
         self.publish();
         Ok(self.books.next)
@@ -462,7 +503,12 @@ impl Journal for SegmentedJournal {
         let of_lane = |lane: Lane| -> u64 {
             let segments = lock(self.shared.lanes.get(lane));
             let folder = self.shared.root.join(lane.as_str());
-            segments.keys().map(|floor| bytes_on_disk(&folder.join(recovery::digits(*floor)))).sum()
+            let of_segment = |(floor, segment): (&u64, &SharedSegment)| match segment.try_lock() {
+                Ok(mut segment) => segment.bytes(),
+                // A reader is at work in it: nobody waits for that.
+                Err(_) => bytes_on_disk(&folder.join(recovery::digits(*floor))),
+            };
+            segments.iter().map(of_segment).sum()
         };
         Lane::ALL.into_iter().map(of_lane).sum()
     }
@@ -500,23 +546,20 @@ impl Journal for SegmentedJournal {
         self.publish_gaps();
     }
 
-    /// What a failed append may have left stays behind: its segments are left where they are and new ones begun.
+    /// What a failed append may have left is cut off: by a durable mark behind the last record before it.
     fn reopen(&mut self) -> Result<(), JournalError> {
         if !self.is_failed {
             return Ok(());
         }
         for lane in Lane::ALL {
-            if !std::mem::take(self.touched.get_mut(lane)) {
+            if !*self.touched.get(lane) {
                 continue;
             }
-            let Some(active) = self.active.get_mut(lane).take() else { continue };
-            drop(active.database);
-            let mut segment = lock(&active.segment);
-            segment.close();
-            if active.floor >= self.books.next.0 {
-                lock(self.shared.lanes.get(lane)).remove(&active.floor);
-                segment.delete()?;
+            if let Some(active) = self.active.get_mut(lane).take() {
+                drop(active.database);
             }
+            self.cut_off(lane)?;
+            *self.touched.get_mut(lane) = false;
             info!(lane = lane.as_str(), "segment of the failed append left, a new one will follow");
         }
         self.is_failed = false;
@@ -542,7 +585,7 @@ impl JournalReader for Shared {
                 break;
             }
             let mut segment = lock(segment);
-            let Ok(records) = segment.tail(records_max - count) else { break };
+            let Ok(records) = segment.tail(self.last(lane), records_max - count) else { break };
             if !parts.is_empty() {
                 segment.close();
             }
@@ -623,7 +666,7 @@ impl Shared {
         let is_last_known = next_floor.is_none() || segment.closed().is_some();
         loop {
             // What is missing before the segment is not to be found in it.
-            let opened = segment.open().map(|_| ());
+            let opened = segment.open();
             if let Some(previous) = segment.previous() {
                 chain.expect(previous);
             }

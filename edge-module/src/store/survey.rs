@@ -1,7 +1,6 @@
 //! A look at the journal of a module that does not run: what is there, what is whole, what waits.
 //!
-//! Nothing is salvaged, moved or entered into the books. Reading opens the segments with their engine, which brings a
-//! database that was not closed in order, as it would at a start.
+//! Nothing is salvaged, moved, entered into the books or written at all.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -165,7 +164,7 @@ impl Survey {
             let limit = summary.closed.map_or(Sequence(by_floor), |(last, _)| last);
             let mut segment = self.segment(lane, summary.floor.0, summary.path.clone());
             // What is missing before the first was delivered, or is found by the books.
-            let opened = segment.open().map(|_| ());
+            let opened = segment.open();
             let start = cursor.unwrap_or(segment.previous().unwrap_or_default().max(acknowledged));
             let start =
                 if cursor.is_none() { start.min(Sequence(summary.floor.0 - 1)) } else { start };

@@ -257,24 +257,61 @@ fn the_engine_puts_nothing_into_files_that_it_does_not_sync() {
 }
 
 #[test]
-fn a_segment_that_cannot_be_opened_now_is_an_obstacle_and_not_a_loss() {
+fn after_a_restart_segments_are_read_without_their_engine_and_not_written() {
     let folder = tempfile::tempdir().expect("folder");
     let mut journal = open(folder.path());
-    for _ in 0..20 {
+    for _ in 0..25 {
         journal.append(&large(10)).expect("appended");
     }
-    let oldest = lane_folder(folder.path(), Lane::Readings).join(digits(floors(folder.path())[0]));
-    let through = Sequence(journal.next_sequence().0 - 1);
+    drop(journal);
+    let look = || -> Vec<(PathBuf, Vec<u8>)> {
+        let lane = lane_folder(folder.path(), Lane::Readings);
+        let folders = numbered(&lane).expect("listed").into_values();
+        let files = folders.flat_map(|folder| fs::read_dir(folder).expect("listed"));
+        let mut files: Vec<_> = files
+            .map(|entry| entry.expect("listed").path())
+            .filter(|path| path.is_file() && !path.ends_with("closed"))
+            .map(|path| (path.clone(), fs::read(path).expect("read")))
+            .collect();
+        files.sort();
+        files
+    };
+    let before = look();
+    let journal = open(folder.path());
+    // The engine would be refused: somebody else has it open.
+    let newest = before.last().expect("segments").0.parent().expect("in a segment").to_owned();
+    let lock = fs::File::open(newest.join("db")).expect("there");
+    lock.lock().expect("locked");
+    let (found, losses) = read_with_losses(&journal, Lane::Readings, Sequence(0));
+    assert_eq!((found.len(), losses), (250, Vec::new()));
+    assert!(look() == before, "a file of the engine has changed");
+}
 
-    let other = sled::open(&oldest).expect("opened by somebody else");
-    let batch = journal.reader().read(Lane::Readings, Sequence(0), through, 10);
-    assert!(batch.obstacle.is_some(), "{batch:?}");
-    assert!(batch.records.is_empty() && batch.losses.is_empty(), "{batch:?}");
-
-    drop(other);
-    let batch = journal.reader().read(Lane::Readings, Sequence(0), through, 10);
-    assert!(batch.obstacle.is_none(), "{batch:?}");
-    assert_eq!(batch.records.first().map(|record| record.sequence), Some(Sequence(1)));
+#[test]
+fn a_group_larger_than_a_segment_goes_on_in_the_next() {
+    let folder = tempfile::tempdir().expect("folder");
+    let settings = JournalSettings { segment_bytes: 1 << 30, ..SETTINGS };
+    let mut journal = open_with(folder.path(), settings);
+    journal.append(&readings(1..11)).expect("appended");
+    let group: Vec<Entry> =
+        (0..400).map(|_| (Lane::Readings, vec![7_u8; RECORD_BYTES_MAX])).collect();
+    journal.append(&group).expect("appended");
+    let lane = lane_folder(folder.path(), Lane::Readings);
+    let segments = numbered(&lane).expect("listed");
+    assert!(segments.len() >= 4, "{segments:?}");
+    for path in segments.values() {
+        let length = fs::metadata(path.join("db")).expect("there").len();
+        assert!(length <= 16 << 20, "the engine has begun a segment of its own: {length}");
+    }
+    let check = |journal: &SegmentedJournal| {
+        let (found, losses) = read_with_losses(journal, Lane::Readings, Sequence(0));
+        let numbers: Vec<u64> = found.iter().map(|record| record.sequence.0).collect();
+        assert_eq!(numbers, (1..=410).collect::<Vec<_>>());
+        assert_eq!(losses, []);
+    };
+    check(&journal);
+    drop(journal);
+    check(&open_with(folder.path(), settings));
 }
 
 #[test]

@@ -56,7 +56,7 @@ enum word {
     QUOTA_BYTES,     /* 0: none. Files below the root may have so many bytes together, folders counting 4096 */
     READ_ONLY,       /* 1: everything that changes something fails with EROFS */
     STALL,           /* 1: everything that changes something waits until it is 0 */
-    FORGET_DATASYNC, /* 1: fdatasync is not logged, as if the program had left it out */
+    FORGET_FILES,    /* 1: fsync and fdatasync of files are not logged, as if the program had left them out */
     FORGET_FOLDERS,  /* 1: fsync of a folder is not logged */
     WORD_UNUSED_1,
     WORD_UNUSED_2,
@@ -438,25 +438,25 @@ int posix_fallocate(int descriptor, off_t offset, off_t length) { return falloca
 
 /* ---- syncing ---- */
 
-static int sync_watched(int descriptor, int is_data_alone, int (*really)(int)) {
+static int sync_watched(int descriptor, int (*really)(int)) {
     struct stat64 status;
     if (control[STALL] && admit()) return -1;
     if (control[SYNC_FAILS] && is_due()) return fail(EIO);
     if (log_descriptor < 0) return really(descriptor);
     int is_folder = !fstat64(descriptor, &status) && S_ISDIR(status.st_mode);
     pthread_mutex_lock(&lock);
-    if (!(is_data_alone && control[FORGET_DATASYNC]) && !(is_folder && control[FORGET_FOLDERS]))
+    if (!control[is_folder ? FORGET_FOLDERS : FORGET_FILES])
         record('S', open_files[descriptor].handle, 0, NULL, 0, NULL, 0);
     pthread_mutex_unlock(&lock);
     return 0;
 }
 
 int fsync(int descriptor) {
-    return handle_of(descriptor) ? sync_watched(descriptor, 0, real_fsync) : real_fsync(descriptor);
+    return handle_of(descriptor) ? sync_watched(descriptor, real_fsync) : real_fsync(descriptor);
 }
 
 int fdatasync(int descriptor) {
-    return handle_of(descriptor) ? sync_watched(descriptor, 1, real_fdatasync) : real_fdatasync(descriptor);
+    return handle_of(descriptor) ? sync_watched(descriptor, real_fdatasync) : real_fdatasync(descriptor);
 }
 
 /* Moves pages to the device without telling it to keep them: makes nothing durable. */

@@ -21,7 +21,7 @@ pub(crate) enum Word {
     QuotaBytes = 3,
     ReadOnly = 4,
     Stall = 5,
-    ForgetDatasync = 6,
+    ForgetFiles = 6,
     ForgetFolders = 7,
     FailedCalls = 12,
     StalledCalls = 13,

@@ -27,7 +27,7 @@ pub(crate) fn keep(folder: &Path, name: &str) -> PathBuf {
 }
 
 /// Copies a folder.
-pub(crate) fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;

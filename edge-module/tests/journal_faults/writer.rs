@@ -8,7 +8,7 @@ use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use edge_module::store::{Journal as _, JournalError, JournalSettings, Lane, SegmentedJournal};
 use shared_proto::model::{EventTime, Sequence};
@@ -23,11 +23,11 @@ const NOW: &str = "JOURNAL_WRITER_NOW";
 const SEGMENT: &str = "JOURNAL_WRITER_SEGMENT";
 /// Small: segments begin, end and are deleted all the time.
 pub(crate) const SMALL_SEGMENT_BYTES: u64 = 128 * 1024;
-/// Several of the engine's own segments of 512 KiB: it moves pages and uses space again.
-const LARGE_SEGMENT_BYTES: u64 = 3 << 20;
+/// Large: all of a life is in one segment of each lane.
+const LARGE_SEGMENT_BYTES: u64 = 64 << 20;
 const RETRY_PAUSE: Duration = Duration::from_millis(2);
-/// A writer whose disk refuses for longer ends with an error.
-const RETRIES_MAX: u32 = 20_000;
+/// A writer whose disk refuses for longer ends with an error. The test lifts the obstacle long before.
+const REFUSED_MAX: Duration = Duration::from_secs(300);
 
 /// What a writer does.
 #[derive(Clone, Copy, Debug)]
@@ -289,11 +289,11 @@ impl Work {
     /// Opens, or closes and opens again.
     fn open(&mut self) {
         self.journal = None;
-        let mut tries = 0;
+        let mut refused_since = None;
         let journal = loop {
             match SegmentedJournal::open(&self.folder, self.settings, self.now) {
                 Ok(opened) => break opened,
-                Err(error) => refused(&mut tries, &error),
+                Err(error) => refused(&mut refused_since, &error),
             }
         };
         tell(Told::Opened {
@@ -312,11 +312,11 @@ impl Work {
             (first..end).map(|number| (lane_of(number), payload_of(number))).collect();
         tell(Told::Offered { first, end });
         self.next_number = end;
-        let mut tries = 0;
+        let mut refused_since = None;
         let next_sequence = loop {
             match self.journal().append(&records) {
                 Ok(next_sequence) => break next_sequence.0,
-                Err(error) => refused(&mut tries, &error),
+                Err(error) => refused(&mut refused_since, &error),
             }
             if let Err(error) = self.journal().reopen() {
                 eprintln!("reopen: {error}");
@@ -356,11 +356,11 @@ impl Work {
     }
 }
 
-fn refused(tries: &mut u32, error: &JournalError) {
-    if *tries == 0 {
+fn refused(since: &mut Option<Instant>, error: &JournalError) {
+    if since.is_none() {
         tell(Told::Refused);
     }
-    *tries += 1;
-    assert!(*tries < RETRIES_MAX, "refused for too long: {error}");
+    let since = since.get_or_insert_with(Instant::now);
+    assert!(since.elapsed() < REFUSED_MAX, "refused for too long: {error}");
     std::thread::sleep(RETRY_PAUSE);
 }
