@@ -17,8 +17,8 @@ use crate::plant::{DEADLINE, Plant, kafka, now};
 
 const MQTT: &str = "[[machines.actuators]]\nkind = \"mqtt\"\n";
 /// What a flood may leave in the broker and the journal, 8 KiB and 1 MB each.
-const FLOOD_BLOCKS_MAX: u64 = 100_000;
-const FLOOD_ARRAYS_MAX: u64 = 400;
+const FLOOD_BLOCKS_MAX: u64 = 5_000;
+const FLOOD_ARRAYS_MAX: u64 = 20;
 const OBEYS: Obedience = Obedience::SpinsDown(Duration::ZERO);
 
 pub(crate) fn modbus_path(port: u16) -> String {
