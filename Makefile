@@ -48,7 +48,8 @@ lint: ## Format, clippy and rustdoc, warnings are errors
 
 long: ## New seeds for the simulation and the property tests, new kills, power cuts and full disks for the journal, ROUNDS of each
 	@$(SETUP) test
-	SIMULATION_ROUNDS=$(ROUNDS) PROPTEST_CASES=$(ROUNDS) JOURNAL_ROUNDS=$(ROUNDS) cargo test --workspace --locked
+	SIMULATION_ROUNDS=$(ROUNDS) PROPTEST_CASES=$(ROUNDS) JOURNAL_ROUNDS=$(ROUNDS) CORRUPTION_CASES=$(ROUNDS) cargo test --workspace --locked
+	POWER_CUT_MODEL=ext4 JOURNAL_ROUNDS=$(ROUNDS) cargo test --locked -p edge-module --test journal_faults power_cut
 
 audit: ## Licences, bans, sources and advisories of the dependencies
 	@command -v cargo-deny >/dev/null || cargo install --locked --version 0.20.2 cargo-deny

@@ -44,7 +44,8 @@ impl Index {
         let mut piece = vec![0; PIECE_BYTES + CHUNK_BYTES_LIMIT];
         let mut at = 0_u64;
         while at < length {
-            let count = usize::try_from(length - at).map_or(piece.len(), |left| left.min(piece.len()));
+            let count =
+                usize::try_from(length - at).map_or(piece.len(), |left| left.min(piece.len()));
             let bytes = &mut piece[..count];
             this.file.read_exact_at(bytes, at)?;
             let is_last = at + count as u64 == length;

@@ -237,15 +237,20 @@ impl Recovery {
         segments: &mut BTreeMap<u64, Segment>,
     ) -> Result<(), JournalError> {
         let floors: Vec<u64> = segments.keys().copied().collect();
-        for floor in floors.iter().take(floors.len().saturating_sub(1)) {
-            let Some(segment) = segments.get_mut(floor) else { continue };
-            let Some(closed) = segment.closed() else { continue };
+        for pair in floors.windows(2) {
+            let (floor, next_floor) = (pair[0], pair[1]);
+            let Some(segment) = segments.get_mut(&floor) else { continue };
             let first = Sequence(floor.saturating_sub(1).max(self.books.acknowledged.get(lane).0));
-            let is_over = closed.last <= first
-                || self.books.unknown(lane, first.next(), closed.last).is_empty();
+            // The mark is not durable: after a power cut it may be missing.
+            let last = match segment.closed() {
+                Some(closed) => closed.last,
+                None if next_floor - 1 <= first.0 => first,
+                None => segment.find_last(Sequence(next_floor - 1)).unwrap_or(Sequence(FLOOR_MAX)),
+            };
+            let is_over = last <= first || self.books.unknown(lane, first.next(), last).is_empty();
             if is_over {
                 segment.delete()?;
-                segments.remove(floor);
+                segments.remove(&floor);
             }
         }
         Ok(())

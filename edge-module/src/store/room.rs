@@ -19,8 +19,7 @@ const ENTRY_OVERHEAD_BYTES: u64 = 128;
 /// Index pages, counters, and what the engine keeps free at the end.
 const RESERVE_BYTES: u64 = 128 << 10;
 // A page over a quarter of the engine's segment goes into a file of its own, which the engine does not sync.
-const _: () =
-    assert!(LEAF_ENTRIES as usize * (RECORD_BYTES_MAX + 1024) < ENGINE_SEGMENT_BYTES / 4);
+const _: () = assert!(LEAF_ENTRIES as usize * (RECORD_BYTES_MAX + 1024) < ENGINE_SEGMENT_BYTES / 4);
 
 /// How full a database is.
 #[derive(Clone, Copy, Debug, Default)]

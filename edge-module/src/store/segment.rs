@@ -208,9 +208,7 @@ impl Segment {
         if !path.is_file() {
             return Ok(());
         }
-        File::open(&path)
-            .and_then(|file| file.sync_data())
-            .map_err(JournalError::io("sync", &path))
+        File::open(&path).and_then(|file| file.sync_data()).map_err(JournalError::io("sync", &path))
     }
 
     fn foreign(&self, what: &'static str) -> JournalError {
@@ -244,9 +242,8 @@ impl Segment {
             chain.expect(previous);
         }
         let path = &self.name.path;
-        let is_over = |chain: &Chain| {
-            chain.records.len() >= records_max || chain.cursor >= chain.through
-        };
+        let is_over =
+            |chain: &Chain| chain.records.len() >= records_max || chain.cursor >= chain.through;
         let Some(database) = &self.database else {
             let Some(index) = &self.index else { return Err(self.foreign("it is closed")) };
             for located in index.after(chain.cursor) {
@@ -295,12 +292,10 @@ impl Segment {
         let mut take = |bytes: &[u8]| {
             let decoded = chunk::decode(bytes, generation, lane);
             let wanted = decoded.entries.iter().rev().filter(|(sequence, _)| *sequence <= through);
-            records.extend(
-                wanted.map(|(sequence, payload)| Stored {
-                    sequence: *sequence,
-                    payload: payload.to_vec(),
-                }),
-            );
+            records.extend(wanted.map(|(sequence, payload)| Stored {
+                sequence: *sequence,
+                payload: payload.to_vec(),
+            }));
             records.len() >= records_max
         };
         if let Some(index) = &self.index {
@@ -331,6 +326,14 @@ impl Segment {
         self.open()?;
         let previous = self.previous.unwrap_or_default();
         Ok(self.index()?.reach(previous, known))
+    }
+
+    /// Last record up to `through`, or the one of the lane before the segment.
+    pub(super) fn find_last(&mut self, through: Sequence) -> Result<Sequence, JournalError> {
+        let last = self.tail(through, 1)?.pop().map(|record| record.sequence);
+        let previous = self.previous.unwrap_or_default();
+        self.close();
+        Ok(last.unwrap_or(previous))
     }
 
     /// Records after a sequence that can be read.
@@ -388,16 +391,17 @@ impl Segment {
         }
     }
 
+    /// Can be tried again.
     pub(super) fn delete(&mut self) -> Result<(), JournalError> {
         self.close();
-        self.is_deleted = true;
         let path = &self.name.path;
         let doomed = path.with_extension(DELETED_EXTENSION);
         remove_if_there(&doomed)?;
         match fs::rename(path, &doomed) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             other => other.map_err(JournalError::io("rename", path))?,
         }
+        self.is_deleted = true;
         sync_folder(path.parent().unwrap_or(path))?;
         remove_if_there(&doomed)
     }

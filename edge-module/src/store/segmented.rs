@@ -14,7 +14,8 @@ use super::chunk::Chunk;
 use super::head::{Books, Gap, HeadFile, unknown_parts};
 use super::room::Room;
 use super::segment::{
-    Chain, Closed, Segment, SegmentName, bytes_on_disk, flush, sync_database, sync_folder, write_chunk,
+    Chain, Closed, Segment, SegmentName, bytes_on_disk, flush, sync_database, sync_folder,
+    write_chunk,
 };
 use super::{
     Batch, Entry, Journal, JournalError, JournalReader, JournalSettings, Lane, Loss, LossCause,
@@ -259,11 +260,8 @@ impl SegmentedJournal {
     fn shrink(&mut self, lane: Lane) -> Result<(), JournalError> {
         let is_drained = self.books.acknowledged.get(lane) >= self.books.last.get(lane);
         let limit = self.settings.segment_bytes / SHRINK_SHARE;
-        let is_large = self
-            .active
-            .get(lane)
-            .as_ref()
-            .is_some_and(|active| active.bytes_written > limit);
+        let is_large =
+            self.active.get(lane).as_ref().is_some_and(|active| active.bytes_written > limit);
         if is_drained && is_large {
             self.roll(lane, self.books.next, *self.books.last.get(lane))?;
             self.delete_drained(lane)?;
@@ -284,8 +282,9 @@ impl SegmentedJournal {
                 // What is deleted must be known as delivered after any crash.
                 self.sync_head()?;
             }
-            lock(self.shared.lanes.get(lane)).remove(&floor);
+            // Oldest first, whatever fails: a later one must not go before it.
             lock(&segment).delete()?;
+            lock(self.shared.lanes.get(lane)).remove(&floor);
         }
         Ok(())
     }
@@ -323,7 +322,8 @@ impl SegmentedJournal {
             let previous = closed.map(|closed| closed.previous).or(segment.previous());
             let after = previous.unwrap_or(Sequence(floor.saturating_sub(1))).max(acknowledged);
             let last = closed.map_or(Sequence(next_floor - 1), |closed| closed.last);
-            if last > after {
+            // It may be on the books from an attempt that failed.
+            if last > after && !self.books.unknown(lane, after.next(), last).is_empty() {
                 let records = match closed {
                     Some(closed) if acknowledged <= closed.previous => Some(closed.records),
                     Some(_) | None => segment.count_after(after).ok(),
@@ -335,8 +335,11 @@ impl SegmentedJournal {
                 // The room is needed all the same; a reader would find the hole after a crash.
                 warn!(error = %error, "eviction not on the books yet");
             }
-            lock(self.shared.lanes.get(lane)).remove(&floor);
+            // What is called lost must not be read any more.
+            segment.is_deleted = true;
             segment.delete()?;
+            drop(segment);
+            lock(self.shared.lanes.get(lane)).remove(&floor);
             return Ok(true);
         }
         Ok(false)
@@ -467,8 +470,12 @@ impl Journal for SegmentedJournal {
         self.touched = PerLane::default();
         // Until the end is reached: a panic on the way is a failure too.
         self.is_failed = true;
-        self.books = self.write_group(records)?;
-        self.write_head()?;
+        let written = self.write_group(records)?;
+        let before = std::mem::replace(&mut self.books, written);
+        if let Err(error) = self.write_head() {
+            self.books = before;
+            return Err(error);
+        }
         self.is_failed = false;
         self.publish();
         Ok(self.books.next)

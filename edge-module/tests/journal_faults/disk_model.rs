@@ -147,8 +147,8 @@ pub(crate) struct Disk {
 impl Disk {
     /// A disk that holds `folder` for sure.
     pub(crate) fn holding(folder: &Path) -> io::Result<Self> {
-        let is_ext4 = std::env::var("POWER_CUT_MODEL").is_ok_and(|model| model == "ext4");
-        let mut disk = Self { nodes: Vec::new(), handles: HashMap::new(), time: 0, is_ext4 };
+        let (nodes, handles) = (Vec::new(), HashMap::new());
+        let mut disk = Self { nodes, handles, time: 0, is_ext4: is_ext4() };
         disk.load(folder)?;
         Ok(disk)
     }
@@ -378,6 +378,11 @@ impl Disk {
             }
         }
     }
+}
+
+/// Whether each sync commits all changes of names so far.
+pub(crate) fn is_ext4() -> bool {
+    std::env::var("POWER_CUT_MODEL").is_ok_and(|model| model == "ext4")
 }
 
 const fn new_folder() -> Node {
