@@ -88,7 +88,10 @@ fn metrics_and_pages_say_what_happens_and_sigterm_ends_both_in_order() -> anyhow
     eventually("all names of the aggregator", DEADLINE, || {
         check_exported(&aggregator.metrics()?, &AGGREGATOR_METRICS)
     })?;
-    assert!(machine.heartbeats() > 0);
+    eventually("a sign of life", DEADLINE, || {
+        ensure!(machine.heartbeats() > 0, "no heartbeat");
+        Ok(())
+    })?;
 
     // In the middle of traffic.
     for number in 0..500 {

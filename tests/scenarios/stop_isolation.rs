@@ -62,10 +62,10 @@ impl Press {
         })?;
         ensure!(command.payload["command"] == "stop", "{}", command.payload);
         self.stops += 1;
-        self.machine.wait_for_interlock("tripped", STOP_DEADLINE)?;
         eventually("standstill", STOP_DEADLINE, || {
             if self.machine.is_running() { Err("it runs") } else { Ok(()) }
         })?;
+        self.machine.wait_for_interlock("stopped", STOP_DEADLINE)?;
         self.report_oil(20.0)?;
         // Reading and reset take different ways: the reset may come first, and is refused then.
         eventually("the reset is taken", DEADLINE, || {
@@ -324,6 +324,9 @@ fn a_module_whose_disk_fills_up_waits_for_room_and_loses_nothing() -> anyhow::Re
     let mut plant = Plant::new("disk-full")?;
     let data_dir = plant.edge_settings.data_dir.clone();
     std::fs::create_dir_all(&data_dir)?;
+    // The whole disk is smaller than what is left to others by default.
+    let no_reserve = ("EDGE__JOURNAL__FREE_BYTES_MIN".to_owned(), "0".to_owned());
+    plant.edge_settings.environment.push(no_reserve);
     let disk = FaultyDisk::new(&plant.dir, &data_dir, None)?;
     let small = SmallDisk::mount(&data_dir, SMALL_MEGABYTES)?;
     if small.is_none() {
