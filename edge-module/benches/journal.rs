@@ -25,6 +25,7 @@ const SETTINGS: JournalSettings = JournalSettings {
 const NOW: EventTime = EventTime::from_micros(1_700_000_000_000_000);
 const PAYLOAD_BYTES: usize = 100;
 const RUNS: usize = 5;
+const ENGINES: [&str; 2] = ["sled", "plain"];
 const GROUP: u64 = 4_096;
 const STEADY_RATE: f64 = 10_000.0;
 const STEADY_TIME: Duration = Duration::from_secs(10);
@@ -49,7 +50,9 @@ fn main() -> Outcome {
     std::fs::create_dir_all(&parent)?;
     println!("folder: {}, share {}", parent.display(), share());
     burst(&parent)?;
-    latency(&parent)?;
+    for name in ENGINES {
+        latency(&parent, name)?;
+    }
     start(&parent)?;
     backlog(&parent)
 }
@@ -97,16 +100,13 @@ fn open(folder: &Path) -> Outcome<SegmentedJournal> {
 
 fn burst(parent: &Path) -> Outcome {
     for size in [256, 512, GROUP] {
-        for name in ["sled", "plain"] {
+        for name in ENGINES {
             let (mut rates, mut costs) = (Vec::new(), Vec::new());
             let mut disk = 0;
             let groups = (scaled(1e6) / size).max(1);
             for _ in 0..RUNS {
                 let folder = folder(parent)?;
-                let mut journal: Box<dyn Journal> = match name {
-                    "sled" => Box::new(open(folder.path())?),
-                    _ => Box::new(PlainJournal::open(folder.path(), SETTINGS, NOW)?),
-                };
+                let mut journal = open_engine(name, folder.path())?;
                 let records = group(size);
                 let (cpu, started) = (cpu_seconds()?, Instant::now());
                 for _ in 0..groups {
@@ -128,9 +128,16 @@ fn burst(parent: &Path) -> Outcome {
     Ok(())
 }
 
-fn latency(parent: &Path) -> Outcome {
+fn open_engine(name: &str, folder: &Path) -> Outcome<Box<dyn Journal>> {
+    Ok(match name {
+        "sled" => Box::new(open(folder)?),
+        _ => Box::new(PlainJournal::open(folder, SETTINGS, NOW)?),
+    })
+}
+
+fn latency(parent: &Path, name: &str) -> Outcome {
     let folder = folder(parent)?;
-    let mut journal = open(folder.path())?;
+    let mut journal = open_engine(name, folder.path())?;
     let mut latencies: Vec<f64> = Vec::new();
     let started = Instant::now();
     while started.elapsed() < STEADY_TIME {
@@ -150,7 +157,7 @@ fn latency(parent: &Path) -> Outcome {
     latencies.sort_by(f64::total_cmp);
     let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize];
     println!(
-        "acknowledged at {STEADY_RATE} records/s for {STEADY_TIME:?}: p50 {:.2} ms, p99 {:.2} ms, p99.9 {:.2} ms, most {:.2} ms",
+        "acknowledged, {name}, at {STEADY_RATE} records/s for {STEADY_TIME:?}: p50 {:.2} ms, p99 {:.2} ms, p99.9 {:.2} ms, most {:.2} ms",
         at(0.5),
         at(0.99),
         at(0.999),

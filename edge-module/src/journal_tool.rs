@@ -3,7 +3,7 @@
 //! | command | changes | exit code |
 //! |---|---|---|
 //! | `inspect` | nothing | 0 |
-//! | `verify` | nothing; each segment is opened by its engine | 0; 1 if something is damaged or missing |
+//! | `verify` | nothing | 0; 1 if something is damaged or missing |
 //! | `export` | nothing | 0; 1 if something could not be read |
 //! | `repair` | salvages and moves aside what is damaged, as a start would, in all segments | 0; 1 if records are lost |
 //!

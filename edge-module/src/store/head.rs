@@ -10,9 +10,9 @@
 //! Little endian. It is written after each append, not synced: after a kill it is exact, after a power cut it is as old as
 //! the last sync, at most about a second, and never ahead of what is durable. It is synced before anything is deleted. The
 //! slot of the last sync is not touched until the next, so one of them is whole. It is allocated when it is made: writing
-//! it needs no room.
+//! it needs no room. Whoever has the journal open for writing holds a lock on it.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -151,6 +151,7 @@ impl HeadFile {
         }
         let file =
             File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+        or_busy(file.try_lock())?;
         let length = fs::metadata(path)?.len();
         let total = 2 * SLOT_BYTES as u64;
         let mut bytes = vec![0; 2 * SLOT_BYTES];
@@ -179,6 +180,14 @@ impl HeadFile {
             }
         }
         Ok((this, loaded))
+    }
+
+    /// Refused while somebody has the journal open for writing.
+    pub(super) fn check_free(path: &Path) -> io::Result<()> {
+        match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => or_busy(other?.try_lock_shared()),
+        }
     }
 
     /// Reads the books without opening them for writing.
@@ -231,6 +240,16 @@ impl HeadFile {
         bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
         bytes
     }
+}
+
+fn or_busy(locked: Result<(), TryLockError>) -> io::Result<()> {
+    locked.map_err(|error| match error {
+        TryLockError::WouldBlock => io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            "another process has the journal open: stop the module first",
+        ),
+        TryLockError::Error(error) => error,
+    })
 }
 
 fn decode(slot: &[u8], of_generation: Generation, since: u64) -> Option<(u64, Loaded)> {
@@ -338,10 +357,16 @@ mod tests {
             books.next = Sequence(next);
             head.write(&books).expect("written");
         }
-        let (_, loaded) = HeadFile::open(&path, Generation(9)).expect("opened");
+        let error = HeadFile::open(&path, Generation(9)).expect_err("open elsewhere");
+        assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
+        HeadFile::check_free(&path).expect_err("open elsewhere");
+        drop(head);
+        HeadFile::check_free(&path).expect("free");
+        let (again, loaded) = HeadFile::open(&path, Generation(9)).expect("opened");
         let loaded = loaded.expect("there");
         assert_eq!(loaded.books, books);
         assert!(loaded.is_exact);
+        drop(again);
         assert!(HeadFile::open(&path, Generation(10)).expect("opened").1.is_none());
     }
 
@@ -358,6 +383,7 @@ mod tests {
         head.write(&books).expect("written");
         let whole = fs::read(&path).expect("read");
         let length = FIXED_BYTES + GAP_BYTES + 4;
+        drop(head);
         for at in SLOT_BYTES..SLOT_BYTES + length {
             let mut damaged = whole.clone();
             damaged[at] ^= 0x10;

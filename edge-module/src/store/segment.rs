@@ -6,8 +6,9 @@
 //! file `closed`, once the segment is full: "<previous> <last sequence> <records> <CRC-32C of them, hexadecimal>"
 //! ```
 //!
-//! The header is synced before the segment counts, with every file of the engine and all names: a database without it was
-//! emptied, or is not ours. `previous` is the last record of the lane before the segment. A segment is deleted by a rename
+//! The names are synced before the first chunk is written, the header with it: a database without one was being made, or
+//! was damaged, or is not ours. `closed` saves looking into the segment, and is synced only where something lies behind the
+//! last record that must not be read: what a failed append or a power cut has left. `previous` is the last record of the lane before the segment. A segment is deleted by a rename
 //! to `<floor>.deleted` first: a kill in between leaves nothing that looks like a segment.
 //!
 //! The engine opens a database once, when it makes it. It writes it up to a bound (see `room`), and the lane goes on in

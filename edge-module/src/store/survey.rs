@@ -148,12 +148,14 @@ impl Survey {
     /// Reads a lane from its oldest segment to its end and hands each record over with whether it was delivered.
     ///
     /// # Errors
-    /// The folder cannot be listed, or `take` fails.
+    /// The folder cannot be listed, somebody has the journal open for writing, or `take` fails.
     pub fn read<E: From<JournalError>>(
         &self,
         lane: Lane,
         mut take: impl FnMut(Stored, bool) -> Result<(), E>,
     ) -> Result<LaneReport, E> {
+        let head = self.root.join("head");
+        HeadFile::check_free(&head).map_err(JournalError::io("open", &head))?;
         let mut report = LaneReport::default();
         let (acknowledged, last) = self.progress(lane);
         let segments = self.segments(lane)?;

@@ -9,6 +9,13 @@
 //! Nothing that was acknowledged may be missing, nothing may be there twice, changed, out of order or invented, no sequence
 //! may be left out or given twice, and no loss may be reported where there is none: see `books`.
 //!
+//! `make long` runs a thousand rounds of each, with power cuts in both models. By hand:
+//!
+//! ```text
+//! JOURNAL_ROUNDS=1000 cargo test -p edge-module --test journal_faults -- --nocapture --test-threads=1
+//! JOURNAL_ROUNDS=1000 POWER_CUT_MODEL=ext4 cargo test -p edge-module --test journal_faults -- --nocapture power_cut
+//! ```
+//!
 //! `JOURNAL_ROUNDS` sets the number of rounds, `JOURNAL_SEED` where the random numbers begin; each failure names its seed.
 
 #[allow(dead_code, reason = "each test binary uses its part of it")]
