@@ -12,7 +12,7 @@
 //! - Any path's report of standstill confirms, if it was asked for after the order. Standstill that one path confirmed is taken
 //!   back by "running" of a path that had itself seen standstill, or, once, of one that still has not after the deadline: two
 //!   paths that contradict each other are a machine of which nobody knows that it stands still.
-//! - Other machines and paths may be put in place while the rest goes on ([`replace`]).
+//! - Other machines and paths may be put in place while the rest goes on (module `replace`).
 //! - What is still queued on a path when the stop is confirmed is withdrawn: it must not stop the machine after its reset.
 
 use std::collections::BTreeMap;
