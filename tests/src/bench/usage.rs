@@ -33,16 +33,39 @@ pub fn thread_seconds(pid: u32) -> BTreeMap<String, f64> {
     threads
 }
 
-/// Resident memory of a process in bytes: now, and at most so far.
+/// Resident memory of a process in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// All of it: `VmRSS`.
+    pub resident: u64,
+    /// The most so far: `VmHWM`.
+    pub highest: u64,
+    /// The part that is not of files, above all not the program: `RssAnon`.
+    pub anonymous: u64,
+}
+
+impl std::fmt::Display for Memory {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let megabytes = super::figures::megabytes;
+        let (resident, anonymous) = (megabytes(self.resident), megabytes(self.anonymous));
+        write!(
+            formatter,
+            "VmRSS {resident} (RssAnon {anonymous}), VmHWM {}",
+            megabytes(self.highest)
+        )
+    }
+}
+
+/// What a process holds now.
 #[must_use]
-pub fn memory_bytes(pid: u32) -> (u64, u64) {
+pub fn memory_of(pid: u32) -> Memory {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let of = |key: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(key));
         let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
         kilobytes.unwrap_or(0) * 1024
     };
-    (of("VmRSS:"), of("VmHWM:"))
+    Memory { resident: of("VmRSS:"), highest: of("VmHWM:"), anonymous: of("RssAnon:") }
 }
 
 /// A stretch of a process's life.
@@ -158,8 +181,9 @@ mod tests {
 
     #[test]
     fn memory_and_disk_are_counted_in_bytes() {
-        let (now, most) = memory_bytes(std::process::id());
-        assert!(now > 100_000 && most >= now, "{now} {most}");
+        let memory = memory_of(std::process::id());
+        let Memory { resident, highest, anonymous } = memory;
+        assert!(anonymous > 100_000 && resident > anonymous && highest >= resident, "{memory}");
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("sub")).unwrap();
         std::fs::write(dir.path().join("sub/file"), vec![1; 100_000]).unwrap();

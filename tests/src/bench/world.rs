@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, ensure};
 use shared_proto::model::EventTime;
@@ -98,6 +98,20 @@ impl<'a> Gateway<'a> {
         let folder = world.dir.path().join(name);
         std::fs::create_dir_all(&folder)?;
         Ok(folder)
+    }
+
+    /// Ends the module in an orderly way and starts it again; gives the time from the start until it is ready.
+    ///
+    /// # Errors
+    /// It does not end or does not become ready.
+    pub fn restart(&mut self) -> anyhow::Result<Duration> {
+        self.edge.process().terminate()?;
+        self.edge.process().wait(PATIENCE)?;
+        let began = Instant::now();
+        self.edge.restart()?;
+        self.edge.wait_ready()?;
+        self.pid = self.edge.process().id();
+        Ok(began.elapsed())
     }
 
     /// The module's process.
