@@ -239,14 +239,15 @@ impl Background {
         self.published.load(Ordering::Relaxed)
     }
 
-    /// Stops and waits until the broker has everything.
+    /// Stops, waits until the broker has everything, and gives the count.
     ///
     /// # Errors
     /// The broker does not take it.
-    pub fn end(mut self) -> anyhow::Result<()> {
+    pub fn end(mut self) -> anyhow::Result<u64> {
         self.stop.store(true, Ordering::SeqCst);
         let thread = self.thread.take().context("ended twice")?;
-        thread.join().map_err(|_| anyhow::anyhow!("the publishing thread panicked"))?
+        thread.join().map_err(|_| anyhow::anyhow!("the publishing thread panicked"))??;
+        Ok(self.published())
     }
 }
 

@@ -79,6 +79,7 @@ pub struct Park {
     heard: Receiver<Heard>,
     machines: Vec<Progress>,
     interval: Duration,
+    measured: u64,
 }
 
 impl Park {
@@ -100,9 +101,15 @@ impl Park {
         });
         let interval = Duration::from_secs_f64(MACHINES as f64 / stops_per_second);
         let machines = vec![Progress::Unknown; MACHINES];
-        let mut park = Self { kind, client, heard, machines, interval };
+        let mut park = Self { kind, client, heard, machines, interval, measured: 0 };
         park.switch_on()?;
         Ok(park)
+    }
+
+    /// Readings or blocks published so far.
+    #[must_use]
+    pub const fn measured(&self) -> u64 {
+        self.measured
     }
 
     fn switch_on(&mut self) -> anyhow::Result<()> {
@@ -219,7 +226,7 @@ impl Park {
     }
 
     /// Publishes a reading, or a block of one window with this RMS; gives when.
-    fn measure(&self, machine: usize, value: f64) -> anyhow::Result<Instant> {
+    fn measure(&mut self, machine: usize, value: f64) -> anyhow::Result<Instant> {
         let machine = machine_id(machine);
         let sensor = format!("{machine}/stop");
         let (topic, payload) = match self.kind {
@@ -240,6 +247,7 @@ impl Park {
                 ("waveform", source.block(now(), &samples))
             }
         };
+        self.measured += 1;
         let published = Instant::now();
         self.client.publish(
             format!("plant/{machine}/{topic}"),

@@ -55,6 +55,8 @@ struct Series<'a> {
     background: &'a Background,
     park: Park,
     phases: Vec<Phase>,
+    /// Readings published beside the background.
+    backlog: u64,
 }
 
 impl Series<'_> {
@@ -155,14 +157,14 @@ fn on_a_roomy_disk(world: &World, options: &Options, kind: Kind) -> anyhow::Resu
     let background = Background::start(port, options, kind);
     let mut park = Park::start(port, kind, options.trips_per_second)?;
     park.run(WARM_UP_STOPS, || Ok(true))?;
-    let mut series = Series { gateway: &gateway, background: &background, park, phases: vec![] };
+    let mut series = Series { gateway: &gateway, background: &background, park, phases: vec![], backlog: 0 };
     series.phase("calm", |park| park.run(options.trips, || Ok(true)))?;
     gateway.link.cut();
     series.phase("offline", |park| park.run(options.trips, || Ok(true)))?;
     let mut stops = Vec::new();
     while stops.len() < options.trips {
         gateway.link.cut();
-        make_backlog(&gateway, options.draining_records)?;
+        series.backlog += make_backlog(&gateway, options.draining_records)?;
         let delivered = gateway.counters()?.delivered;
         gateway.link.mend();
         eventually("the backlog begins to drain", PATIENCE, || {
@@ -181,10 +183,9 @@ fn on_a_roomy_disk(world: &World, options: &Options, kind: Kind) -> anyhow::Resu
             "the backlog drains before a stop begins: set BENCH_DRAINING_RECORDS higher"
         );
     }
-    let phases = std::mem::take(&mut series.phases);
-    drop(series);
-    background.end()?;
-    finish(&gateway, kind, merge(phases))
+    let Series { park, phases, backlog, .. } = series;
+    let published = background.end()? + park.measured() + backlog;
+    finish(&gateway, kind, merge(phases), published)
 }
 
 /// One backlog after the other is one state.
@@ -208,14 +209,14 @@ fn merge(phases: Vec<Phase>) -> Vec<Phase> {
 }
 
 /// Publishes what is missing to a backlog, and waits until the journal has it and the stop path is through with it.
-fn make_backlog(gateway: &Gateway<'_>, records: u64) -> anyhow::Result<()> {
+fn make_backlog(gateway: &Gateway<'_>, records: u64) -> anyhow::Result<u64> {
     let owed = gateway.counters()?.owed_readings as u64;
     let published = publish_backlog(gateway.mqtt_port(), records.saturating_sub(owed))?;
     let wanted = (owed + published) as f64;
     eventually("the backlog is in the journal", PATIENCE, || {
         let owed = gateway.counters()?.owed_readings;
         ensure!(owed >= wanted, "{owed} of {wanted} records");
-        Ok(())
+        Ok(published)
     })
 }
 
@@ -250,22 +251,29 @@ fn on_a_full_disk(world: &World, options: &Options, kind: Kind) -> anyhow::Resul
         ensure!(failures > 0.0, "no group was refused");
         Ok(())
     })?;
-    let mut series = Series { gateway: &gateway, background: &background, park, phases: vec![] };
+    let mut series = Series { gateway: &gateway, background: &background, park, phases: vec![], backlog: 0 };
     series.phase("disk full", |park| park.run(options.trips, || Ok(true)))?;
-    let phases = std::mem::take(&mut series.phases);
-    drop(series);
+    let Series { park, phases, .. } = series;
     filler.end()?;
-    background.end()?;
-    finish(&gateway, kind, phases)
+    let published = background.end()? + park.measured();
+    finish(&gateway, kind, phases, published)
 }
 
-fn finish(gateway: &Gateway<'_>, kind: Kind, phases: Vec<Phase>) -> anyhow::Result<()> {
-    gateway.wait_drained()?;
+fn finish(
+    gateway: &Gateway<'_>,
+    kind: Kind,
+    phases: Vec<Phase>,
+    published: u64,
+) -> anyhow::Result<()> {
+    let counters = gateway.wait_drained()?;
     let own = gateway.trip_latencies()?;
     for phase in &phases {
         phase.print(kind, &own);
     }
-    let dropped = gateway.counters()?.events_dropped;
+    if kind == Kind::Readings {
+        say(&format!("    {}", counters.delivery(published)));
+    }
+    let dropped = counters.events_dropped;
     ensure!(dropped == 0.0, "{dropped} machine events dropped");
     Ok(())
 }

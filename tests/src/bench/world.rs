@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use shared_proto::model::EventTime;
 use tempfile::TempDir;
 
@@ -18,6 +18,8 @@ use crate::proxy::TcpProxy;
 
 /// For what may have to work off minutes of messages.
 pub const PATIENCE: Duration = Duration::from_secs(600);
+/// Without messages for this long there are no more.
+const QUIET_FOR: Duration = Duration::from_secs(1);
 const PARTITIONS: i32 = 3;
 const TOPICS: [&str; 6] =
     ["temperature", "pressure", "vibration", "machine-events", "waveforms", "dead-letters"];
@@ -151,19 +153,42 @@ impl<'a> Gateway<'a> {
             owed_readings: of("outbox_records", "readings"),
             owed: of("outbox_records", ""),
             events_dropped: of("machine_events_dropped_total", ""),
+            disconnects: of("mqtt_disconnects_total", ""),
+            redelivered: of("input_redelivered_total", ""),
         })
     }
 
-    /// Waits until the module owes Kafka nothing and both sessions are as far.
+    /// Waits until the module has taken all messages: until no more have come for a second.
     ///
     /// # Errors
-    /// It is not within ten minutes.
-    pub fn wait_drained(&self) -> anyhow::Result<()> {
+    /// They do not end within ten minutes.
+    pub fn wait_quiet(&self) -> anyhow::Result<Counters> {
+        let mut last: Option<(Counters, Instant)> = None;
+        eventually("the module has taken all messages", PATIENCE, || {
+            let now = self.counters()?;
+            match last {
+                Some((before, since)) if before.messages() == now.messages() => {
+                    ensure!(since.elapsed() >= QUIET_FOR, "quiet for {:?}", since.elapsed());
+                }
+                _ => {
+                    last = Some((now, Instant::now()));
+                    bail!("messages are coming in");
+                }
+            }
+            Ok(now)
+        })
+    }
+
+    /// Waits until the module has taken all messages and owes Kafka nothing.
+    ///
+    /// # Errors
+    /// It does so not within ten minutes.
+    pub fn wait_drained(&self) -> anyhow::Result<Counters> {
+        self.wait_quiet()?;
         eventually("everything is on Kafka", PATIENCE, || {
             let counters = self.counters()?;
-            ensure!(counters.is_level(), "one session is behind the other: {counters:?}");
             ensure!(counters.owed == 0.0, "{} records are owed", counters.owed);
-            Ok(())
+            Ok(counters)
         })
     }
 
@@ -210,6 +235,10 @@ pub struct Counters {
     pub owed: f64,
     /// Machine events that were dropped.
     pub events_dropped: f64,
+    /// Sessions lost to the local broker.
+    pub disconnects: f64,
+    /// Readings that came again and were recognised.
+    pub redelivered: f64,
 }
 
 impl Counters {
@@ -226,6 +255,8 @@ impl Counters {
             owed_readings: with(self.owed_readings, other.owed_readings),
             owed: with(self.owed, other.owed),
             events_dropped: with(self.events_dropped, other.events_dropped),
+            disconnects: with(self.disconnects, other.disconnects),
+            redelivered: with(self.redelivered, other.redelivered),
         }
     }
 
@@ -241,10 +272,18 @@ impl Counters {
         self.zip(other, |left, right| left - right)
     }
 
-    /// Whether both sessions have taken the same messages.
+    /// Messages that either session has taken, as whole numbers.
+    const fn messages(&self) -> (u64, u64) {
+        (self.protection_messages as u64, self.recording_messages as u64)
+    }
+
+    /// What was lost or doubled on the way from the broker, if anything, after so many readings were published.
     #[must_use]
-    pub fn is_level(&self) -> bool {
-        (self.protection_messages - self.recording_messages).abs() < 1.0
+    pub fn delivery(&self, published: u64) -> String {
+        format!(
+            "{published} readings published, {:.0} journalled; {:.0} broker connections lost, {:.0} repeats recognised",
+            self.readings, self.disconnects, self.redelivered
+        )
     }
 }
 
