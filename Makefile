@@ -1,10 +1,10 @@
 # Each target is one or two plain commands; `make help` lists them.
 # Variables: ARGS and DEMO_DIR and STACK (embedded | real) for `demo`, DATA_DIR (recordings) for `demo` and `test`,
-# ROUNDS for `long`, BROKERS and LAKE for `aggregator`.
+# ROUNDS for `long`, PROFILE (release | dev) and BENCH_… (tests/src/bench/mod.rs) for `bench-edge`, BROKERS and LAKE for `aggregator`.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo aggregator test lint long audit bench
+.PHONY: help setup demo aggregator test lint long audit bench bench-edge
 
 SETUP := deployment-manifests/local/setup
 # Where rustup puts cargo, for shells that were opened before it was installed.
@@ -13,6 +13,8 @@ ARGS ?=
 STACK ?= embedded
 DEMO_DIR ?=
 ROUNDS ?= 1000
+PROFILE ?= release
+PROFILE_DIR = $(CURDIR)/target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 BROKERS ?= 127.0.0.1:9092
 LAKE ?= ./lake
 # The scenarios and the demo start the programs from here.
@@ -20,7 +22,7 @@ export EDGE_MODULE_BIN ?= $(CURDIR)/target/debug/edge-module
 export CLOUD_AGGREGATOR_BIN ?= $(CURDIR)/target/debug/cloud-aggregator
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\): *## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\): *## /\1\t/p' Makefile | expand -t 12
 
 setup: ## Install what is missing for everything below
 	@$(SETUP) demo test lint
@@ -58,3 +60,8 @@ audit: ## Licences, bans, sources and advisories of the dependencies
 bench: ## The benchmarks, in the release profile
 	@$(SETUP) demo
 	cargo bench --workspace --locked
+
+bench-edge: ## How fast a stop is and a backlog leaves, with mosquitto and Apache Kafka: BENCH_SHARE=0.1 for a short run
+	@$(SETUP) test
+	cargo build --workspace --locked --bins --features e2e-tests/services --profile $(PROFILE)
+	@BENCH_PROFILE=$(PROFILE) EDGE_MODULE_BIN=$(PROFILE_DIR)/edge-module $(PROFILE_DIR)/bench_edge

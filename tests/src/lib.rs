@@ -4,6 +4,7 @@
 //! Everything listens on 127.0.0.1 on a port that was free, writes below a folder that the caller names, and ends with the
 //! process that started it, even when that process is killed.
 
+pub mod bench;
 pub mod cloud_aggregator;
 pub mod demo;
 pub mod edge_module;
