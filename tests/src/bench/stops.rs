@@ -157,7 +157,8 @@ fn on_a_roomy_disk(world: &World, options: &Options, kind: Kind) -> anyhow::Resu
     let background = Background::start(port, options, kind);
     let mut park = Park::start(port, kind, options.trips_per_second)?;
     park.run(WARM_UP_STOPS, || Ok(true))?;
-    let mut series = Series { gateway: &gateway, background: &background, park, phases: vec![], backlog: 0 };
+    let mut series =
+        Series { gateway: &gateway, background: &background, park, phases: vec![], backlog: 0 };
     series.phase("calm", |park| park.run(options.trips, || Ok(true)))?;
     gateway.link.cut();
     series.phase("offline", |park| park.run(options.trips, || Ok(true)))?;
@@ -251,7 +252,8 @@ fn on_a_full_disk(world: &World, options: &Options, kind: Kind) -> anyhow::Resul
         ensure!(failures > 0.0, "no group was refused");
         Ok(())
     })?;
-    let mut series = Series { gateway: &gateway, background: &background, park, phases: vec![], backlog: 0 };
+    let mut series =
+        Series { gateway: &gateway, background: &background, park, phases: vec![], backlog: 0 };
     series.phase("disk full", |park| park.run(options.trips, || Ok(true)))?;
     let Series { park, phases, .. } = series;
     filler.end()?;
