@@ -16,6 +16,7 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use shared_proto::model::{Generation, Sequence};
 
@@ -23,6 +24,9 @@ use super::{Lane, Loss, LossCause, PerLane};
 
 const MAGIC: &[u8; 8] = b"PMHEAD01";
 const SLOT_BYTES: usize = 4096;
+/// How long a lock is waited for, and how often it is tried.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_STEP: Duration = Duration::from_millis(2);
 const FIXED_BYTES: usize = 8 + 4 * 8 + 8 * 8 + 4;
 const GAP_BYTES: usize = 28;
 /// Gaps that fit a slot. More are kept in memory; those that are known longest stay in the file.
@@ -151,7 +155,7 @@ impl HeadFile {
         }
         let file =
             File::options().read(true).write(true).create(true).truncate(false).open(path)?;
-        or_busy(file.try_lock())?;
+        or_busy(|| file.try_lock())?;
         let length = fs::metadata(path)?.len();
         let total = 2 * SLOT_BYTES as u64;
         let mut bytes = vec![0; 2 * SLOT_BYTES];
@@ -186,7 +190,10 @@ impl HeadFile {
     pub(super) fn check_free(path: &Path) -> io::Result<()> {
         match File::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => or_busy(other?.try_lock_shared()),
+            other => {
+                let file = other?;
+                or_busy(|| file.try_lock_shared())
+            }
         }
     }
 
@@ -242,14 +249,24 @@ impl HeadFile {
     }
 }
 
-fn or_busy(locked: Result<(), TryLockError>) -> io::Result<()> {
-    locked.map_err(|error| match error {
-        TryLockError::WouldBlock => io::Error::new(
-            io::ErrorKind::ResourceBusy,
-            "another process has the journal open: stop the module first",
-        ),
-        TryLockError::Error(error) => error,
-    })
+/// Waits a moment for a lock: a process that is just starting another holds what it has open until that one runs.
+fn or_busy(try_lock: impl Fn() -> Result<(), TryLockError>) -> io::Result<()> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(LOCK_STEP);
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::ResourceBusy,
+                    "another process has the journal open: stop the module first",
+                ));
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
 }
 
 fn decode(slot: &[u8], of_generation: Generation, since: u64) -> Option<(u64, Loaded)> {
