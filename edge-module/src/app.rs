@@ -174,14 +174,7 @@ fn own_event(
     event_type: MachineEventType,
     details: MachineEventDetails,
 ) -> MachineEvent {
-    MachineEvent {
-        event_type,
-        machine_id: own_name(settings),
-        timestamp: now(),
-        identity: None,
-        historical: false,
-        details,
-    }
+    crate::journal::event_of_now(own_name(settings), event_type, details)
 }
 
 /// The device speaks of itself under its own name.

@@ -206,6 +206,11 @@ impl Backlog {
         match encoding {
             Encoding::Json => {
                 let glance = next_element(payload, 0)?;
+                if glance.is_odd {
+                    // An escape in the name, as in "press-1\/bearing": only decoding tells whose block it is.
+                    let block = codec::decode_waveform_block(payload, encoding).ok()?;
+                    return self.watched.get(&block.sensor_id).cloned();
+                }
                 self.watched.get(glance.sensor()?).cloned()
             }
             Encoding::Protobuf => {

@@ -366,15 +366,19 @@ impl Recorder {
     }
 
     fn event(&self, event_type: MachineEventType, details: MachineEventDetails) -> MachineEvent {
-        MachineEvent {
-            event_type,
-            machine_id: self.machine_id.clone(),
-            timestamp: now(),
-            identity: None,
-            historical: false,
-            details,
-        }
+        event_of_now(self.machine_id.clone(), event_type, details)
     }
+}
+
+/// An event that happens now and is not journalled yet.
+#[must_use]
+pub fn event_of_now(
+    machine_id: MachineId,
+    event_type: MachineEventType,
+    details: MachineEventDetails,
+) -> MachineEvent {
+    let timestamp = now();
+    MachineEvent { event_type, machine_id, timestamp, identity: None, historical: false, details }
 }
 
 fn log_loss(loss: &Loss) {

@@ -331,14 +331,7 @@ impl Reloader {
     }
 
     fn tell(&self, event_type: MachineEventType, details: MachineEventDetails) {
-        let event = MachineEvent {
-            event_type,
-            machine_id: self.machine_id.clone(),
-            timestamp: now(),
-            identity: None,
-            historical: false,
-            details,
-        };
+        let event = crate::journal::event_of_now(self.machine_id.clone(), event_type, details);
         if self.reached.events.try_send(event).is_err() {
             metrics::counter!(telemetry::EVENTS_DROPPED).increment(1);
             error!("event about the settings dropped: the queue of machine events is full");

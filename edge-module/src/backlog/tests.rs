@@ -80,6 +80,20 @@ fn small_messages_are_judged_at_once_and_strangers_dropped() {
 }
 
 #[test]
+fn a_block_of_text_is_judged_also_when_its_sensor_is_written_with_an_escape() {
+    let text = r#"{"machine_id":"m","sensor_id":"NAME","first_sample":"1970-01-01T00:00:00.000007Z","sample_rate_hz":1000,"samples":[1,1]}"#;
+    for name in ["b", r"\u0062"] {
+        let mut backlog = backlog(4);
+        assert!(add(&mut backlog, "plant/m/waveform", text.replace("NAME", name)).is_empty());
+        assert_eq!(rest(&mut backlog), ["b@7 Full"], "{name}");
+    }
+    let mut backlog = backlog(4);
+    let stranger = text.replace("NAME", r"\u0063");
+    assert!(add(&mut backlog, "plant/m/waveform", stranger).is_empty());
+    assert!(backlog.is_empty());
+}
+
+#[test]
 fn a_number_that_is_none_is_a_piece_of_its_sensor_and_breaks_nothing_off() {
     let mut backlog = backlog(4);
     let none = |sensor: &str, value: &str| reading(sensor, 7.0).replace('7', value);

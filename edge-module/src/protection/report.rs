@@ -12,7 +12,6 @@ use shared_proto::model::{
 use tracing::{error, info, warn};
 
 use super::Protection;
-use crate::kafka::now;
 use crate::telemetry;
 
 impl Protection {
@@ -210,14 +209,8 @@ impl Protection {
     ) -> MachineEvent {
         let interlock = self.interlocks.get(machine_id);
         let rule_version = interlock.map(|interlock| interlock.rule_version().to_owned());
-        MachineEvent {
-            event_type,
-            machine_id: machine_id.clone(),
-            timestamp: now(),
-            identity: None,
-            historical: false,
-            details: MachineEventDetails { rule_version, ..details },
-        }
+        let details = MachineEventDetails { rule_version, ..details };
+        crate::journal::event_of_now(machine_id.clone(), event_type, details)
     }
 }
 

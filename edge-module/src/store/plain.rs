@@ -14,12 +14,13 @@ use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use shared_proto::model::{EventTime, Generation, Sequence};
 
 use super::chunk::{push_entry, split_entry};
 use super::segment::sync_folder;
+use super::segmented::lock;
 use super::{
     Batch, Entry, Journal, JournalError, JournalReader, JournalSettings, Lane, Loss, LossCause,
     PerLane, RECORD_BYTES_MAX, Stored,
@@ -38,10 +39,6 @@ struct Shared {
     lanes: PerLane<Mutex<BTreeMap<u64, Part>>>,
     /// Where the last look ended: sequence, floor of the file, offset.
     cursors: PerLane<Mutex<Option<(Sequence, u64, u64)>>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The plain journal.

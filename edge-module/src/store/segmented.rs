@@ -46,7 +46,7 @@ pub(super) struct Shared {
 }
 
 // A panic while holding one of these locks leaves a list that is still a list: each change is one step.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
