@@ -2,11 +2,13 @@
 //!
 //! | thread | runtime | runs |
 //! |---|---|---|
-//! | `protection` | own, one thread | session of the sensors, paths to the machines, the stop path |
+//! | `protection` | own, one thread | sessions of the sensors, paths to the machines, the stop path |
 //! | `journal` | own, one thread | the journal: its fsync blocks nobody else |
 //! | `latches` | none | writes latches |
 //! | `forwarder` | own, one thread | Kafka |
 //! | main | own, one thread | recording session, admin pages, signals, settings read again |
+//!
+//! All but `protection` and `latches` run at a lower priority (`protection.background-nice`).
 //!
 //! A panic on the protection thread ends the process: the machine side must take our silence as a trip.
 
@@ -23,7 +25,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
-use crate::actuation::{Actuation, TaskEnd};
+use crate::actuation::Actuation;
 use crate::admin::{self, Board, Part};
 use crate::cli::{EXIT_CONFIG, EXIT_DATA_DIR, EXIT_FAILURE};
 use crate::config::{Keys, Settings};
@@ -31,6 +33,7 @@ use crate::intake::InputTopics;
 use crate::journal::{Connections, Delivered, JournalCommand, Recorder, chain, durable_at_start};
 use crate::kafka::{Forwarder, Start, now};
 use crate::latch::{LatchFolder, RestoredLatch, write_all};
+use crate::mqtt::sensors::SensorSessions;
 use crate::mqtt::source::{Session, SessionKind};
 use crate::protection::{self, Protection, Sinks};
 use crate::recording::{self, Recording};
@@ -40,7 +43,7 @@ use crate::store::{Journal, JournalSettings, Lane, SegmentedJournal};
 use crate::supervise::run_again_after_panic;
 use crate::telemetry::{self, LogFilter};
 
-/// Messages between a session and its path. Small: what waits here is not acknowledged.
+/// Messages between the recording session and its path. Small: what waits here is not acknowledged.
 const SESSION_QUEUE_LENGTH: usize = 256;
 const LATCH_QUEUE_LENGTH: usize = 1_024;
 /// How often the threads are looked at.
@@ -235,6 +238,7 @@ fn run_tasks(settings: &Settings, sources: Sources) -> anyhow::Result<()> {
     };
     // First the machines are protected; a journal that does not open must not delay that.
     let path = start_stop_path(settings, sources, model.clone(), &stops, &board)?;
+    yield_to_stop_path(settings.protection.background_nice);
     let device_id = settings.device.id.to_string();
     let result = runtime.block_on(async {
         let mut stop = stops.intake.subscribe();
@@ -265,6 +269,14 @@ fn run_tasks(settings: &Settings, sources: Sources) -> anyhow::Result<()> {
     });
     info!("edge module stopped");
     result
+}
+
+/// Lowers the priority of this thread, and so of those that it starts from here on: when the processor is busy the stop path
+/// goes first.
+fn yield_to_stop_path(nice: u8) {
+    if let Err(error) = rustix::process::setpriority_process(None, i32::from(nice)) {
+        warn!(%error, nice, "threads beside the stop path keep their priority");
+    }
 }
 
 #[expect(clippy::too_many_arguments, reason = "each is handed on to a part of its own")]
@@ -642,8 +654,7 @@ fn spawn_protection(
     stop: watch::Receiver<bool>,
 ) -> anyhow::Result<JoinHandle<()>> {
     let restored = restored(&settings, latch_folder);
-    let filters = InputTopics::new(&settings.mqtt).filters();
-    let sensors = Session::new(&settings, SessionKind::Protection, filters)?;
+    let mut sensors = SensorSessions::new(&settings)?;
     let (actuation, paths) = Actuation::new(&settings, sinks.board.clone())?;
     let protection =
         Protection::new(&settings, model.as_ref(), restored, actuation, sinks)?.linked(links);
@@ -651,14 +662,10 @@ fn spawn_protection(
     spawn("protection", move || {
         let runtime = own_runtime()?;
         runtime.block_on(async {
-            let (sensor_events, sensor_receiver) = mpsc::channel(SESSION_QUEUE_LENGTH);
             let mut tasks = JoinSet::new();
-            tasks.spawn(async move {
-                sensors.run(sensor_events).await;
-                TaskEnd::Unexpected
-            });
+            sensors.start(&mut tasks);
             let reports = paths.start(&mut tasks);
-            protection.run(sensor_receiver, reports, tasks, heartbeat_interval, stop).await;
+            protection.run(sensors, reports, tasks, heartbeat_interval, stop).await;
         });
         Ok(())
     })

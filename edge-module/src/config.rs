@@ -258,6 +258,10 @@ pub struct Protection {
     pub unknown_latch: UnknownLatch,
     /// After each start.
     pub after_restart: AfterRestart,
+    /// MQTT sessions that bring sensors to the stop path.
+    pub sessions_max: usize,
+    /// How much the other threads yield to the stop path.
+    pub background_nice: u8,
     /// Machine events that may wait for the journal.
     pub event_queue_length: usize,
     /// Orders and reports that may wait on one path to the machine side.

@@ -3,7 +3,7 @@
 use rumqttc::matches;
 use shared_proto::Encoding;
 use shared_proto::codec::{self, DecodeError, Element};
-use shared_proto::model::WaveformBlock;
+use shared_proto::model::{MachineId, WaveformBlock};
 
 use crate::config::Mqtt;
 
@@ -32,7 +32,7 @@ impl From<DecodeError> for Refusal {
 }
 
 /// What a topic carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum InputKind {
     /// Scalar readings.
     Readings,
@@ -40,10 +40,33 @@ pub enum InputKind {
     Waveform,
 }
 
+/// Stands for a machine's id, as a whole level of a topic.
+pub const MACHINE_PLACEHOLDER: &str = "{machine}";
+
+/// A topic filter of the settings.
+struct TopicFilter {
+    configured: String,
+    /// With any machine in the placeholder's stead.
+    of_all: String,
+    /// Which level of the topic names the machine.
+    machine_level: Option<usize>,
+    kind: InputKind,
+}
+
+impl TopicFilter {
+    fn new(configured: &str, kind: InputKind) -> Self {
+        Self {
+            configured: configured.to_owned(),
+            of_all: configured.replace(MACHINE_PLACEHOLDER, "+"),
+            machine_level: configured.split('/').position(|level| level == MACHINE_PLACEHOLDER),
+            kind,
+        }
+    }
+}
+
 /// Which topic carries what.
 pub struct InputTopics {
-    readings: Vec<String>,
-    waveforms: Vec<String>,
+    filters: Vec<TopicFilter>,
     payload_bytes_max: usize,
 }
 
@@ -51,27 +74,52 @@ impl InputTopics {
     /// The topic filters of the settings.
     #[must_use]
     pub fn new(mqtt: &Mqtt) -> Self {
-        Self {
-            readings: mqtt.reading_topics.clone(),
-            waveforms: mqtt.waveform_topics.clone(),
-            payload_bytes_max: mqtt.payload_bytes_max,
-        }
+        let of = |filters: &[String], kind| -> Vec<TopicFilter> {
+            filters.iter().map(|filter| TopicFilter::new(filter, kind)).collect()
+        };
+        let mut filters = of(&mqtt.reading_topics, InputKind::Readings);
+        filters.extend(of(&mqtt.waveform_topics, InputKind::Waveform));
+        Self { filters, payload_bytes_max: mqtt.payload_bytes_max }
     }
 
-    /// What to subscribe to.
+    /// What to subscribe to for the input of all machines, known or not.
     #[must_use]
     pub fn filters(&self) -> Vec<String> {
-        self.readings.iter().chain(&self.waveforms).cloned().collect()
+        self.filters.iter().map(|filter| filter.of_all.clone()).collect()
     }
 
-    /// What a topic carries; `None` if it is in neither list.
+    /// What to subscribe to for input whose topic names no machine.
+    #[must_use]
+    pub fn common_filters(&self) -> Vec<String> {
+        let common = self.filters.iter().filter(|filter| filter.machine_level.is_none());
+        common.map(|filter| filter.of_all.clone()).collect()
+    }
+
+    /// What to subscribe to for one machine's input of a kind.
+    #[must_use]
+    pub fn machine_filters(&self, machine_id: &MachineId, kind: InputKind) -> Vec<String> {
+        let is_wanted =
+            |filter: &&TopicFilter| filter.kind == kind && filter.machine_level.is_some();
+        let wanted = self.filters.iter().filter(is_wanted);
+        wanted
+            .map(|filter| filter.configured.replace(MACHINE_PLACEHOLDER, machine_id.as_str()))
+            .collect()
+    }
+
+    fn filter(&self, topic: &str) -> Option<&TopicFilter> {
+        self.filters.iter().find(|filter| matches(topic, &filter.of_all))
+    }
+
+    /// What a topic carries; `None` if no filter takes it.
     #[must_use]
     pub fn kind(&self, topic: &str) -> Option<InputKind> {
-        if self.waveforms.iter().any(|filter| matches(topic, filter)) {
-            return Some(InputKind::Waveform);
-        }
-        let is_reading = self.readings.iter().any(|filter| matches(topic, filter));
-        is_reading.then_some(InputKind::Readings)
+        self.filter(topic).map(|filter| filter.kind)
+    }
+
+    /// The name of the machine that a topic is of, if its filter says where it stands.
+    #[must_use]
+    pub fn machine<'a>(&self, topic: &'a str) -> Option<&'a str> {
+        topic.split('/').nth(self.filter(topic)?.machine_level?)
     }
 
     /// Reads a message. Text that begins with `{` or `[` is JSON, anything else protobuf.
@@ -96,7 +144,7 @@ impl InputTopics {
                 return Ok(Input::Waveform(codec::decode_waveform_block(payload, encoding)?));
             }
             None => {
-                let lists = "neither reading-topics nor waveform-topics";
+                let lists = "neither mqtt.reading-topics nor mqtt.waveform-topics";
                 let detail = format!("topic {topic} is in {lists}");
                 return Err(Refusal { reason: "unknown-topic", detail });
             }
@@ -150,6 +198,22 @@ mod tests {
                 })
                 .collect(),
         }
+    }
+
+    #[test]
+    fn a_topic_names_its_machine_where_the_filter_says_so() {
+        let mut settings = Settings::load(None::<&Path>).expect("defaults are valid");
+        settings.mqtt.waveform_topics = vec!["hall/+/raw/#".to_owned()];
+        let topics = InputTopics::new(&settings.mqtt);
+        assert_eq!(topics.filters(), ["plant/+/readings", "hall/+/raw/#"]);
+        assert_eq!(topics.common_filters(), ["hall/+/raw/#"]);
+        let press = MachineId::new("press-1").expect("valid");
+        assert_eq!(topics.machine_filters(&press, InputKind::Readings), ["plant/press-1/readings"]);
+        assert!(topics.machine_filters(&press, InputKind::Waveform).is_empty());
+        assert_eq!(topics.machine("plant/press-1/readings"), Some("press-1"));
+        assert_eq!(topics.machine("hall/press-1/raw/x"), None);
+        assert_eq!(topics.kind("hall/press-1/raw/x"), Some(InputKind::Waveform));
+        assert_eq!(topics.kind("plant/press-1/raw"), None);
     }
 
     #[test]

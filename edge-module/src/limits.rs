@@ -7,8 +7,13 @@ use crate::config::Keys;
 use crate::telemetry;
 
 /// Numbers among the settings that limit nothing.
-pub const NOT_LIMITS: [&str; 4] =
-    ["deadband.absolute", "deadband.percent", "mqtt.port", "vibration.hop-samples"];
+pub const NOT_LIMITS: [&str; 5] = [
+    "deadband.absolute",
+    "deadband.percent",
+    "mqtt.port",
+    "protection.background-nice",
+    "vibration.hop-samples",
+];
 /// Tables whose numbers are rules of the plant, not limits of the program; their names are the plant's.
 pub const NOT_LIMITS_BELOW: [&str; 5] =
     ["aggregation", "deadband.always-above", "deadband.rules", "kafka.properties", "machines"];

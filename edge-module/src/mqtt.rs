@@ -1,3 +1,4 @@
 //! Sessions with MQTT brokers.
 
+pub mod sensors;
 pub mod source;

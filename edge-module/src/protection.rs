@@ -27,7 +27,7 @@ use crate::backlog::{Backlog, Piece, Pieces};
 use crate::config::{AfterRestart, Settings};
 use crate::kafka::now;
 use crate::latch::RestoredLatch;
-use crate::mqtt::source::SessionEvent;
+use crate::mqtt::sensors::{SensorEvent, SensorSessions};
 use crate::scoring::Bundle;
 use crate::telemetry;
 use report::cause_details;
@@ -164,7 +164,7 @@ impl Protection {
     /// Runs until `stop`, or until one of the `tasks` ends that was not dismissed, which none does by itself.
     pub async fn run(
         mut self,
-        mut sensors: mpsc::Receiver<SessionEvent>,
+        mut sensors: SensorSessions,
         mut machine_side: mpsc::Receiver<PathReport>,
         mut tasks: JoinSet<TaskEnd>,
         heartbeat_interval: Duration,
@@ -175,6 +175,7 @@ impl Protection {
         for machine_id in self.interlocks.keys().cloned().collect::<Vec<_>>() {
             self.publish_latch(&machine_id);
         }
+        self.sinks.board.set(Part::Protection, sensors.health());
         while !*stop.borrow() {
             let deadline = self.next_timeout();
             tokio::select! {
@@ -189,10 +190,10 @@ impl Protection {
                 },
                 _ = heartbeat.tick() => self.send_heartbeats(),
                 Some(change) = reload::next_change(&mut self.links) => {
-                    self.apply_settings(change, &mut tasks);
+                    self.apply_settings(change, &mut sensors, &mut tasks);
                 }
                 Some(report) = machine_side.recv() => self.handle_path(report),
-                Some(event) = sensors.recv() => self.handle_sensors(event),
+                event = sensors.recv() => self.handle_sensors(event),
                 () = std::future::ready(()), if !self.backlog.is_empty() => {}
                 () = tokio::time::sleep_until(deadline.into()) => {}
             }
@@ -212,19 +213,19 @@ impl Protection {
     /// Takes what is there already, for a bounded time, then does one unit of what waits.
     fn take_in(
         &mut self,
-        sensors: &mut mpsc::Receiver<SessionEvent>,
+        sensors: &mut SensorSessions,
         machine_side: &mut mpsc::Receiver<PathReport>,
     ) {
         let until = Instant::now() + TAKE_IN_MAX;
         while !self.is_stop_queued && Instant::now() < until {
             let (report, event) = (machine_side.try_recv(), sensors.try_recv());
-            if report.is_err() && event.is_err() {
+            if report.is_err() && event.is_none() {
                 break;
             }
             if let Ok(report) = report {
                 self.handle_path(report);
             }
-            if let Ok(event) = event {
+            if let Some(event) = event {
                 self.handle_sensors(event);
             }
         }
@@ -260,14 +261,10 @@ impl Protection {
         }
     }
 
-    fn handle_sensors(&mut self, event: SessionEvent) {
+    fn handle_sensors(&mut self, event: SensorEvent) {
         match event {
-            SessionEvent::Connected => self.sinks.board.set(Part::Protection, Ok(())),
-            SessionEvent::Disconnected => {
-                self.sinks.board.set(Part::Protection, Err("broker not connected".to_owned()));
-            }
-            SessionEvent::Written => {}
-            SessionEvent::Message { publish, received } => {
+            SensorEvent::Health(health) => self.sinks.board.set(Part::Protection, health),
+            SensorEvent::Message { publish, received } => {
                 metrics::counter!(telemetry::MQTT_MESSAGES, "session" => "protection").increment(1);
                 // What the broker kept from before is no ground to stop a machine now.
                 if !publish.retain {

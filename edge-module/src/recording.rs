@@ -26,7 +26,7 @@ use shared_proto::model::{
     DeadLetter, MachineId, MetricType, Reading, SensorId, WaveformBlock, WaveformSnapshot,
 };
 use tokio::sync::{Semaphore, mpsc, watch};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::admin::{Board, Part};
 use crate::analysis::Analysis;
@@ -44,6 +44,8 @@ use crate::telemetry;
 pub const RECENT_READINGS_MAX: usize = 65_536;
 /// Refused input is logged at most this often; each is counted.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
+/// Input that the stop path does not hear is logged at most this often; each is counted.
+const ASTRAY_LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the use of limits is shown.
 const SHOW_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -142,6 +144,7 @@ pub struct Recording {
     room_bytes: usize,
     board: Board,
     refusal_logged: Option<Instant>,
+    astray_logged: Option<Instant>,
 }
 
 /// Hashes of the readings journalled last.
@@ -218,6 +221,7 @@ impl Recording {
             room_bytes: settings.journal.queue_bytes,
             board,
             refusal_logged: None,
+            astray_logged: None,
         })
     }
 
@@ -435,6 +439,7 @@ impl Recording {
                 }
             }
             Ok(Input::Waveform(block)) => {
+                self.notice_astray(&block.sensor_id, &publish.topic);
                 self.record_windows(&block, publish, &mut records);
                 self.keep_samples(&block, publish, &mut records);
             }
@@ -443,12 +448,27 @@ impl Recording {
     }
 
     /// Adds the machine of the topic where the producer left it out.
-    fn complete(&self, reading: &mut Reading, topic: &str) {
+    fn complete(&mut self, reading: &mut Reading, topic: &str) {
         // The journal numbers records anew: a foreign identity would clash with its own.
         reading.identity = None;
+        self.notice_astray(&reading.sensor_id, topic);
         if reading.machine_id.is_none() {
-            let machine = topic.split('/').nth(1).unwrap_or_default();
+            let machine = self.inputs.machine(topic).unwrap_or_default();
             reading.machine_id = self.machines.ids.get(machine).cloned();
+        }
+    }
+
+    /// Tells of a sensor that a rule names but whose topic is of no machine under protection: the stop path does not hear it.
+    fn notice_astray(&mut self, sensor: &SensorId, topic: &str) {
+        let Some(machine) = self.inputs.machine(topic) else { return };
+        if self.machines.ids.contains(machine) {
+            return;
+        }
+        let Some(machine_id) = self.machines.of_sensor.get(sensor) else { return };
+        metrics::counter!(telemetry::INPUT_ASTRAY).increment(1);
+        if self.astray_logged.is_none_or(|logged| logged.elapsed() > ASTRAY_LOG_INTERVAL) {
+            self.astray_logged = Some(Instant::now());
+            error!(%sensor, topic, %machine_id, "recorded but not judged: the topic is of no machine under protection; publish on the machine's own topic, or put + for {{machine}} in mqtt.reading-topics and waveform-topics");
         }
     }
 

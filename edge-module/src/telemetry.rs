@@ -18,6 +18,8 @@ pub const INPUT_REFUSED: &str = "input_refused_total";
 pub const INPUT_UNKNOWN_FIELDS: &str = "input_unknown_fields_total";
 /// Messages that the broker delivered again after they had been journalled.
 pub const INPUT_REDELIVERED: &str = "input_redelivered_total";
+/// Input of sensors that a rule names, on a topic of no machine under protection: recorded, not judged.
+pub const INPUT_ASTRAY: &str = "input_astray_total";
 /// Log lines that could not be written.
 pub const LOG_LINES_LOST: &str = "log_lines_lost_total";
 /// Panics after which a task was started again.

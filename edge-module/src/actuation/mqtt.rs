@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use edge_core::interlock::LatchSnapshot;
-use rumqttc::{AsyncClient, Publish, QoS, SubscribeFilter};
+use rumqttc::{AsyncClient, Publish, QoS};
 use shared_proto::model::{DeviceId, MachineId};
 use tokio::sync::{mpsc, watch};
-use tracing::{error, warn};
+use tracing::warn;
 
 use super::messages::{Report, Topics};
 use super::{Actuator, PathEvent, PathReport, QueueFull, StopOrder, TaskEnd};
@@ -137,6 +137,7 @@ impl Brokers {
         let session = Session::with_broker(
             &self.settings,
             SessionKind::Actuator,
+            self.settings.client_id(SessionKind::Actuator.as_str()),
             (host, port),
             &self.credentials,
             Vec::new(),
@@ -239,7 +240,7 @@ impl Link {
         let Some(session) = self.session.take() else { return TaskEnd::Unexpected };
         let (sender, events) = mpsc::channel(self.queue_length);
         self.table = self.changes.borrow_and_update().clone();
-        self.subscribe_later();
+        self.filters.replace(self.wanted());
         tokio::select! {
             () = session.run(sender) => TaskEnd::Unexpected,
             end = self.serve(events) => end,
@@ -271,17 +272,15 @@ impl Link {
         }
     }
 
-    fn subscribe_later(&self) {
-        let filters = self.table.topics.filters();
-        self.filters.replace(filters.into_iter().map(str::to_owned).collect());
+    fn wanted(&self) -> Vec<String> {
+        self.table.topics.filters().into_iter().map(str::to_owned).collect()
     }
 
     /// Takes other machines.
     fn change(&mut self) {
         let table = self.changes.borrow_and_update().clone();
         let before = std::mem::replace(&mut self.table, table);
-        self.subscribe_later();
-        self.change_subscriptions(&before.topics);
+        self.filters.exchange(&self.client, self.wanted());
         let latches = self.table.topics.latches();
         let taken_back = &mut self.state.taken_back;
         if self.is_display {
@@ -298,24 +297,6 @@ impl Link {
                 self.tell(&machine_id, PathEvent::Ready);
             } else if self.state.is_loss_told {
                 self.tell(&machine_id, PathEvent::Lost("broker not connected".to_owned()));
-            }
-        }
-    }
-
-    /// Also without a connection: it may be there before we have heard of it. Requests of a broken one are dropped.
-    fn change_subscriptions(&self, before: &Topics) {
-        let (before, now) = (before.filters(), self.table.topics.filters());
-        let mut added = now.difference(&before).peekable();
-        if added.peek().is_some() {
-            let added =
-                added.map(|filter| SubscribeFilter::new((*filter).to_owned(), QoS::AtLeastOnce));
-            if let Err(error) = self.client.try_subscribe_many(added) {
-                error!(%error, "topics of new machines not subscribed; the next connection does it");
-            }
-        }
-        for gone in before.difference(&now) {
-            if let Err(error) = self.client.try_unsubscribe(*gone) {
-                warn!(%error, topic = gone, "still subscribed until the next connection");
             }
         }
     }

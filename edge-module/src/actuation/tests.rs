@@ -261,7 +261,9 @@ async fn heartbeats_come_from_the_judging_loop_alone() {
     let protection =
         crate::protection::Protection::new(&settings, None, Vec::new(), actuation, sinks)
             .expect("valid settings");
-    let (_sensors, sensors) = mpsc::channel(1);
+    // Not started: no sensor says anything.
+    let sensors =
+        crate::mqtt::sensors::SensorSessions::new(&settings).expect("no password to read");
     let (_stop, stop) = tokio::sync::watch::channel(false);
     let interval = Duration::from_millis(5);
     let judging = protection.run(sensors, reports, sessions, interval, stop);

@@ -7,6 +7,7 @@ use edge_core::interlock::DuringStartup;
 use edge_core::vibration::WindowShape;
 
 use super::{Actuator, Fault, Machine, ModbusTcp, Settings, read_secret};
+use crate::intake::MACHINE_PLACEHOLDER;
 
 /// Properties that the promises of the forwarder rest on.
 const RESERVED_PROPERTIES: [&str; 6] = [
@@ -93,11 +94,19 @@ impl Settings {
             ("mqtt.reading-topics", &mqtt.reading_topics),
             ("mqtt.waveform-topics", &mqtt.waveform_topics),
         ];
+        let mut seen: Vec<String> = Vec::new();
         for (path, filters) in filters {
             for filter in filters {
-                if !rumqttc::valid_filter(filter) {
+                let of_all = filter.replace(MACHINE_PLACEHOLDER, "+");
+                if !rumqttc::valid_filter(&of_all) || of_all.contains(['{', '}']) {
                     faults.add(path, format!("{filter:?} is no MQTT topic filter"));
+                } else if filter.matches(MACHINE_PLACEHOLDER).count() > 1 {
+                    faults.add(path, format!("{filter:?} has {{machine}} more than once"));
+                } else if let Some(other) = seen.iter().find(|other| overlap(other, &of_all)) {
+                    let text = format!("{filter:?} overlaps {other:?}: input would count twice");
+                    faults.add(path, text);
                 }
+                seen.push(of_all);
             }
         }
         if mqtt.reading_topics.is_empty() && mqtt.waveform_topics.is_empty() {
@@ -130,6 +139,8 @@ impl Settings {
                 faults.add(path, format!("{topic:?} is used twice"));
             }
         }
+        faults.range("protection.sessions-max", protection.sessions_max, 1, 4096);
+        faults.range("protection.background-nice", protection.background_nice, 0, 19);
         let interval = protection.heartbeat_interval;
         let minute = Duration::from_secs(60);
         faults.duration(
@@ -349,4 +360,39 @@ fn check_modbus(path: &str, modbus: &ModbusTcp, faults: &mut Faults) {
     let (low, high) = (Duration::from_millis(5), Duration::from_secs(60));
     faults.duration(&format!("{path}.poll-interval"), modbus.poll_interval, low, high);
     faults.duration(&format!("{path}.response-timeout"), modbus.response_timeout, low, high);
+}
+
+/// Whether a topic can match both filters.
+fn overlap(one: &str, other: &str) -> bool {
+    let (mut one, mut other) = (one.split('/'), other.split('/'));
+    loop {
+        match (one.next(), other.next()) {
+            (Some("#"), _) | (_, Some("#")) | (None, None) => return true,
+            (Some(one), Some(other)) if one == other || one == "+" || other == "+" => {}
+            (Some(_), Some(_)) | (Some(_), None) | (None, Some(_)) => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::overlap;
+
+    #[test]
+    fn filters_overlap_where_a_topic_matches_both() {
+        for (one, other, expected) in [
+            ("a/b", "a/b", true),
+            ("a/b", "a/c", false),
+            ("a/+", "a/c", true),
+            ("a/+/x", "a/b/y", false),
+            ("a/#", "a/b/y", true),
+            ("a/#", "a", true),
+            ("a/+", "a", false),
+            ("#", "b/c", true),
+            ("+/x/+", "a/+/y", true),
+        ] {
+            assert_eq!(overlap(one, other), expected, "{one} {other}");
+            assert_eq!(overlap(other, one), expected, "{other} {one}");
+        }
+    }
 }

@@ -5,6 +5,7 @@
 //! whether the broker kept the session or not. The wait between attempts doubles from `reconnect-min` to `reconnect-max`,
 //! with jitter, and starts over when the broker accepts.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,8 +21,9 @@ use crate::telemetry;
 
 /// Requests that may wait inside the client library.
 const REQUESTS_MAX: usize = 65_536;
-/// Unacknowledged publications of ours.
+/// Unacknowledged publications of ours to machines. The other sessions publish nothing.
 const INFLIGHT_MAX: u16 = 1_000;
+const INFLIGHT_MAX_OF_READERS: u16 = 1;
 
 /// What a session is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +37,13 @@ pub enum SessionKind {
 }
 
 impl SessionKind {
+    const fn inflight_max(self) -> u16 {
+        match self {
+            Self::Protection | Self::Recording => INFLIGHT_MAX_OF_READERS,
+            Self::Actuator => INFLIGHT_MAX,
+        }
+    }
+
     /// End of the client id, and the label.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -101,14 +110,39 @@ impl Credentials {
     }
 }
 
-/// What a session subscribes to with each connection. Changing it subscribes to nothing by itself.
+/// What a session subscribes to with each connection.
 #[derive(Clone, Debug)]
 pub struct Filters(Arc<Mutex<Vec<String>>>);
 
 impl Filters {
-    /// Subscribes to these with the next connection.
-    pub fn replace(&self, filters: Vec<String>) {
-        *self.lock() = filters;
+    /// Subscribes to these with the next connection, and over `client`, the session's own, to what is new at once; what is gone
+    /// no more. Also without a connection: it may be there before we have heard of it. Requests of a broken one are dropped.
+    pub fn exchange(&self, client: &AsyncClient, filters: Vec<String>) {
+        let before: BTreeSet<String> = self.replace(filters.clone()).into_iter().collect();
+        let now: BTreeSet<String> = filters.into_iter().collect();
+        let mut added = now.difference(&before).peekable();
+        if added.peek().is_some() {
+            let added = added.map(|filter| SubscribeFilter::new(filter.clone(), QoS::AtLeastOnce));
+            if let Err(error) = client.try_subscribe_many(added) {
+                error!(%error, "topics of new machines not subscribed; the next connection does it");
+            }
+        }
+        for gone in before.difference(&now) {
+            if let Err(error) = client.try_unsubscribe(gone) {
+                warn!(%error, topic = gone, "still subscribed until the next connection");
+            }
+        }
+    }
+
+    /// Subscribes to these with the next connection. Gives back what they were before.
+    pub fn replace(&self, filters: Vec<String>) -> Vec<String> {
+        std::mem::replace(&mut *self.lock(), filters)
+    }
+
+    /// What they are.
+    #[must_use]
+    pub fn get(&self) -> Vec<String> {
+        self.lock().clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<String>> {
@@ -138,7 +172,8 @@ impl Session {
     ) -> Result<Self, SessionError> {
         let address = (settings.mqtt.host.as_str(), settings.mqtt.port);
         let credentials = Credentials::read(&settings.mqtt)?;
-        Ok(Self::with_broker(settings, kind, address, &credentials, filters))
+        let client_id = settings.client_id(kind.as_str());
+        Ok(Self::with_broker(settings, kind, client_id, address, &credentials, filters))
     }
 
     /// Prepares a session with any broker. Reads nothing and waits for nothing.
@@ -146,18 +181,19 @@ impl Session {
     pub fn with_broker(
         settings: &Settings,
         kind: SessionKind,
+        client_id: String,
         (host, port): (&str, u16),
         credentials: &Credentials,
         filters: Vec<String>,
     ) -> Self {
         let mqtt = &settings.mqtt;
-        let mut options = MqttOptions::new(settings.client_id(kind.as_str()), host, port);
+        let mut options = MqttOptions::new(client_id, host, port);
         options
             .set_keep_alive(mqtt.keep_alive)
             .set_clean_session(!kind.is_persistent())
             .set_manual_acks(kind.is_persistent())
             .set_max_packet_size(mqtt.packet_bytes_max, mqtt.packet_bytes_max)
-            .set_inflight(INFLIGHT_MAX);
+            .set_inflight(kind.inflight_max());
         if let Some((user, password)) = &credentials.0 {
             options.set_credentials(user, password.expose());
         }

@@ -13,8 +13,10 @@ use tracing::{info, warn};
 
 use super::Protection;
 use crate::actuation::TaskEnd;
+use crate::admin::Part;
 use crate::config::Actuator;
 use crate::latch::RestoredLatch;
+use crate::mqtt::sensors::SensorSessions;
 use crate::recording::SnapshotRequest;
 use crate::telemetry;
 
@@ -74,7 +76,12 @@ impl Protection {
     }
 
     /// Puts other settings in force, all or none.
-    pub(super) fn apply_settings(&mut self, change: NewMachines, tasks: &mut JoinSet<TaskEnd>) {
+    pub(super) fn apply_settings(
+        &mut self,
+        change: NewMachines,
+        sensors: &mut SensorSessions,
+        tasks: &mut JoinSet<TaskEnd>,
+    ) {
         let NewMachines { added, replaced, removed, rewired, answer, .. } = change;
         if answer.is_closed() {
             // Whoever asked has given up and told so.
@@ -95,6 +102,8 @@ impl Protection {
         self.machine_of_sensor = change.machine_of_sensor;
         self.analysis.set_scored(change.scored);
         self.analysis.set_band_limited(change.band_limited);
+        sensors.replace(change.paths.keys(), tasks);
+        self.sinks.board.set(Part::Protection, sensors.health());
         self.actuation.replace(change.paths, tasks);
         for mut interlock in replaced {
             let machine_id = interlock.machine_id().clone();
