@@ -33,7 +33,7 @@ demo: ## Three simulated machines, one fault, one network cut: STACK=real for mo
 	@STACK=$(STACK) DEMO_DIR=$(DEMO_DIR) target/debug/demo $(ARGS)
 
 aggregator: ## Read the Kafka topics of BROKERS into the Delta tables of LAKE, and go on
-	@$(SETUP) test
+	@$(SETUP) reader
 	cargo build --locked --workspace --bins
 	AGGREGATOR__KAFKA__BROKERS=$(BROKERS) AGGREGATOR__LAKE__LOCATION=$(LAKE) target/debug/cloud-aggregator run
 

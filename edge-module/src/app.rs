@@ -8,7 +8,8 @@
 //! | `forwarder` | own, one thread | Kafka |
 //! | main | own, one thread | recording session, admin pages, signals, settings read again |
 //!
-//! All but `protection` and `latches` run at a lower priority (`protection.background-nice`).
+//! `protection` runs at a higher priority where that is allowed (`protection.nice`), all but it and `latches` at a lower one
+//! (`protection.background-nice`).
 //!
 //! A panic on the protection thread ends the process: the machine side must take our silence as a trip.
 
@@ -276,6 +277,13 @@ fn run_tasks(settings: &Settings, sources: Sources) -> anyhow::Result<()> {
 fn yield_to_stop_path(nice: u8) {
     if let Err(error) = rustix::process::setpriority_process(None, i32::from(nice)) {
         warn!(%error, nice, "threads beside the stop path keep their priority");
+    }
+}
+
+/// Raises the priority of this thread, where that is allowed.
+fn go_first(nice: i8) {
+    if let Err(error) = rustix::process::setpriority_process(None, i32::from(nice)) {
+        info!(%error, nice, "the stop path runs at ordinary priority: protection.nice needs CAP_SYS_NICE or a nice limit");
     }
 }
 
@@ -659,7 +667,9 @@ fn spawn_protection(
     let protection =
         Protection::new(&settings, model.as_ref(), restored, actuation, sinks)?.linked(links);
     let heartbeat_interval = settings.protection.heartbeat_interval;
+    let nice = settings.protection.nice;
     spawn("protection", move || {
+        go_first(nice);
         let runtime = own_runtime()?;
         runtime.block_on(async {
             let mut tasks = JoinSet::new();

@@ -260,6 +260,8 @@ pub struct Protection {
     pub after_restart: AfterRestart,
     /// MQTT sessions that bring sensors to the stop path.
     pub sessions_max: usize,
+    /// Nice value of the stop path's thread.
+    pub nice: i8,
     /// How much the other threads yield to the stop path.
     pub background_nice: u8,
     /// Machine events that may wait for the journal.

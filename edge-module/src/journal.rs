@@ -57,6 +57,8 @@ pub struct Recorder {
     journal: Box<dyn Journal>,
     machine_id: MachineId,
     group_records_max: usize,
+    /// Machine events that a group takes while the disk refuses; the others wait in their queue.
+    events_max: usize,
     events: mpsc::Receiver<MachineEvent>,
     commands: mpsc::Receiver<JournalCommand>,
     durable: watch::Sender<Durable>,
@@ -118,6 +120,7 @@ impl Recorder {
             journal,
             machine_id,
             group_records_max,
+            events_max: events.max_capacity(),
             events,
             commands,
             durable,
@@ -261,8 +264,14 @@ impl Recorder {
             self.trim();
             self.evict();
             // Machine events are few and may use what is left of the disk; new ones must not wait behind readings.
-            while let Ok(event) = self.events.try_recv() {
+            let is_event = |(lane, _): &&Entry| *lane == Lane::Events;
+            let mut room =
+                self.events_max.saturating_sub(self.group.records.iter().filter(is_event).count());
+            while room > 0
+                && let Ok(event) = self.events.try_recv()
+            {
                 self.add_event(&event);
+                room -= 1;
             }
             self.append_events();
         }

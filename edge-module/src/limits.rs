@@ -7,11 +7,12 @@ use crate::config::Keys;
 use crate::telemetry;
 
 /// Numbers among the settings that limit nothing.
-pub const NOT_LIMITS: [&str; 5] = [
+pub const NOT_LIMITS: [&str; 6] = [
     "deadband.absolute",
     "deadband.percent",
     "mqtt.port",
     "protection.background-nice",
+    "protection.nice",
     "vibration.hop-samples",
 ];
 /// Tables whose numbers are rules of the plant, not limits of the program; their names are the plant's.

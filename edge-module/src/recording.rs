@@ -1,8 +1,10 @@
 //! The journal's path: everything that the sensors say, filtered, encoded, handed to the journal.
 //!
 //! The broker delivers at least once: after a crash or a reconnect it repeats, with the DUP flag, what was not
-//! acknowledged. A repeated message whose readings are already in the journal is dropped here, so that no reading gets a
-//! second sequence; readings are recognised by sensor, metric, time and value among the last [`RECENT_READINGS_MAX`].
+//! acknowledged. What is already in the journal, or on its way there, is dropped here, so that no reading gets a second
+//! sequence. After a reconnect a message is recognised as a whole, by topic and payload, among the last
+//! [`RECENT_MESSAGES_MAX`], which is more than a session may owe; after a crash readings are, by sensor, metric, time and value
+//! among the last [`RECENT_READINGS_MAX`], which is more than two groups of the journal.
 //!
 //! The raw samples around trips are kept here and not on the stop path: both sessions see the same blocks, and what keeping
 //! them costs (a copy of each block, and the encoding of megabytes at a trip) must not stand between a sample and a stop.
@@ -42,6 +44,8 @@ use crate::telemetry;
 
 /// Readings recognised when the broker repeats them.
 pub const RECENT_READINGS_MAX: usize = 65_536;
+/// Messages recognised when the broker repeats them: MQTT has no more packet identifiers.
+pub const RECENT_MESSAGES_MAX: usize = 65_536;
 /// Refused input is logged at most this often; each is counted.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// Input that the stop path does not hear is logged at most this often; each is counted.
@@ -139,6 +143,7 @@ pub struct Recording {
     vibration: MetricType,
     machines: Machines,
     recent: Recent,
+    recent_messages: Recent,
     commands: mpsc::Sender<JournalCommand>,
     room: Arc<Semaphore>,
     room_bytes: usize,
@@ -147,22 +152,25 @@ pub struct Recording {
     astray_logged: Option<Instant>,
 }
 
-/// Hashes of the readings journalled last.
-#[derive(Default)]
+/// Hashes of what was journalled last, the newest `max`.
 struct Recent {
     set: HashSet<u64>,
     order: VecDeque<u64>,
+    max: usize,
 }
 
 impl Recent {
-    /// Says whether the reading was new.
-    fn insert(&mut self, reading: &Reading) -> bool {
-        let hash = hash_of(reading);
+    fn new(max: usize) -> Self {
+        Self { set: HashSet::new(), order: VecDeque::new(), max }
+    }
+
+    /// Says whether it was new.
+    fn insert(&mut self, hash: u64) -> bool {
         if !self.set.insert(hash) {
             return false;
         }
         self.order.push_back(hash);
-        if self.order.len() > RECENT_READINGS_MAX
+        if self.order.len() > self.max
             && let Some(oldest) = self.order.pop_front()
         {
             self.set.remove(&oldest);
@@ -170,17 +178,24 @@ impl Recent {
         true
     }
 
-    fn contains(&self, reading: &Reading) -> bool {
-        self.set.contains(&hash_of(reading))
+    fn contains(&self, hash: u64) -> bool {
+        self.set.contains(&hash)
     }
 }
 
-fn hash_of(reading: &Reading) -> u64 {
+fn hash_of_reading(reading: &Reading) -> u64 {
     let mut hasher = DefaultHasher::new();
     reading.sensor_id.hash(&mut hasher);
     reading.metric_type.hash(&mut hasher);
     reading.timestamp.hash(&mut hasher);
     reading.value.to_bits().hash(&mut hasher);
+    hasher.finish()
+}
+
+fn hash_of_message(publish: &Publish) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    publish.topic.hash(&mut hasher);
+    publish.payload.hash(&mut hasher);
     hasher.finish()
 }
 
@@ -197,10 +212,10 @@ impl Recording {
         board: Board,
     ) -> anyhow::Result<Self> {
         let filters = NewFilters::new(settings)?;
-        let mut recent = Recent::default();
+        let mut recent = Recent::new(RECENT_READINGS_MAX);
         for stored in journal.tail(Lane::Readings, RECENT_READINGS_MAX) {
             if let Ok(decoded) = codec::decode_reading(&stored.payload, Encoding::Protobuf) {
-                recent.insert(&decoded.reading);
+                recent.insert(hash_of_reading(&decoded.reading));
             }
         }
         Ok(Self {
@@ -216,6 +231,7 @@ impl Recording {
             vibration: MetricType::new("vibration")?,
             machines: filters.machines,
             recent,
+            recent_messages: Recent::new(RECENT_MESSAGES_MAX),
             commands,
             room: Arc::new(Semaphore::new(settings.journal.queue_bytes)),
             room_bytes: settings.journal.queue_bytes,
@@ -416,6 +432,11 @@ impl Recording {
 
     fn records_of(&mut self, publish: &Publish) -> Vec<Entry> {
         let mut records = Vec::new();
+        let is_new = self.recent_messages.insert(hash_of_message(publish));
+        if publish.dup && !is_new {
+            metrics::counter!(telemetry::INPUT_REDELIVERED).increment(1);
+            return records;
+        }
         // The broker gives a retained message anew to each session that subscribes.
         let is_repeat = publish.dup || publish.retain;
         match self.inputs.decode(&publish.topic, &publish.payload) {
@@ -473,7 +494,7 @@ impl Recording {
     }
 
     fn record(&mut self, reading: &Reading, is_repeat: bool, records: &mut Vec<Entry>) {
-        if is_repeat && self.recent.contains(reading) {
+        if is_repeat && self.recent.contains(hash_of_reading(reading)) {
             metrics::counter!(telemetry::INPUT_REDELIVERED).increment(1);
             return;
         }
@@ -487,7 +508,7 @@ impl Recording {
         if outcome.is_passed {
             self.filter(reading, payload, records);
         } else {
-            self.recent.insert(reading);
+            self.recent.insert(hash_of_reading(reading));
         }
     }
 
@@ -505,7 +526,7 @@ impl Recording {
                 count_saved("deadband", 1, payload.len() as u64);
             }
             Verdict::Send(_) => {
-                self.recent.insert(reading);
+                self.recent.insert(hash_of_reading(reading));
                 records.push((Lane::Readings, payload));
             }
         }
@@ -631,24 +652,33 @@ mod tests {
     use shared_proto::model::{EventTime, SensorId};
 
     #[test]
-    fn recent_readings_are_recognised_until_they_are_forgotten() {
-        let mut recent = Recent::default();
-        let vibration = MetricType::new("vibration").expect("valid");
-        let at = |micros: i64| {
+    fn what_is_recent_is_recognised_until_it_is_forgotten() {
+        let mut recent = Recent::new(3);
+        assert!(recent.insert(0));
+        assert!(!recent.insert(0));
+        assert!(recent.contains(0));
+        for hash in 1..=3 {
+            assert!(recent.insert(hash));
+        }
+        assert!(!recent.contains(0), "three others came after it");
+        assert!(recent.contains(1));
+        assert_eq!(recent.order.len(), 3);
+    }
+
+    #[test]
+    fn readings_differ_by_sensor_metric_time_and_value() {
+        let reading = |sensor: &str, micros: i64, value: f64| {
             Reading::new(
-                SensorId::new("s").expect("valid"),
+                SensorId::new(sensor).expect("valid"),
                 EventTime::from_micros(micros),
-                vibration.clone(),
-                1.0,
+                MetricType::new("vibration").expect("valid"),
+                value,
             )
         };
-        assert!(recent.insert(&at(0)));
-        assert!(!recent.insert(&at(0)));
-        assert!(recent.contains(&at(0)));
-        for micros in 1..=i64::try_from(RECENT_READINGS_MAX).expect("small") {
-            assert!(recent.insert(&at(micros)));
+        let one = hash_of_reading(&reading("s", 1, 1.0));
+        assert_eq!(one, hash_of_reading(&reading("s", 1, 1.0)));
+        for other in [reading("t", 1, 1.0), reading("s", 2, 1.0), reading("s", 1, 1.5)] {
+            assert_ne!(one, hash_of_reading(&other));
         }
-        assert!(!recent.contains(&at(0)));
-        assert_eq!(recent.order.len(), RECENT_READINGS_MAX);
     }
 }

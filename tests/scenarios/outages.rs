@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
 use e2e_tests::eventually::eventually;
 use e2e_tests::http::metric;
 use e2e_tests::publisher::{Publisher, reading_json};
@@ -136,4 +137,97 @@ fn a_killed_kafka_delays_and_loses_nothing() -> anyhow::Result<()> {
     publisher.wait_acknowledged(Duration::from_secs(30))?;
     own.restart()?;
     check_books(&plant, "press-1/oil", 1000)
+}
+
+/// Sequences of the device that no table holds, and what the gap records say of them.
+struct Missing {
+    sequences: u64,
+    outside_gaps: u64,
+    told: u64,
+}
+
+fn missing(plant: &Plant) -> anyhow::Result<Missing> {
+    let rows = plant.lake().query(
+        "WITH held AS (SELECT sequence FROM telemetry UNION ALL SELECT sequence FROM machine_events), \
+         gaps AS (SELECT first_sequence, last_sequence, record_count FROM machine_events \
+                  WHERE event_type = 'gap' AND cause = 'evicted-cap'), \
+         missing AS (SELECT range AS sequence FROM range(1, (SELECT max(sequence) + 1 FROM held)) \
+                     ANTI JOIN held ON held.sequence = range) \
+         SELECT (SELECT count(*) FROM missing) AS sequences, \
+                (SELECT count(*) FROM missing ANTI JOIN gaps \
+                 ON missing.sequence BETWEEN first_sequence AND last_sequence) AS outside_gaps, \
+                (SELECT coalesce(sum(record_count), 0)::BIGINT FROM gaps) AS told",
+    )?;
+    let row = rows.first().context("no row")?;
+    let number = |name: &str| row[name].as_u64().with_context(|| format!("no {name}: {row}"));
+    Ok(Missing {
+        sequences: number("sequences")?,
+        outside_gaps: number("outside_gaps")?,
+        told: number("told")?,
+    })
+}
+
+#[test]
+fn what_a_full_journal_evicts_is_known_to_the_cloud_by_its_sequences() -> anyhow::Result<()> {
+    const ARRAYS: i64 = 300;
+    const READINGS_OF_ARRAY: i64 = 500;
+    let mut plant = Plant::new("evicted")?;
+    let link = kafka()?.take_link()?;
+    plant.edge_settings.kafka_bootstrap = format!("127.0.0.1:{}", link.port());
+    plant.edge_settings.machines = "[[machines]]\nid = \"press-1\"\n[[machines.limits]]\nname = \"hot\"\n\
+        sensor = \"press-1/oil\"\nquantity = \"value\"\nabove = 120.0\n"
+        .to_owned();
+    for (name, value) in
+        [("EDGE__JOURNAL__SEGMENT_BYTES", "1048576"), ("EDGE__JOURNAL__BYTES_MAX", "16777216")]
+    {
+        plant.edge_settings.environment.push((name.to_owned(), value.to_owned()));
+    }
+    let edge = plant.start_edge_module()?;
+    let _aggregator = plant.start_aggregator()?;
+    let mut publisher = Publisher::connect(plant.mosquitto.port(), "sensors");
+    link.cut();
+    // First a trip, the oldest of all: machine events are the last to go.
+    let hot = reading_json("press-1", "press-1/oil", "temperature", now(), 130.0);
+    publisher.publish("plant/press-1/readings", hot)?;
+    let start = minutes_ago(60);
+    for array in 0..ARRAYS {
+        let readings: Vec<String> = (0..READINGS_OF_ARRAY)
+            .map(|number| {
+                let micros = (array * READINGS_OF_ARRAY + number) * 10_000;
+                let at = start.saturating_add_micros(micros);
+                reading_json("press-1", "press-1/aux", "temperature", at, micros as f64 / 1e9)
+            })
+            .collect();
+        publisher.publish("plant/press-1/readings", format!("[{}]", readings.join(",")))?;
+        publisher.wait_acknowledged(DEADLINE)?;
+    }
+    let read = (ARRAYS * READINGS_OF_ARRAY) as f64;
+    let lost = eventually("all is journalled, and too much of it", DEADLINE, || {
+        let metrics = edge.metrics()?;
+        let journalled = metric(&metrics, "journal_records_total", "readings").unwrap_or_default();
+        let lost = metric(&metrics, "journal_lost_records_total", "evicted-cap").unwrap_or_default();
+        anyhow::ensure!(journalled > read && lost > read / 4.0, "{journalled}, {lost} evicted");
+        Ok(lost)
+    })?;
+    link.mend();
+    eventually("the rest is delivered", DEADLINE, || {
+        let owed = metric(&edge.metrics()?, "outbox_records", "").unwrap_or_default();
+        anyhow::ensure!(owed == 0.0, "{owed} records wait");
+        Ok(())
+    })?;
+    let found = eventually("the cloud knows what is missing", DEADLINE, || {
+        let found = missing(&plant)?;
+        anyhow::ensure!(
+            found.sequences == found.told && found.told > 0,
+            "{} sequences missing, {} told",
+            found.sequences,
+            found.told
+        );
+        Ok(found)
+    })?;
+    println!("{lost} evicted offline, {} in the end, all told by gap records", found.told);
+    assert_eq!(found.outside_gaps, 0, "each missing sequence lies in a gap that was told");
+    let trips = plant.machine_events("trip")?;
+    assert_eq!(trips.len(), 1, "the oldest record is a machine event, and there");
+    Ok(())
 }

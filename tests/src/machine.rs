@@ -65,6 +65,7 @@ impl FakeMachine {
     pub fn start(port: u16, machine_id: &str, obedience: Obedience) -> anyhow::Result<Self> {
         let name = format!("machine-{}", machine_id.replace('/', "-"));
         let (client, mut connection) = Client::new(mqtt_options(port, &name), QUEUE_LENGTH);
+        connection.eventloop.network_options.set_tcp_nodelay(true);
         let seen = Arc::new(Mutex::new(Seen::default()));
         let machine = Self { id: machine_id.to_owned(), client, seen };
         let listening = machine.clone();

@@ -42,10 +42,10 @@ impl Mosquitto {
             Persistence::On => "true",
             Persistence::Off => "false",
         };
-        // Without a limit of messages in flight a slow subscriber's backlog waits in its socket, not in the broker.
+        // As deployment-manifests/local/mosquitto.conf. Without a limit of messages in flight a slow subscriber's backlog waits in its socket, not in the broker.
         writeln!(
             config,
-            "listener {port} 127.0.0.1\nallow_anonymous true\nmax_inflight_messages 0\n\
+            "listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\nmax_inflight_messages 0\n\
              max_queued_messages 1000000\npersistence {persistence}\npersistence_location {}/\n\
              autosave_interval 1\nuser root\nlog_dest stderr\nlog_type error\nlog_type warning",
             dir.display()

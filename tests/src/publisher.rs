@@ -43,6 +43,7 @@ impl Publisher {
         // The client drops what it has not sent yet when it comes back to a broker that does not know its session.
         options.set_clean_session(false);
         let (client, mut connection) = Client::new(options, QUEUE_LENGTH);
+        connection.eventloop.network_options.set_tcp_nodelay(true);
         let acknowledged = Arc::new(AtomicU64::new(0));
         let stopped = Arc::new(AtomicBool::new(false));
         let (counter, stop) = (Arc::clone(&acknowledged), Arc::clone(&stopped));

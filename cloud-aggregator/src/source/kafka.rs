@@ -118,7 +118,7 @@ pub fn start(
     runtime: Handle,
 ) -> Result<Source, SourceError> {
     let brokers_down = Arc::new(AtomicBool::new(false));
-    let context = Context::new(Arc::clone(&brokers_down));
+    let context = Context::new(settings.brokers.clone(), Arc::clone(&brokers_down));
     let mut client = client_config(settings)?;
     let defaults = [
         ("partition.assignment.strategy", "range"),
@@ -144,8 +144,21 @@ pub fn start(
         .set("allow.auto.create.topics", "false");
     let consumer: BaseConsumer<Context> =
         client.create_with_context(context).map_err(SourceError::Client)?;
+    let names = topic_names(settings);
+    consumer.subscribe(&names).map_err(SourceError::Client)?;
+    let (commands, receiver) = sync_channel(COMMANDS_MAX);
+    let reader = Reader::new(consumer, settings.clone(), events, receiver, runtime);
+    let thread = std::thread::Builder::new()
+        .name("kafka-consumer".to_owned())
+        .spawn(move || reader.run())
+        .map_err(SourceError::Thread)?;
+    Ok(Source { commands, brokers_down, thread: Some(thread) })
+}
+
+/// Topics that the settings name.
+fn topic_names(settings: &config::Kafka) -> Vec<&str> {
     let topics = &settings.topics;
-    let names: Vec<&str> = [
+    [
         &topics.temperature,
         &topics.pressure,
         &topics.vibration,
@@ -155,15 +168,7 @@ pub fn start(
     .into_iter()
     .map(String::as_str)
     .filter(|name| !name.is_empty())
-    .collect();
-    consumer.subscribe(&names).map_err(SourceError::Client)?;
-    let (commands, receiver) = sync_channel(COMMANDS_MAX);
-    let reader = Reader::new(consumer, settings.clone(), events, receiver, runtime);
-    let thread = std::thread::Builder::new()
-        .name("kafka-consumer".to_owned())
-        .spawn(move || reader.run())
-        .map_err(SourceError::Thread)?;
-    Ok(Source { commands, brokers_down, thread: Some(thread) })
+    .collect()
 }
 
 fn millis(duration: Duration) -> String {
@@ -176,13 +181,15 @@ enum Rebalance {
 }
 
 struct Context {
+    /// `kafka.brokers`, to be named.
+    brokers: String,
     rebalances: Mutex<VecDeque<Rebalance>>,
     brokers_down: Arc<AtomicBool>,
 }
 
 impl Context {
-    fn new(brokers_down: Arc<AtomicBool>) -> Self {
-        Self { rebalances: Mutex::new(VecDeque::new()), brokers_down }
+    fn new(brokers: String, brokers_down: Arc<AtomicBool>) -> Self {
+        Self { brokers, rebalances: Mutex::new(VecDeque::new()), brokers_down }
     }
 
     fn push(&self, rebalance: Rebalance) {
@@ -212,7 +219,7 @@ impl ClientContext for Context {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown)
             && !self.brokers_down.swap(true, Ordering::Relaxed)
         {
-            warn!(reason, "no broker answers");
+            warn!(brokers = self.brokers, reason, "no broker answers: check kafka.brokers");
         } else {
             debug!(%error, reason, "kafka client error");
         }
@@ -492,13 +499,27 @@ impl Reader {
                 self.is_stopping = true;
             }
             Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
-                self.complain("topics", "a topic of kafka.topics does not exist (yet)");
+                self.complain_of_missing_topics();
             }
             Some(_) | None => {
                 counter!(names::KAFKA_ERRORS_TOTAL).increment(1);
                 self.complain("consumer", &error.to_string());
             }
         }
+    }
+
+    /// The client does not say which topic is missing: the brokers know.
+    fn complain_of_missing_topics(&mut self) {
+        let text = match self.consumer.client().fetch_metadata(None, PROBE_TIMEOUT) {
+            Ok(metadata) => {
+                let there: Vec<&str> = metadata.topics().iter().map(|topic| topic.name()).collect();
+                let mut missing = topic_names(&self.settings);
+                missing.retain(|name| !there.contains(name));
+                format!("of kafka.topics do not exist (yet): {}", missing.join(", "))
+            }
+            Err(error) => format!("a topic of kafka.topics does not exist (yet); which: {error}"),
+        };
+        self.complain("topics", &text);
     }
 
     /// A partition's next record is gone: finds out which, reports it and reads on behind the gap.

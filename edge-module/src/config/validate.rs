@@ -140,6 +140,7 @@ impl Settings {
             }
         }
         faults.range("protection.sessions-max", protection.sessions_max, 1, 4096);
+        faults.range("protection.nice", protection.nice, -20, 0);
         faults.range("protection.background-nice", protection.background_nice, 0, 19);
         let interval = protection.heartbeat_interval;
         let minute = Duration::from_secs(60);

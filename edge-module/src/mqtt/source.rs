@@ -19,6 +19,9 @@ use tracing::{debug, error, info, warn};
 use crate::config::{Mqtt, Secret, Settings, read_secret};
 use crate::telemetry;
 
+/// A connection that lasted less long than this, so often in a row, was taken over by somebody with our name.
+const SHORT_LIFE: Duration = Duration::from_secs(5);
+const SHORT_LIVES_MAX: u32 = 3;
 /// Requests that may wait inside the client library.
 const REQUESTS_MAX: usize = 65_536;
 /// Unacknowledged publications of ours to machines. The other sessions publish nothing.
@@ -158,6 +161,8 @@ pub struct Session {
     filters: Filters,
     reconnect_min: Duration,
     reconnect_max: Duration,
+    connected: Option<Instant>,
+    short_lives: u32,
 }
 
 impl Session {
@@ -206,6 +211,8 @@ impl Session {
             filters: Filters(Arc::new(Mutex::new(filters))),
             reconnect_min: mqtt.reconnect_min,
             reconnect_max: mqtt.reconnect_max,
+            connected: None,
+            short_lives: 0,
         }
     }
 
@@ -232,6 +239,7 @@ impl Session {
                     warn!(session, error = %describe(&error), wait_ms = wait.as_millis() as u64, "broker connection lost");
                     metrics::counter!(telemetry::MQTT_DISCONNECTS, "session" => session)
                         .increment(1);
+                    self.notice_rival();
                     self.discard_oversized_backlog(&error);
                     if events.send(SessionEvent::Disconnected).await.is_err() {
                         return;
@@ -249,10 +257,26 @@ impl Session {
             let Some(event) = self.translate(event) else { continue };
             if matches!(event, SessionEvent::Connected) {
                 wait = self.reconnect_min;
+                self.connected = Some(Instant::now());
             }
             if events.send(event).await.is_err() {
                 return;
             }
+        }
+    }
+
+    /// A broker ends the older of two connections with one client id: then both come back for ever, in turn.
+    fn notice_rival(&mut self) {
+        let Some(connected) = self.connected.take() else { return };
+        self.short_lives =
+            if connected.elapsed() < SHORT_LIFE { self.short_lives.saturating_add(1) } else { 0 };
+        if self.short_lives == SHORT_LIVES_MAX {
+            error!(
+                session = self.kind.as_str(),
+                client_id = self.event_loop.mqtt_options.client_id(),
+                "the broker ends each connection soon after it accepted it: another client may use this client id; \
+                 give each module a device.id or mqtt.client-id of its own"
+            );
         }
     }
 

@@ -257,6 +257,12 @@ fn on_a_full_disk(world: &World, options: &Options, kind: Kind) -> anyhow::Resul
     series.phase("disk full", |park| park.run(options.trips, || Ok(true)))?;
     let Series { park, phases, .. } = series;
     filler.end()?;
+    let refused = gateway.counters()?.journalled;
+    eventually("the journal takes records again", PATIENCE, || {
+        let journalled = gateway.counters()?.journalled;
+        ensure!(journalled > refused, "{journalled} journalled");
+        Ok(())
+    })?;
     let published = background.end()? + park.measured();
     finish(&gateway, kind, phases, published)
 }
