@@ -479,7 +479,7 @@ fn start_rest(
         commands: command_receiver,
         durable,
         delivered: delivered_receiver,
-        broker: session.client(),
+        acknowledgements: session.acknowledgements(),
         board: board.clone(),
     };
     let group_records_max = settings.journal.group_records_max;

@@ -6,7 +6,6 @@
 
 use std::time::{Duration, Instant};
 
-use rumqttc::{AsyncClient, Publish};
 use shared_proto::Encoding;
 use shared_proto::codec;
 use shared_proto::model::{
@@ -17,6 +16,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::admin::{Board, Part};
 use crate::kafka::now;
+use crate::mqtt::acknowledgements::{Acknowledgements, Receipt};
 use crate::store::{Entry, Journal, JournalError, Lane, Loss, PerLane};
 use crate::telemetry;
 
@@ -35,7 +35,7 @@ pub struct Intake {
     /// Encoded records, in order.
     pub records: Vec<Entry>,
     /// To be acknowledged to the broker when the records are durable.
-    pub publish: Option<Publish>,
+    pub receipt: Option<Receipt>,
     /// Room in the queue, given back with the value.
     pub permit: Option<OwnedSemaphorePermit>,
 }
@@ -63,7 +63,7 @@ pub struct Recorder {
     commands: mpsc::Receiver<JournalCommand>,
     durable: watch::Sender<Durable>,
     delivered: watch::Receiver<Delivered>,
-    broker: AsyncClient,
+    acknowledgements: Acknowledgements,
     board: Board,
     ledger_records: u64,
     /// What is being made durable.
@@ -75,7 +75,7 @@ struct Group {
     records: Vec<Entry>,
     /// Losses whose gap records are among the records.
     losses: Vec<Loss>,
-    owed: Vec<Publish>,
+    owed: Vec<Receipt>,
     permits: Vec<OwnedSemaphorePermit>,
     flushes: Vec<oneshot::Sender<()>>,
 }
@@ -91,7 +91,7 @@ pub struct Connections {
     /// Tells how far delivery has come.
     pub delivered: watch::Receiver<Delivered>,
     /// For acknowledging.
-    pub broker: AsyncClient,
+    pub acknowledgements: Acknowledgements,
     /// Tells operators.
     pub board: Board,
 }
@@ -115,7 +115,8 @@ impl Recorder {
         group_records_max: usize,
         connections: Connections,
     ) -> Self {
-        let Connections { events, commands, durable, delivered, broker, board } = connections;
+        let Connections { events, commands, durable, delivered, acknowledgements, board } =
+            connections;
         Self {
             journal,
             machine_id,
@@ -125,7 +126,7 @@ impl Recorder {
             commands,
             durable,
             delivered,
-            broker,
+            acknowledgements,
             board,
             ledger_records: 0,
             group: Group::default(),
@@ -182,7 +183,7 @@ impl Recorder {
         match command {
             JournalCommand::Append(intake) => {
                 group.records.extend(intake.records);
-                group.owed.extend(intake.publish);
+                group.owed.extend(intake.receipt);
                 group.permits.extend(intake.permit);
             }
             JournalCommand::Flush(flushed) => group.flushes.push(flushed),
@@ -208,11 +209,7 @@ impl Recorder {
             return;
         }
         let group = std::mem::take(&mut self.group);
-        for publish in &group.owed {
-            if let Err(error) = self.broker.try_ack(publish) {
-                debug!(%error, "acknowledgement not queued: the broker will deliver again");
-            }
-        }
+        self.acknowledgements.give(group.owed);
         if has_records {
             metrics::histogram!(telemetry::JOURNAL_APPEND_LATENCY).record(started.elapsed());
         }

@@ -37,6 +37,7 @@ use crate::intake::{Input, InputTopics, Refusal, encoding_of};
 use crate::journal::{Intake, JournalCommand, check_size};
 use crate::kafka::now;
 use crate::limits::show_use;
+use crate::mqtt::acknowledgements::Receipt;
 use crate::mqtt::source::SessionEvent;
 use crate::scoring::{AnomalyScore, Bundle};
 use crate::store::{Entry, JournalReader, Lane};
@@ -287,10 +288,10 @@ impl Recording {
                 self.board.set(Part::Recording, Err("broker not connected".to_owned()));
             }
             SessionEvent::Written => {}
-            SessionEvent::Message { publish, .. } => {
+            SessionEvent::Message { publish, receipt, .. } => {
                 metrics::counter!(telemetry::MQTT_MESSAGES, "session" => "recording").increment(1);
                 let records = self.records_of(&publish);
-                return self.hand_over(records, Some(publish), stop).await;
+                return self.hand_over(records, receipt, stop).await;
             }
         }
         true
@@ -382,7 +383,7 @@ impl Recording {
     async fn hand_over(
         &mut self,
         records: Vec<Entry>,
-        publish: Option<Publish>,
+        receipt: Option<Receipt>,
         stop: &mut watch::Receiver<bool>,
     ) -> bool {
         let bytes = records.iter().map(|(_, payload)| payload.len()).sum::<usize>();
@@ -391,7 +392,7 @@ impl Recording {
             permit = Arc::clone(&self.room).acquire_many_owned(bytes) => permit.ok(),
             _ = stop.changed() => return false,
         };
-        let intake = Intake { records, publish, permit };
+        let intake = Intake { records, receipt, permit };
         tokio::select! {
             sent = self.commands.send(JournalCommand::Append(intake)) => sent.is_ok(),
             _ = stop.changed() => false,
@@ -409,7 +410,7 @@ impl Recording {
             return;
         }
         let count = records.len();
-        let intake = Intake { records, publish: None, permit: None };
+        let intake = Intake { records, receipt: None, permit: None };
         if self.commands.try_send(JournalCommand::Append(intake)).is_err() {
             warn!(records = count, "the journal does not take what was still being folded");
         }

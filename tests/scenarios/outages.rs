@@ -174,9 +174,10 @@ fn what_a_full_journal_evicts_is_known_to_the_cloud_by_its_sequences() -> anyhow
     let mut plant = Plant::new("evicted")?;
     let link = kafka()?.take_link()?;
     plant.edge_settings.kafka_bootstrap = format!("127.0.0.1:{}", link.port());
-    plant.edge_settings.machines = "[[machines]]\nid = \"press-1\"\n[[machines.limits]]\nname = \"hot\"\n\
+    plant.edge_settings.machines =
+        "[[machines]]\nid = \"press-1\"\n[[machines.limits]]\nname = \"hot\"\n\
         sensor = \"press-1/oil\"\nquantity = \"value\"\nabove = 120.0\n"
-        .to_owned();
+            .to_owned();
     for (name, value) in
         [("EDGE__JOURNAL__SEGMENT_BYTES", "1048576"), ("EDGE__JOURNAL__BYTES_MAX", "16777216")]
     {
@@ -205,7 +206,8 @@ fn what_a_full_journal_evicts_is_known_to_the_cloud_by_its_sequences() -> anyhow
     let lost = eventually("all is journalled, and too much of it", DEADLINE, || {
         let metrics = edge.metrics()?;
         let journalled = metric(&metrics, "journal_records_total", "readings").unwrap_or_default();
-        let lost = metric(&metrics, "journal_lost_records_total", "evicted-cap").unwrap_or_default();
+        let lost =
+            metric(&metrics, "journal_lost_records_total", "evicted-cap").unwrap_or_default();
         anyhow::ensure!(journalled > read && lost > read / 4.0, "{journalled}, {lost} evicted");
         Ok(lost)
     })?;
@@ -229,5 +231,56 @@ fn what_a_full_journal_evicts_is_known_to_the_cloud_by_its_sequences() -> anyhow
     assert_eq!(found.outside_gaps, 0, "each missing sequence lies in a gap that was told");
     let trips = plant.machine_events("trip")?;
     assert_eq!(trips.len(), 1, "the oldest record is a machine event, and there");
+    Ok(())
+}
+
+/// Acknowledgements that are lost stay with the broker for ever: it searches them for each later one, at the
+/// cost of everybody's latency, and delivers them all again to the next session.
+#[test]
+fn under_load_each_message_is_acknowledged_to_the_broker() -> anyhow::Result<()> {
+    const SMALL: i64 = 50_000;
+    const ARRAYS: i64 = 500;
+    const READINGS_OF_ARRAY: i64 = 500;
+    let plant = Plant::new("acknowledged")?;
+    let mut edge = plant.start_edge_module()?;
+    let port = plant.mosquitto.port();
+    let start = minutes_ago(60);
+    let mut publisher = Publisher::connect(port, "small");
+    std::thread::scope(|scope| {
+        // Arrays keep the module busy, so that small messages are always there to be read.
+        let arrays = scope.spawn(|| {
+            let mut publisher = Publisher::connect(port, "arrays");
+            for array in 0..ARRAYS {
+                let at = start.saturating_add_micros(array);
+                let readings: Vec<String> = (0..READINGS_OF_ARRAY)
+                    .map(|place| {
+                        reading_json("press-1", "press-1/aux", "pressure", at, place as f64)
+                    })
+                    .collect();
+                publisher.publish("plant/press-1/readings", format!("[{}]", readings.join(",")))?;
+            }
+            publisher.wait_acknowledged(DEADLINE)
+        });
+        publish_readings(&mut publisher, "press-1/oil", start, 0..SMALL)?;
+        publisher.wait_acknowledged(DEADLINE)?;
+        arrays.join().map_err(|_| anyhow::anyhow!("the arrays' thread panicked"))?
+    })?;
+    let readings = SMALL + ARRAYS * READINGS_OF_ARRAY;
+    let journalled = |edge: &e2e_tests::edge_module::EdgeModule, count: i64| {
+        eventually("the journal has them", DEADLINE, || {
+            let metrics = edge.metrics()?;
+            let found = metric(&metrics, "journal_records_total", "readings").unwrap_or_default();
+            anyhow::ensure!(found >= count as f64, "{found} of {count}");
+            Ok(metric(&metrics, "input_redelivered_total", "").unwrap_or_default())
+        })
+    };
+    assert_eq!(journalled(&edge, readings)?, 0.0, "the connection was kept");
+    edge.process().terminate()?;
+    edge.process().wait(DEADLINE)?;
+    edge.restart()?;
+    edge.wait_ready()?;
+    // What the broker owes comes before it.
+    publish_readings(&mut publisher, "press-1/oil", start, SMALL..SMALL + 1)?;
+    assert_eq!(journalled(&edge, 1)?, 0.0, "messages delivered again");
     Ok(())
 }

@@ -405,7 +405,9 @@ impl Link {
                 }
             }
             SessionEvent::Written => self.handle_written(Instant::now()),
-            SessionEvent::Message { publish, received } => self.handle_message(&publish, received),
+            SessionEvent::Message { publish, received, .. } => {
+                self.handle_message(&publish, received)
+            }
         }
     }
 

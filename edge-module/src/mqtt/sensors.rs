@@ -228,7 +228,7 @@ impl SensorSessions {
     fn take(&mut self, index: usize, event: SessionEvent) -> Option<SensorEvent> {
         self.next = index + 1;
         match event {
-            SessionEvent::Message { publish, received } => {
+            SessionEvent::Message { publish, received, .. } => {
                 Some(SensorEvent::Message { publish, received })
             }
             SessionEvent::Connected => {
@@ -296,8 +296,11 @@ mod tests {
     #[test]
     fn sessions_are_shared_when_there_are_not_enough() {
         let sessions = sessions("", 3, &["a", "b"]);
-        let expected: [&[&str]; 3] =
-            [&["plant/a/readings", "plant/b/waveform"], &["plant/a/waveform"], &["plant/b/readings"]];
+        let expected: [&[&str]; 3] = [
+            &["plant/a/readings", "plant/b/waveform"],
+            &["plant/a/waveform"],
+            &["plant/b/readings"],
+        ];
         assert_eq!(filters(&sessions), expected);
     }
 
@@ -335,6 +338,7 @@ mod tests {
         let message = |topic: &str| SessionEvent::Message {
             publish: Publish::new(topic, rumqttc::QoS::AtLeastOnce, ""),
             received: Instant::now(),
+            receipt: None,
         };
         while senders[1].try_send(message("loud")).is_ok() {}
         senders[2].try_send(message("quiet")).expect("room");

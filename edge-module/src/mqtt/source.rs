@@ -2,7 +2,7 @@
 //!
 //! QoS 1 everywhere. The event loop runs in a task of its own and is never cancelled half-way: the client library may have
 //! taken a packet into its books that is not yet on the socket. After each CONNACK all filters are subscribed again,
-//! whether the broker kept the session or not. The wait between attempts doubles from `reconnect-min` to `reconnect-max`,
+//! whether the broker kept the session or not. A session whose events nobody takes for a while stays connected. The wait between attempts doubles from `reconnect-min` to `reconnect-max`,
 //! with jitter, and starts over when the broker accepts.
 
 use std::collections::BTreeSet;
@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, Outgoing,
-    Packet, Publish, QoS, SubscribeFilter,
+    Packet, PubAck, Publish, QoS, SubscribeFilter,
 };
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
+use super::acknowledgements::{Acknowledgements, Receipt};
 use crate::config::{Mqtt, Secret, Settings, read_secret};
 use crate::telemetry;
 
@@ -24,6 +25,8 @@ const SHORT_LIFE: Duration = Duration::from_secs(5);
 const SHORT_LIVES_MAX: u32 = 3;
 /// Requests that may wait inside the client library.
 const REQUESTS_MAX: usize = 65_536;
+/// For writing what the client library does not write by itself.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Unacknowledged publications of ours to machines. The other sessions publish nothing.
 const INFLIGHT_MAX: u16 = 1_000;
 const INFLIGHT_MAX_OF_READERS: u16 = 1;
@@ -78,6 +81,8 @@ pub enum SessionEvent {
         publish: Publish,
         /// When it was read from the socket.
         received: Instant,
+        /// What is owed for it, where acknowledgements are given by hand.
+        receipt: Option<Receipt>,
     },
     /// The oldest publication of ours that was not yet reported is on the socket.
     Written,
@@ -157,6 +162,9 @@ impl Filters {
 pub struct Session {
     kind: SessionKind,
     client: AsyncClient,
+    acknowledgements: Acknowledgements,
+    /// Number of the connection.
+    connection: u64,
     event_loop: EventLoop,
     filters: Filters,
     reconnect_min: Duration,
@@ -206,7 +214,9 @@ impl Session {
         event_loop.network_options.set_tcp_nodelay(true);
         Self {
             kind,
+            acknowledgements: Acknowledgements::new(client.clone()),
             client,
+            connection: 0,
             event_loop,
             filters: Filters(Arc::new(Mutex::new(filters))),
             reconnect_min: mqtt.reconnect_min,
@@ -222,10 +232,16 @@ impl Session {
         self.filters.clone()
     }
 
-    /// For publishing and acknowledging.
+    /// For publishing.
     #[must_use]
     pub fn client(&self) -> AsyncClient {
         self.client.clone()
+    }
+
+    /// For acknowledging by hand.
+    #[must_use]
+    pub fn acknowledgements(&self) -> Acknowledgements {
+        self.acknowledgements.clone()
     }
 
     /// Runs until the receiver is dropped.
@@ -233,12 +249,13 @@ impl Session {
         let mut wait = self.reconnect_min;
         let session = self.kind.as_str();
         loop {
-            let event = match self.event_loop.poll().await {
+            let event = match self.next_event().await {
                 Ok(event) => event,
                 Err(error) => {
                     warn!(session, error = %describe(&error), wait_ms = wait.as_millis() as u64, "broker connection lost");
                     metrics::counter!(telemetry::MQTT_DISCONNECTS, "session" => session)
                         .increment(1);
+                    self.connection = self.acknowledgements.forget(|| self.event_loop.clean());
                     self.notice_rival();
                     self.discard_oversized_backlog(&error);
                     if events.send(SessionEvent::Disconnected).await.is_err() {
@@ -259,8 +276,58 @@ impl Session {
                 wait = self.reconnect_min;
                 self.connected = Some(Instant::now());
             }
-            if events.send(event).await.is_err() {
+            if !self.hand_on(event, &events).await {
                 return;
+            }
+        }
+    }
+
+    async fn next_event(&mut self) -> Result<Event, ConnectionError> {
+        let event = self.event_loop.poll().await?;
+        match &event {
+            // A sign of life as good as the answer to a ping, which may stand behind many megabytes.
+            Event::Incoming(_) => self.event_loop.state.await_pingresp = false,
+            Event::Outgoing(Outgoing::PubAck(_)) if self.kind.is_persistent() => {
+                let waiting = self.acknowledgements.take();
+                let packets = waiting.into_iter().map(|id| Packet::PubAck(PubAck::new(id)));
+                self.write(packets).await?;
+            }
+            Event::Outgoing(_) => {}
+        }
+        Ok(event)
+    }
+
+    async fn write(
+        &mut self,
+        packets: impl Iterator<Item = Packet>,
+    ) -> Result<(), ConnectionError> {
+        let Some(network) = &mut self.event_loop.network else { return Ok(()) };
+        let write = async {
+            for packet in packets {
+                network.write(packet).await?;
+            }
+            network.flush().await
+        };
+        let written = tokio::time::timeout(WRITE_TIMEOUT, write).await;
+        Ok(written.map_err(|_| ConnectionError::FlushTimeout)??)
+    }
+
+    /// Waits until the event is taken, and keeps the connection meanwhile. Says whether anybody takes events still.
+    async fn hand_on(&mut self, event: SessionEvent, events: &mpsc::Sender<SessionEvent>) -> bool {
+        let interval = self.event_loop.mqtt_options.keep_alive() / 2;
+        loop {
+            tokio::select! {
+                biased;
+                permit = events.reserve() => {
+                    let Ok(permit) = permit else { return false };
+                    permit.send(event);
+                    return true;
+                }
+                () = tokio::time::sleep(interval) => {
+                    if let Err(error) = self.write([Packet::PingReq].into_iter()).await {
+                        debug!(session = self.kind.as_str(), %error, "no sign of life written");
+                    }
+                }
             }
         }
     }
@@ -283,7 +350,8 @@ impl Session {
     fn translate(&mut self, event: Event) -> Option<SessionEvent> {
         match event {
             Event::Incoming(Packet::Publish(publish)) => {
-                Some(SessionEvent::Message { publish, received: Instant::now() })
+                let receipt = Receipt::new(&publish, self.connection);
+                Some(SessionEvent::Message { publish, received: Instant::now(), receipt })
             }
             Event::Incoming(Packet::ConnAck(acknowledgement)) => {
                 if acknowledgement.code != ConnectReturnCode::Success {
@@ -378,3 +446,6 @@ pub fn random_fraction() -> f64 {
     let bits = std::hash::RandomState::new().build_hasher().finish();
     (bits >> 11) as f64 / (1_u64 << 53) as f64
 }
+
+#[cfg(test)]
+mod tests;
