@@ -71,7 +71,7 @@ impl Gateway {
             .args(arguments)
             .output()
             .expect("the program starts");
-        println!("journal {arguments:?}: {status}\n{}", String::from_utf8_lossy(&stderr));
+        eprintln!("journal {arguments:?}: {status}\n{}", String::from_utf8_lossy(&stderr));
         let stdout = String::from_utf8(stdout).expect("text");
         (status.code().expect("no signal"), stdout)
     }
