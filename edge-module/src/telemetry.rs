@@ -108,13 +108,14 @@ pub const OUTBOX_RECORDS: &str = "outbox_records";
 pub const OUTBOX_OLDEST_AGE: &str = "outbox_oldest_record_age_seconds";
 
 /// Every metric name; a scenario checks that each is exported.
-pub const COUNTERS: [&str; 33] = [
+pub const COUNTERS: [&str; 34] = [
     MQTT_MESSAGES,
     MQTT_DISCONNECTS,
     MQTT_SESSIONS_DISCARDED,
     INPUT_REFUSED,
     INPUT_UNKNOWN_FIELDS,
     INPUT_REDELIVERED,
+    INPUT_ASTRAY,
     READINGS,
     READINGS_FILTERED,
     SAVED_RECORDS,

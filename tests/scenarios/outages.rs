@@ -120,7 +120,7 @@ fn a_killed_kafka_delays_and_loses_nothing() -> anyhow::Result<()> {
     let mut plant = Plant::new(name)?;
     // A broker of its own: the others go on.
     let own = e2e_tests::kafka::Kafka::start(&plant.dir.join("kafka"))?;
-    let topics = crate::plant::TOPICS.map(|topic| plant.topic(topic));
+    let topics = e2e_tests::kafka::TOPICS.map(|topic| plant.topic(topic));
     let names: Vec<&str> = topics.iter().map(String::as_str).collect();
     own.create_topics(&names, 2)?;
     plant.edge_settings.kafka_bootstrap = own.bootstrap();

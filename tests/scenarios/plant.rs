@@ -9,7 +9,7 @@ use e2e_tests::cloud_aggregator::{CloudAggregator, CloudAggregatorSettings};
 use e2e_tests::edge_module::{EdgeModule, EdgeModuleSettings};
 use e2e_tests::eventually::eventually;
 use e2e_tests::http::Webhook;
-use e2e_tests::kafka::Kafka;
+use e2e_tests::kafka::{Kafka, TOPICS};
 use e2e_tests::lake::{LakeReader, WindowCount};
 use e2e_tests::mosquitto::{Mosquitto, Persistence};
 use shared_proto::model::EventTime;
@@ -18,15 +18,6 @@ use shared_proto::model::EventTime;
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 const PARTITIONS: i32 = 3;
-pub(crate) const TOPICS: [&str; 7] = [
-    "temperature",
-    "pressure",
-    "vibration",
-    "machine-events",
-    "waveforms",
-    "dead-letters",
-    "alerts",
-];
 
 /// Folder of this run; those of earlier runs that have ended are deleted.
 pub(crate) fn run_dir() -> PathBuf {

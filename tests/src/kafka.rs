@@ -24,6 +24,17 @@ use crate::proxy::TcpProxy;
 /// Listeners that can be cut, each to be taken once.
 pub const LINKS: usize = 8;
 
+/// The topics of a plant.
+pub const TOPICS: [&str; 7] = [
+    "temperature",
+    "pressure",
+    "vibration",
+    "machine-events",
+    "waveforms",
+    "dead-letters",
+    "alerts",
+];
+
 const FORMAT_DEADLINE: Duration = Duration::from_secs(60);
 const START_DEADLINE: Duration = Duration::from_secs(90);
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);

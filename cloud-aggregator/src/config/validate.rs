@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use aggregator_core::SettingsFault;
+use rdkafka::config::ClientConfig;
+use rdkafka::error::KafkaError;
 use shared_proto::model::{EventTime, MetricType};
 
 use super::{Fault, Rule, Settings, read_secret};
@@ -94,6 +96,12 @@ impl Settings {
                     format!("kafka.properties.{property}"),
                     "is decided by this program and cannot be set",
                 );
+            }
+        }
+        for (property, value) in &kafka.properties {
+            let one = ClientConfig::from_iter([(property.clone(), value.clone())]);
+            if let Err(KafkaError::ClientConfig(_, text, ..)) = one.create_native_config() {
+                faults.add(format!("kafka.properties.{property}"), text);
             }
         }
         let topics = &kafka.topics;

@@ -75,9 +75,9 @@ fn all_faults_are_reported_at_once() {
     let file = r#"
 [kafka]
 brokers = ""
-properties = { "acks" = "1" }
+properties = { "acks" = "1", "socket.keepalive" = "true", "message.max.bytes" = "many" }
 [mqtt]
-reading-topics = ["plant/#/x"]
+reading-topics = ["plant/#/x", "hall/+/x", "hall/{machine}/#", "{machine}/{machine}", "plant/{press}"]
 password-file = "/nonexistent/secret"
 [protection]
 command-topic = "plant/stop"
@@ -94,7 +94,12 @@ quantity = "loudness"
     for part in [
         "kafka.brokers: is empty",
         "kafka.properties.acks: ",
-        "mqtt.reading-topics: ",
+        "kafka.properties.socket.keepalive: No such configuration property",
+        "kafka.properties.message.max.bytes: ",
+        "mqtt.reading-topics: \"plant/#/x\" is no MQTT topic filter",
+        "mqtt.reading-topics: \"hall/{machine}/#\" overlaps \"hall/+/x\"",
+        "mqtt.reading-topics: \"{machine}/{machine}\" has {machine} more than once",
+        "mqtt.reading-topics: \"plant/{press}\" is no MQTT topic filter",
         "mqtt.password-file: ",
         "protection.command-topic: ",
         "machines[0]: limit a has neither",

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use edge_core::interlock::DuringStartup;
 use edge_core::vibration::WindowShape;
+use rdkafka::config::ClientConfig;
+use rdkafka::error::KafkaError;
 
 use super::{Actuator, Fault, Machine, ModbusTcp, Settings, read_secret};
 use crate::intake::MACHINE_PLACEHOLDER;
@@ -286,6 +288,12 @@ impl Settings {
         for key in kafka.properties.keys().chain(kafka.property_files.keys()) {
             if RESERVED_PROPERTIES.contains(&key.as_str()) {
                 faults.add(format!("kafka.properties.{key}"), "is set by the module itself");
+            }
+        }
+        for (key, value) in &kafka.properties {
+            let one = ClientConfig::from_iter([(key.clone(), value.clone())]);
+            if let Err(KafkaError::ClientConfig(_, text, ..)) = one.create_native_config() {
+                faults.add(format!("kafka.properties.{key}"), text);
             }
         }
         for (key, file) in &kafka.property_files {

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use super::embedded::{EmbeddedBroker, EmbeddedKafka};
 use crate::eventually::eventually;
 use crate::http;
-use crate::kafka::Kafka;
+use crate::kafka::{Kafka, TOPICS};
 use crate::mosquitto::{Mosquitto, Persistence};
 use crate::process::ChildProcess;
 use crate::proxy::TcpProxy;
@@ -26,15 +26,6 @@ const LAUNCH: &str = r#"for entry in /proc/$$/fd/*; do
     if [ "$fd" -gt 2 ]; then eval "exec $fd>&-"; fi
 done
 exec setsid "$@""#;
-const TOPICS: [&str; 7] = [
-    "temperature",
-    "pressure",
-    "vibration",
-    "machine-events",
-    "waveforms",
-    "dead-letters",
-    "alerts",
-];
 /// Partitions of each topic of the real Kafka.
 const PARTITIONS: i32 = 2;
 
