@@ -251,6 +251,53 @@ fn a_second_broker_takes_the_stop_when_the_first_is_gone() -> anyhow::Result<()>
     bench.wait_for_page(503, &[&format!("machine press-1 path mqtt 127.0.0.1:{port}")])
 }
 
+#[test]
+fn every_machine_is_heard_again_when_the_broker_is_back() -> anyhow::Result<()> {
+    const MACHINES: [&str; 3] = ["one", "two", "three"];
+    let plant = Plant::new("broker-back")?;
+    let port = plant.mosquitto.port();
+    let machines = MACHINES.map(|id| machine_toml(id, "")).concat();
+    let mut bench = Bench::start(plant, &machines, "5s")?;
+    // Three for readings and three for waveforms.
+    let connected = bench.metric("mqtt_disconnects_total", "protection")?;
+    bench.plant.mosquitto.kill()?;
+    bench.wait_for_page(503, &["protection: ", "broker"])?;
+    bench.plant.mosquitto.restart()?;
+    bench.wait_for_page(200, &["protection: ok"])?;
+    assert!(bench.metric("mqtt_disconnects_total", "protection")? >= connected + 6.0);
+    for id in MACHINES {
+        let machine = FakeMachine::start(port, id, OBEYS)?;
+        let _publisher = bench.overheat(id)?;
+        wait_until("standstill", || !machine.is_running())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_sensor_on_the_topic_of_nobody_is_told_and_does_not_stop_its_machine() -> anyhow::Result<()> {
+    let plant = Plant::new("astray")?;
+    let port = plant.mosquitto.port();
+    let machine = FakeMachine::start(port, "press-1", OBEYS)?;
+    let bench = Bench::start(plant, &machine_toml("press-1", ""), "5s")?;
+    let mut publisher = Publisher::connect(port, "sensors");
+    let hot = reading_json("press-1", "press-1/oil", "temperature", now(), 121.0);
+    publisher.publish("plant/elsewhere/readings", hot)?;
+    eventually("it is told", DEADLINE, || {
+        let astray = bench.metric("input_astray_total", "")?;
+        ensure!(astray == 1.0, "{astray}");
+        Ok(())
+    })?;
+    eventually("it is recorded", DEADLINE, || {
+        let readings = kafka()?.read_json(&bench.plant.topic("temperature"))?;
+        ensure!(readings.len() == 1, "{readings:?}");
+        Ok(())
+    })?;
+    assert_eq!(bench.metric("interlock_trips_total", "")?, 0.0);
+    assert_eq!(machine.commands().len(), 0);
+    let _publisher = bench.overheat("press-1")?;
+    wait_until("standstill", || !machine.is_running())
+}
+
 /// Floods for a while from connections of their own: blocks of one sensor, and arrays of another of 1 MB each.
 fn flood(port: u16, is_over: &AtomicBool) -> anyhow::Result<[u64; 2]> {
     let megabytes = std::env::var("FLOOD_MEGABYTES");
