@@ -107,42 +107,56 @@ pub const OUTBOX_RECORDS: &str = "outbox_records";
 /// Age of the oldest record not yet delivered.
 pub const OUTBOX_OLDEST_AGE: &str = "outbox_oldest_record_age_seconds";
 
-/// Every metric name; a scenario checks that each is exported.
-pub const COUNTERS: [&str; 34] = [
-    MQTT_MESSAGES,
-    MQTT_DISCONNECTS,
-    MQTT_SESSIONS_DISCARDED,
-    INPUT_REFUSED,
-    INPUT_UNKNOWN_FIELDS,
-    INPUT_REDELIVERED,
-    INPUT_ASTRAY,
-    READINGS,
-    READINGS_FILTERED,
-    SAVED_RECORDS,
-    SAVED_BYTES,
-    WAVEFORM_PIECES,
-    WAVEFORM_SNAPSHOTS_DROPPED,
-    WAVEFORM_BLOCKS_NOT_KEPT,
-    WAVEFORM_SAMPLES_CUT,
-    SETTINGS_RELOADS,
-    PROTECTION_WINDOWS,
-    VIBRATION_SAMPLES_DISCARDED,
-    SCORE_FAILURES,
-    INTERLOCK_TRIPS,
-    INTERLOCK_STOPS_NOT_CONFIRMED,
-    INTERLOCK_SUPPRESSED,
-    INTERLOCK_ALARMS,
-    SENSOR_FAULTS,
-    ACTUATOR_COMMANDS,
-    ACTUATOR_FAILURES,
-    PROTECTION_SHED,
-    EVENTS_DROPPED,
-    JOURNAL_RECORDS,
-    JOURNAL_LOST,
-    JOURNAL_FAILURES,
-    KAFKA_DELIVERED,
-    TASK_PANICS,
-    LOG_LINES_LOST,
+/// Labels of a counter, with the values that are there from the beginning.
+type Labels = &'static [(&'static str, &'static [&'static str])];
+
+const LANES: (&str, &[&str]) = ("lane", &["events", "readings", "waveforms", "dead-letters"]);
+const PATH_KINDS: (&str, &[&str]) = ("kind", &["mqtt", "modbus-tcp"]);
+const SAVINGS: (&str, &[&str]) = ("reason", &["deadband", "aggregation"]);
+const CAUSES: (&str, &[&str]) =
+    ("cause", &["limit", "score", "silence", "sensor-fault", "unknown-latch", "restart"]);
+
+/// Every counter. Each shows as 0 before it counts, so that an alarm on its rise sees the first rise, too. Values of `reason` and
+/// `kind` that are not here come with what they count.
+pub const COUNTERS: [(&str, Labels); 35] = [
+    (MQTT_MESSAGES, &[("session", &["protection", "recording"])]),
+    (MQTT_DISCONNECTS, &[("session", &["protection", "recording", "actuator"])]),
+    (MQTT_SESSIONS_DISCARDED, &[]),
+    (
+        INPUT_REFUSED,
+        &[("reason", &["json", "protobuf", "too-large", "machine-report", "shelving"])],
+    ),
+    (INPUT_UNKNOWN_FIELDS, &[]),
+    (INPUT_REDELIVERED, &[]),
+    (INPUT_ASTRAY, &[]),
+    (READINGS, &[]),
+    (READINGS_FILTERED, &[]),
+    (SAVED_RECORDS, &[SAVINGS]),
+    (SAVED_BYTES, &[SAVINGS]),
+    (WAVEFORM_PIECES, &[]),
+    (WAVEFORM_SNAPSHOTS_DROPPED, &[("reason", &["queue-full"])]),
+    (WAVEFORM_BLOCKS_NOT_KEPT, &[]),
+    (WAVEFORM_SAMPLES_CUT, &[]),
+    (SETTINGS_RELOADS, &[("result", &["changed", "refused"])]),
+    (PROTECTION_WINDOWS, &[]),
+    (VIBRATION_SAMPLES_DISCARDED, &[]),
+    (SCORE_FAILURES, &[("reason", &["shape", "inference"])]),
+    (INTERLOCK_TRIPS, &[CAUSES]),
+    (INTERLOCK_STOPS_NOT_CONFIRMED, &[]),
+    (INTERLOCK_SUPPRESSED, &[("reason", &["startup", "shelved", "dry-run"])]),
+    (INTERLOCK_ALARMS, &[CAUSES]),
+    (SENSOR_FAULTS, &[("kind", &["silent", "out-of-range", "frozen", "value-not-finite"])]),
+    (ACTUATOR_COMMANDS, &[PATH_KINDS]),
+    (ACTUATOR_FAILURES, &[PATH_KINDS, ("reason", &["delivery", "queue-full", "not-ready"])]),
+    (PROTECTION_SHED, &[("kind", &["block", "array"])]),
+    (EVENTS_DROPPED, &[]),
+    (JOURNAL_RECORDS, &[LANES]),
+    (JOURNAL_LOST, &[LANES, ("cause", &["evicted-cap", "evicted-disk", "damaged"])]),
+    (JOURNAL_FAILURES, &[]),
+    (KAFKA_DELIVERED, &[LANES]),
+    (KAFKA_FAILURES, &[("disposition", &["retry", "dead-letter"])]),
+    (TASK_PANICS, &[("task", &["journal", "forwarder"])]),
+    (LOG_LINES_LOST, &[]),
 ];
 
 const LATENCY_BUCKETS_SECONDS: [f64; 14] = [
@@ -199,8 +213,48 @@ pub fn start_metrics() -> Result<PrometheusHandle, BuildError> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &LATENCY_BUCKETS_SECONDS)?
         .install_recorder()?;
-    for name in COUNTERS {
-        metrics::counter!(name).absolute(0);
-    }
+    show_counters();
     Ok(handle)
+}
+
+fn show_counters() {
+    for (name, labels) in COUNTERS {
+        let mut series = vec![Vec::new()];
+        for (label, values) in labels {
+            let with = |labels: &Vec<(&'static str, &'static str)>| {
+                let labels = labels.clone();
+                values.iter().map(move |value| [labels.clone(), vec![(*label, *value)]].concat())
+            };
+            series = series.iter().flat_map(with).collect();
+        }
+        for labels in series {
+            metrics::counter!(name, &labels).absolute(0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_counter_shows_as_0_with_its_labels_alone() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        metrics::with_local_recorder(&recorder, show_counters);
+        let shown = recorder.handle().render();
+        let series: Vec<&str> = shown.lines().filter(|line| !line.starts_with('#')).collect();
+        for (name, labels) in COUNTERS {
+            let of_name = |line: &&&str| {
+                line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+            };
+            let found: Vec<_> = series.iter().filter(of_name).collect();
+            let expected: usize = labels.iter().map(|(_, values)| values.len()).product();
+            assert_eq!(found.len(), expected, "{name}: {found:?}");
+            let is_whole =
+                |line: &str| labels.iter().all(|(label, _)| line.contains(&format!("{label}=\"")));
+            assert!(found.iter().all(|line| is_whole(line) && line.ends_with(" 0")), "{found:?}");
+        }
+        let lost = "journal_lost_records_total{lane=\"readings\",cause=\"evicted-cap\"} 0";
+        assert!(series.contains(&lost), "{shown}");
+    }
 }
