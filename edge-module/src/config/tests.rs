@@ -71,6 +71,23 @@ fn unknown_keys_are_named_with_path_and_source() {
 }
 
 #[test]
+fn all_values_of_a_wrong_type_are_reported_at_once() {
+    let file = "[mqtt]\nport = \"x\"\nkeep-alive = 5\n[journal]\nqueue-length = \"long\"\n\
+                [[machines]]\nvotes = 1\n[[machines]]\nid = \"b\"\nvotes = \"many\"\n";
+    let text = complaint(file, &[]);
+    for part in [
+        "mqtt.port",
+        "mqtt.keep-alive",
+        "journal.queue-length",
+        "machines[0].id",
+        "machines[1].votes",
+    ] {
+        assert!(text.contains(part), "{part} is missing in:\n{text}");
+    }
+    assert_eq!(text.lines().count(), 5, "{text}");
+}
+
+#[test]
 fn all_faults_are_reported_at_once() {
     let file = r#"
 [kafka]
