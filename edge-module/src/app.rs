@@ -418,6 +418,10 @@ fn start_stop_path(
 ) -> anyhow::Result<StopPath> {
     let (events, event_receiver) = mpsc::channel(settings.protection.event_queue_length);
     let latch_folder = LatchFolder::open(&settings.device.data_dir)?;
+    let machines = settings.machines.iter().map(|machine| &machine.id).collect();
+    for latch in latch_folder.orphans(&machines) {
+        error!(machine_id = %latch.machine_id, state = latch.as_str(), "a trip is latched on a machine that the settings do not name: it is not watched; its latch is kept");
+    }
     let (reloader, lines) =
         connect_settings(settings, sources, model.as_ref(), &latch_folder, &events, board);
     let (latches, latch_receiver) = std::sync::mpsc::sync_channel(LATCH_QUEUE_LENGTH);

@@ -71,6 +71,6 @@ pub enum JournalAction {
 #[derive(Debug, Args)]
 pub struct ConfigArgument {
     /// TOML file; without one the defaults and the EDGE__… variables hold.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
 }

@@ -66,7 +66,8 @@ pub enum ForwardError {
 struct Report {
     lane: Lane,
     sequence: Sequence,
-    failure: Option<RDKafkaErrorCode>,
+    /// Why it failed, and on which topic.
+    failure: Option<(RDKafkaErrorCode, String)>,
 }
 
 /// Hands each delivery report to the forwarder.
@@ -116,7 +117,8 @@ impl ProducerContext for Reports {
             Ok(_) => None,
             Err((error, message)) => {
                 debug!(%error, topic = message.topic(), sequence = sequence.0, "delivery failed");
-                Some(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail))
+                let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+                Some((code, message.topic().to_owned()))
             }
         };
         // The channel holds as many reports as records can be in flight: only a forwarder that is gone refuses.
@@ -435,11 +437,12 @@ impl Forwarder {
             }
             Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => false,
             Err((error, _)) => {
+                let topic = outgoing.topic.to_owned();
                 self.outboxes[index].1.handle_sent(record.sequence);
                 let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
                 // Refused before it was in any batch: the record itself is meant.
                 self.alone[index] = Some(record.sequence);
-                self.handle_failure(index, record.sequence, code);
+                self.handle_failure(index, record.sequence, code, &topic);
                 true
             }
         }
@@ -511,7 +514,9 @@ impl Forwarder {
                     delivered[index] += 1;
                     self.outboxes[index].1.handle_acknowledged(found.sequence);
                 }
-                Some(code) => self.handle_failure(index, found.sequence, code),
+                Some((code, topic)) => {
+                    self.handle_failure(index, found.sequence, code, &topic);
+                }
             }
             report = self.reports.try_recv().ok();
         }
@@ -524,7 +529,13 @@ impl Forwarder {
         }
     }
 
-    fn handle_failure(&mut self, index: usize, sequence: Sequence, code: RDKafkaErrorCode) {
+    fn handle_failure(
+        &mut self,
+        index: usize,
+        sequence: Sequence,
+        code: RDKafkaErrorCode,
+        topic: &str,
+    ) {
         let lane = self.outboxes[index].0;
         let is_alone = self.alone[index] == Some(sequence);
         match disposition(code) {
@@ -554,9 +565,9 @@ impl Forwarder {
                 };
                 metrics::counter!(telemetry::KAFKA_FAILURES, "disposition" => "retry").increment(1);
                 if self.outboxes[index].1.failures_in_a_row() == 0 {
-                    warn!(lane = lane.as_str(), sequence = sequence.0, %code, "delivery failed, going back to the lowest record not acknowledged");
+                    warn!(topic, lane = lane.as_str(), sequence = sequence.0, %code, "delivery failed, going back to the lowest record not acknowledged");
                 }
-                self.last_failure = format!("lane {}: {code}", lane.as_str());
+                self.last_failure = format!("topic {topic}: {code}");
                 self.outboxes[index].1.handle_failed(
                     sequence,
                     retry,
@@ -654,7 +665,8 @@ impl Forwarder {
         if is_stalled && !self.is_stalled {
             warn!(in_flight, "kafka does not acknowledge; records wait in the journal");
         }
-        if self.is_stalled && !is_stalled {
+        // Records also cease to be in flight when they fail, and at the end.
+        if self.is_stalled && !is_stalled && self.last_report.elapsed() < REPORT_INTERVAL * 2 {
             info!("kafka acknowledges again");
         }
         self.is_stalled = is_stalled;

@@ -3,7 +3,7 @@
 //! Written beside the stop, never before it: new file, synced, renamed, folder synced. A file that is there and cannot be
 //! read is an unknown latch, which the configured fail-safe rule decides. No file means that there never was a trip.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -62,6 +62,18 @@ impl LatchFolder {
                 Err(error) => unknown(error.to_string()),
             },
         }
+    }
+
+    /// Trips latched on machines that are not among these: their settings are gone, or their names.
+    #[must_use]
+    pub fn orphans(&self, machines: &BTreeSet<&MachineId>) -> Vec<LatchSnapshot> {
+        let files = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let latches = files.filter_map(|file| {
+            serde_json::from_slice::<LatchSnapshot>(&fs::read(file.path()).ok()?).ok()
+        });
+        let is_orphan =
+            |latch: &LatchSnapshot| latch.trip.is_some() && !machines.contains(&latch.machine_id);
+        latches.filter(is_orphan).collect()
     }
 
     /// Makes a latch durable.
@@ -127,6 +139,9 @@ pub fn write_all(folder: &LatchFolder, latches: &Receiver<LatchSnapshot>, board:
 
 #[cfg(test)]
 mod tests {
+    use edge_core::interlock::{LatchedTrip, StopProgress, TripCause};
+    use shared_proto::model::EventTime;
+
     use super::*;
 
     fn latch(machine: &str) -> LatchSnapshot {
@@ -140,6 +155,26 @@ mod tests {
             assert!(std::time::Instant::now() < deadline, "not within 20 s");
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn a_trip_of_a_machine_without_settings_is_found() {
+        let folder = tempfile::tempdir().expect("folder");
+        let latches = LatchFolder::open(folder.path()).expect("opened");
+        let trip = LatchedTrip {
+            trip_id: "gone-1".to_owned(),
+            cause: TripCause::Restart,
+            since: EventTime::from_micros(0),
+            stop: StopProgress::Confirmed,
+            later_causes: Vec::new(),
+            rule_version: String::new(),
+        };
+        let tripped = LatchSnapshot { trip: Some(trip), ..latch("gone") };
+        latches.write(&latch("armed and gone")).expect("written");
+        latches.write(&tripped).expect("written");
+        let orphans = |ids: &[&MachineId]| latches.orphans(&ids.iter().copied().collect());
+        assert_eq!(orphans(&[]), [tripped.clone()]);
+        assert!(orphans(&[&tripped.machine_id]).is_empty());
     }
 
     #[test]

@@ -214,6 +214,10 @@ pub fn start_metrics() -> Result<PrometheusHandle, BuildError> {
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &LATENCY_BUCKETS_SECONDS)?
         .install_recorder()?;
     show_counters();
+    metrics::describe_gauge!(
+        OUTBOX_RECORDS,
+        "Sequences not yet delivered, by lane: an upper bound of its records, since lanes share sequences; 0 means none."
+    );
     Ok(handle)
 }
 

@@ -66,9 +66,10 @@ impl Gateway {
     fn journal(&self, arguments: &[&str]) -> (i32, String) {
         let file = self.folder.path().join("edge.toml");
         let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_edge-module"))
-            .args(["journal", "--config"])
-            .arg(file)
+            .arg("journal")
             .args(arguments)
+            .arg("--config")
+            .arg(file)
             .output()
             .expect("the program starts");
         eprintln!("journal {arguments:?}: {status}\n{}", String::from_utf8_lossy(&stderr));

@@ -255,3 +255,35 @@ fn filters_change_live_and_the_log_and_the_metrics_follow() -> anyhow::Result<()
         Ok(())
     })
 }
+
+/// It was shown as armed, retained, for a moment: whoever reads that may go near it.
+#[test]
+fn a_tripped_machine_that_comes_back_live_is_never_shown_as_armed() -> anyhow::Result<()> {
+    let machines = [machine("press-1", 120.0), machine("press-2", 120.0)].concat();
+    let mut watched = Watched::start("latched-back", &machines)?;
+    let port = watched.plant.mosquitto.port();
+    let one = FakeMachine::start(port, "press-1", Obedience::SpinsDown(Duration::ZERO))?;
+    watched.send("press-1", 130.0)?;
+    one.wait_for_interlock("stopped", DEADLINE)?;
+    // A restart without the machine: nobody can refuse that, but it is told.
+    watched.edge.process().terminate()?;
+    watched.edge.process().wait(DEADLINE)?;
+    let whole = watched.text.clone();
+    watched.write(&machine("press-1", 120.0), "")?;
+    watched.text = watched.text.replace(&machine("press-1", 120.0), "");
+    let shown = one.interlock_states().len();
+    watched.edge.restart()?;
+    watched.edge.wait_ready()?;
+    let log = watched.edge.process().stderr();
+    ensure!(log.contains("latched on a machine that the settings do not name"), "{log}");
+    std::fs::write(&watched.file, &whole)?;
+    eventually("its latch is shown again", DEADLINE, || {
+        let states = one.interlock_states();
+        ensure!(states.len() > shown, "nothing new: {states:?}");
+        Ok(())
+    })?;
+    let states = one.interlock_states();
+    let is_armed = |state: &&Value| state["state"] == "armed";
+    assert_eq!(states[shown..].iter().find(is_armed), None, "{states:?}");
+    Ok(())
+}

@@ -252,7 +252,13 @@ impl Session {
             let event = match self.next_event().await {
                 Ok(event) => event,
                 Err(error) => {
-                    warn!(session, error = %describe(&error), wait_ms = wait.as_millis() as u64, "broker connection lost");
+                    let (host, port) = self.event_loop.mqtt_options.broker_address();
+                    let what = if self.connected.is_some() {
+                        "broker connection lost"
+                    } else {
+                        "no broker connection"
+                    };
+                    warn!(session, broker = format!("{host}:{port}"), error = %describe(&error), wait_ms = wait.as_millis() as u64, "{what}");
                     metrics::counter!(telemetry::MQTT_DISCONNECTS, "session" => session)
                         .increment(1);
                     self.connection = self.acknowledgements.forget(|| self.event_loop.clean());

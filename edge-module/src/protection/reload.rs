@@ -112,14 +112,13 @@ impl Protection {
             self.interlocks.insert(machine_id.clone(), interlock);
             self.perform(&machine_id, actions.unwrap_or_default(), Instant::now());
         }
-        let mut latches = Vec::new();
         for (interlock, latch) in added {
             let machine_id = interlock.machine_id().clone();
             self.interlocks.insert(machine_id.clone(), interlock);
+            // Nobody may read "armed" of a machine whose trip is still latched.
+            self.restore(latch.into_iter().collect());
             self.publish_latch(&machine_id);
-            latches.extend(latch);
         }
-        self.restore(latches);
         info!(machines = self.interlocks.len(), "other settings in force on the stop path");
         drop(answer.send(Ok(())));
     }
