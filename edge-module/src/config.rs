@@ -740,7 +740,14 @@ fn type_faults(found: &Value, first: &ConfigError) -> SettingsError {
                     Some(text.replace(&format!("{name}[0]"), &format!("{name}[{place}].")))
                 }));
             }
-            _ => texts.extend(fault(name, value.clone())),
+            ValueKind::Nil
+            | ValueKind::Boolean(_)
+            | ValueKind::I64(_)
+            | ValueKind::I128(_)
+            | ValueKind::U64(_)
+            | ValueKind::U128(_)
+            | ValueKind::Float(_)
+            | ValueKind::String(_) => texts.extend(fault(name, value.clone())),
         }
     }
     if texts.is_empty() { read_error(first) } else { SettingsError::Read(texts.join("\n")) }
