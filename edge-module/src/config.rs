@@ -19,6 +19,7 @@ mod actuator;
 mod filters;
 mod keys;
 mod machine;
+mod types;
 mod validate;
 
 pub use actuator::{Actuator, ModbusTcp};
@@ -692,7 +693,7 @@ impl Settings {
         let keys = Keys::new(&config.cache);
         let found = config.cache.clone();
         let settings: Self =
-            config.try_deserialize().map_err(|error| type_faults(&found, &error))?;
+            config.try_deserialize().map_err(|error| types::type_faults(&found, &error))?;
         match settings.faults() {
             faults if faults.is_empty() => Ok((settings, keys)),
             faults => Err(SettingsError::Faults(faults)),
@@ -712,45 +713,6 @@ impl Settings {
 
 fn read_error(error: &ConfigError) -> SettingsError {
     SettingsError::Read(error.to_string())
-}
-
-/// Every value of a wrong type: the reader stops at the first, so each key is read alone, the others as by default.
-fn type_faults(found: &Value, first: &ConfigError) -> SettingsError {
-    let fault = |key: &str, value: Value| {
-        let defaults = File::from_str(DEFAULTS, FileFormat::Toml);
-        let one = Config::builder().add_source(defaults).set_override(key, value);
-        let read = one.and_then(|one| one.build()).and_then(Config::try_deserialize::<Settings>);
-        read.err().map(|error| error.to_string())
-    };
-    let ValueKind::Table(tables) = &found.kind else { return read_error(first) };
-    let mut texts = Vec::new();
-    for (name, value) in tables {
-        match &value.kind {
-            ValueKind::Table(keys) => {
-                texts.extend(
-                    keys.iter()
-                        .filter_map(|(key, value)| fault(&format!("{name}.{key}"), value.clone())),
-                );
-            }
-            ValueKind::Array(elements) => {
-                texts.extend(elements.iter().enumerate().filter_map(|(place, element)| {
-                    let text = fault(name, Value::new(None, vec![element.clone()]))?;
-                    // The reader leaves the dot out behind an index, at times.
-                    let text = text.replace(&format!("{name}[0]."), &format!("{name}[0]"));
-                    Some(text.replace(&format!("{name}[0]"), &format!("{name}[{place}].")))
-                }));
-            }
-            ValueKind::Nil
-            | ValueKind::Boolean(_)
-            | ValueKind::I64(_)
-            | ValueKind::I128(_)
-            | ValueKind::U64(_)
-            | ValueKind::U128(_)
-            | ValueKind::Float(_)
-            | ValueKind::String(_) => texts.extend(fault(name, value.clone())),
-        }
-    }
-    if texts.is_empty() { read_error(first) } else { SettingsError::Read(texts.join("\n")) }
 }
 
 /// Keys of the merged layers that are in no default.

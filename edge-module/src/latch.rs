@@ -173,7 +173,7 @@ mod tests {
         latches.write(&latch("armed and gone")).expect("written");
         latches.write(&tripped).expect("written");
         let orphans = |ids: &[&MachineId]| latches.orphans(&ids.iter().copied().collect());
-        assert_eq!(orphans(&[]), [tripped.clone()]);
+        assert_eq!(orphans(&[]), std::slice::from_ref(&tripped));
         assert!(orphans(&[&tripped.machine_id]).is_empty());
     }
 

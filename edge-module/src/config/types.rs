@@ -1,0 +1,44 @@
+//! Which values have a wrong type.
+
+use config::{Config, ConfigError, File, FileFormat, Value, ValueKind};
+
+use super::{DEFAULTS, Settings, SettingsError, read_error};
+
+/// Every value of a wrong type: the reader stops at the first, so each key is read alone, the others as by default.
+pub(super) fn type_faults(found: &Value, first: &ConfigError) -> SettingsError {
+    let fault = |key: &str, value: Value| {
+        let defaults = File::from_str(DEFAULTS, FileFormat::Toml);
+        let one = Config::builder().add_source(defaults).set_override(key, value);
+        let read = one.and_then(|one| one.build()).and_then(Config::try_deserialize::<Settings>);
+        read.err().map(|error| error.to_string())
+    };
+    let ValueKind::Table(tables) = &found.kind else { return read_error(first) };
+    let mut texts = Vec::new();
+    for (name, value) in tables {
+        match &value.kind {
+            ValueKind::Table(keys) => {
+                texts.extend(
+                    keys.iter()
+                        .filter_map(|(key, value)| fault(&format!("{name}.{key}"), value.clone())),
+                );
+            }
+            ValueKind::Array(elements) => {
+                texts.extend(elements.iter().enumerate().filter_map(|(place, element)| {
+                    let text = fault(name, Value::new(None, vec![element.clone()]))?;
+                    // The reader leaves the dot out behind an index, at times.
+                    let text = text.replace(&format!("{name}[0]."), &format!("{name}[0]"));
+                    Some(text.replace(&format!("{name}[0]"), &format!("{name}[{place}].")))
+                }));
+            }
+            ValueKind::Nil
+            | ValueKind::Boolean(_)
+            | ValueKind::I64(_)
+            | ValueKind::I128(_)
+            | ValueKind::U64(_)
+            | ValueKind::U128(_)
+            | ValueKind::Float(_)
+            | ValueKind::String(_) => texts.extend(fault(name, value.clone())),
+        }
+    }
+    if texts.is_empty() { read_error(first) } else { SettingsError::Read(texts.join("\n")) }
+}
