@@ -101,7 +101,7 @@ pub struct Connections {
 pub fn durable_at_start(journal: &dyn Journal) -> Durable {
     let mut durable = Durable::default();
     for lane in Lane::ALL {
-        *durable.get_mut(lane) = Sequence(journal.next_sequence().0 - 1);
+        *durable.get_mut(lane) = journal.last(lane);
     }
     durable
 }
@@ -222,10 +222,11 @@ impl Recorder {
 
     /// Lets the forwarder go on, and counts.
     fn tell(&mut self, counts: PerLane<u64>) {
-        let last = Sequence(self.journal.next_sequence().0 - 1);
+        // Each lane's own last record: a number of another lane in its stead would look like a record that is missing.
+        let journal = &self.journal;
         self.durable.send_modify(|durable| {
             for lane in Lane::ALL.into_iter().filter(|lane| *counts.get(*lane) > 0) {
-                *durable.get_mut(lane) = last;
+                *durable.get_mut(lane) = journal.last(lane);
             }
         });
         for lane in Lane::ALL {

@@ -162,6 +162,12 @@ pub enum JournalError {
         /// What it must keep.
         free_bytes_min: u64,
     },
+    /// Damage in a segment that is still written: it can be looked into when it is full, or after a restart.
+    #[error("segment {path} is damaged and still written: restart the module to salvage it")]
+    DamagedWhileWritten {
+        /// Which segment.
+        path: PathBuf,
+    },
     /// A lane has no segment to write to.
     #[error("lane {lane} has no open segment")]
     NoSegment {
@@ -199,7 +205,10 @@ impl JournalError {
             Self::Io { source, .. } => is_damage(source),
             Self::Engine { source: sled::Error::Io(error), .. } => is_damage(error),
             Self::Engine { .. } | Self::Panicked { .. } | Self::Foreign { .. } => true,
-            Self::RecordTooLarge { .. } | Self::NoSegment { .. } | Self::NoRoom { .. } => false,
+            Self::RecordTooLarge { .. }
+            | Self::NoSegment { .. }
+            | Self::NoRoom { .. }
+            | Self::DamagedWhileWritten { .. } => false,
         }
     }
 
@@ -290,6 +299,9 @@ pub trait Journal: Send {
 
     /// The sequence that the next record gets.
     fn next_sequence(&self) -> Sequence;
+
+    /// The last durable record of the lane, delivered or not.
+    fn last(&self, lane: Lane) -> Sequence;
 
     /// Everything of the lane up to here has been delivered.
     fn acknowledged(&self, lane: Lane) -> Sequence;

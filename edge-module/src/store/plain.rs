@@ -188,6 +188,12 @@ impl Journal for PlainJournal {
         self.next
     }
 
+    fn last(&self, lane: Lane) -> Sequence {
+        let parts = lock(self.shared.lanes.get(lane));
+        let last = parts.last_key_value().map_or(Sequence(0), |(_, part)| part.last);
+        last.max(*self.acknowledged.get(lane))
+    }
+
     fn acknowledged(&self, lane: Lane) -> Sequence {
         *self.acknowledged.get(lane)
     }

@@ -161,6 +161,11 @@ impl Segment {
         Ok((this, database))
     }
 
+    /// Whether the writer has it open: its files must stay where they are.
+    pub(super) const fn is_written(&self) -> bool {
+        self.database.is_some()
+    }
+
     pub(super) const fn name(&self) -> &SegmentName {
         &self.name
     }

@@ -445,6 +445,10 @@ impl Journal for SegmentedJournal {
         self.books.next
     }
 
+    fn last(&self, lane: Lane) -> Sequence {
+        *self.books.last.get(lane)
+    }
+
     fn acknowledged(&self, lane: Lane) -> Sequence {
         *self.books.acknowledged.get(lane)
     }
@@ -643,7 +647,9 @@ impl Shared {
         }
         if batch.obstacle.is_none() && chain.records.len() < records_max {
             chain.through = through;
-            chain.expect(through.min(self.last(lane)));
+            if self.last(lane) <= through {
+                chain.expect(through);
+            }
         }
         for (first, last) in chain.holes {
             batch.losses.extend(self.unknown(lane, first, last));
@@ -665,12 +671,17 @@ impl Shared {
         if segment.is_deleted {
             return Ok((true, segment));
         }
+        let segment_path = segment.name().path.clone();
         let through = chain.through;
         let last = match (next_floor, segment.closed()) {
             (Some(next), closed) => closed.map_or(Sequence(next - 1), |closed| closed.last),
             (None, _) => self.last(lane),
         };
-        let is_last_known = next_floor.is_none() || segment.closed().is_some();
+        let is_written = segment.is_written();
+        // Of a lane that has gone on, `through` need not be a record: nothing is missing before it for that reason.
+        let is_last_known = (next_floor.is_none() && (!is_written || last <= through))
+            || segment.closed().is_some();
+        let damaged = || JournalError::DamagedWhileWritten { path: segment_path.clone() };
         loop {
             // What is missing before the segment is not to be found in it.
             let opened = segment.open();
@@ -684,6 +695,10 @@ impl Shared {
                 Ok(is_end) => is_end,
                 Err(error) if !error.is_damage() || !has_room(&self.root) => return Err(error),
                 Err(error) if segment.is_salvaged => return Err(error),
+                Err(error) if is_written => {
+                    warn!(error = %error, "segment that is written cannot be read");
+                    return Err(damaged());
+                }
                 Err(error) => {
                     warn!(error = %error, "segment cannot be read, salvaging what is whole");
                     segment.salvage(&self.quarantine, last)?;
@@ -695,6 +710,9 @@ impl Shared {
                 attempt.expect(last);
             }
             let is_suspect = attempt.has_damage || self.has_new_hole(lane, &attempt);
+            if is_suspect && is_written {
+                return Err(damaged());
+            }
             if is_suspect && !segment.is_salvaged {
                 if !has_room(&self.root) {
                     return Err(JournalError::io("examine", &self.root)(

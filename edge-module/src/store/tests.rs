@@ -452,3 +452,31 @@ proptest! {
         }
     }
 }
+
+/// A reader that was told of a dead letter's number, and came when the lane had gone on, took the number for a record that is
+/// missing, and moved the segment away under the writer.
+#[test]
+fn a_segment_that_is_written_stays_whatever_a_reader_expects() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut journal = open(folder.path());
+    let mut group = readings(0..3);
+    group.push((Lane::DeadLetters, b"letter".to_vec()));
+    journal.append(&group).expect("appended");
+    let told = Sequence(journal.next_sequence().0 - 1);
+    assert_eq!(
+        (journal.last(Lane::Readings), journal.last(Lane::DeadLetters)),
+        (Sequence(3), told)
+    );
+    journal.append(&readings(3..5)).expect("appended");
+    let batch = journal.reader().read(Lane::Readings, Sequence(0), told, 100);
+    assert!(batch.losses.is_empty() && batch.obstacle.is_none(), "{batch:?}");
+    assert_eq!(batch.records.len(), 3);
+    let batch = journal.reader().read(Lane::Readings, Sequence(3), told, 100);
+    assert!(batch.losses.is_empty() && batch.obstacle.is_none(), "{batch:?}");
+    let moved = fs::read_dir(folder.path().join("quarantine")).expect("listed").count();
+    assert_eq!(moved, 0);
+    journal.append(&readings(5..7)).expect("appended");
+    assert_eq!(read_all(&journal, Lane::Readings, 0).len(), 7);
+    drop(journal);
+    assert_eq!(read_all(&open(folder.path()), Lane::Readings, 0).len(), 7);
+}
