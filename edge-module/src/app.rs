@@ -21,6 +21,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use rumqttc::AsyncClient;
 use shared_proto::model::{MachineEvent, MachineEventDetails, MachineEventType, MachineId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -34,8 +35,9 @@ use crate::intake::InputTopics;
 use crate::journal::{Connections, Delivered, JournalCommand, Recorder, chain, durable_at_start};
 use crate::kafka::{Forwarder, Start, now};
 use crate::latch::{LatchFolder, RestoredLatch, write_all};
+use crate::mqtt::acknowledgements::Acknowledgements;
 use crate::mqtt::sensors::SensorSessions;
-use crate::mqtt::source::{Session, SessionKind};
+use crate::mqtt::source::{Session, SessionEvent, SessionKind};
 use crate::protection::{self, Protection, Sinks};
 use crate::recording::{self, Recording};
 use crate::reload::{Reached, Reloader};
@@ -51,6 +53,8 @@ const LATCH_QUEUE_LENGTH: usize = 1_024;
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// How long the end waits for the journal's last fsync.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// How long the end waits for the broker to take the last acknowledgements.
+const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
 /// First and longest wait before a journal that does not open is tried again.
 const OPEN_RETRY_MIN: Duration = Duration::from_millis(250);
 const OPEN_RETRY_MAX: Duration = Duration::from_secs(10);
@@ -319,14 +323,16 @@ async fn run_with_journal(
     let Rest { session, recording, commands, threads } =
         start_rest(settings, journal, model.as_ref(), lines, &stops, board)?;
     let (session_events, session_receiver) = mpsc::channel(SESSION_QUEUE_LENGTH);
+    let (client, acknowledgements) = (session.client(), session.acknowledgements());
     let session = tokio::spawn(session.run(session_events));
     let recording = tokio::spawn(recording.run(session_receiver, stops.intake.subscribe()));
     let reloader = tokio::spawn(reloader.run(stops.intake.subscribe()));
     let result = signals.wait_for_end(&protection, Some(&threads), board).await;
     stops.intake.send_replace(true);
-    drop(recording.await);
+    let leaving = recording.await.ok().map(|events| Leaving { client, acknowledgements, events });
     drop(reloader.await);
-    let finished = finish(settings, events, commands, stops, threads, protection, latches).await;
+    let finished =
+        finish(settings, events, commands, leaving, stops, threads, protection, latches).await;
     session.abort();
     result.and(finished)
 }
@@ -497,11 +503,56 @@ fn start_rest(
     Ok(Rest { session, recording, commands, threads })
 }
 
+/// The recording session when nothing is taken in any more.
+struct Leaving {
+    client: AsyncClient,
+    acknowledgements: Acknowledgements,
+    events: mpsc::Receiver<SessionEvent>,
+}
+
+impl Leaving {
+    /// Acknowledges what is durable, and only then leaves the broker: it would deliver that again. What still comes is not
+    /// acknowledged, and kept by the broker.
+    async fn leave(mut self, flushed: impl Future<Output = bool>) -> bool {
+        tokio::pin!(flushed);
+        let is_flushed = tokio::select! {
+            is_flushed = &mut flushed => is_flushed,
+            () = discard(&mut self.events) => flushed.await,
+        };
+        let leave = async {
+            self.acknowledgements.wait_until_written().await;
+            if self.client.try_disconnect().is_ok() {
+                // Until the session has ended.
+                std::future::pending::<()>().await;
+            }
+        };
+        let left = async {
+            tokio::select! {
+                () = leave => {}
+                () = discard(&mut self.events) => {}
+            }
+        };
+        if tokio::time::timeout(LEAVE_TIMEOUT, left).await.is_err() {
+            info!(
+                "the broker has not closed the recording session; it may deliver some messages again"
+            );
+        }
+        is_flushed
+    }
+}
+
+/// Takes events until there are no more.
+async fn discard(events: &mut mpsc::Receiver<SessionEvent>) {
+    while events.recv().await.is_some() {}
+}
+
 /// In order: no more input, events of the stop path, what is in flight, the journal.
+#[expect(clippy::too_many_arguments, reason = "each is a part that ends")]
 async fn finish(
     settings: &Settings,
     events: mpsc::Sender<MachineEvent>,
     commands: mpsc::Sender<JournalCommand>,
+    leaving: Option<Leaving>,
     stops: Stops,
     threads: Threads,
     protection: JoinHandle<()>,
@@ -517,7 +568,12 @@ async fn finish(
     let flush = async {
         commands.send(JournalCommand::Flush(flushed)).await.is_ok() && is_flushed.await.is_ok()
     };
-    if !tokio::time::timeout(FLUSH_TIMEOUT, flush).await.unwrap_or(false) {
+    let flush = async { tokio::time::timeout(FLUSH_TIMEOUT, flush).await.unwrap_or(false) };
+    let is_flushed = match leaving {
+        Some(leaving) => leaving.leave(flush).await,
+        None => flush.await,
+    };
+    if !is_flushed {
         warn!(
             "the journal does not take the last records; the broker keeps what is not acknowledged"
         );

@@ -249,12 +249,13 @@ impl Recording {
         self
     }
 
-    /// Runs until `stop`; what is not acknowledged by then the broker keeps.
+    /// Runs until `stop`; what is not acknowledged by then the broker keeps. Gives the session's events back: the session has
+    /// still to acknowledge what the journal makes durable.
     pub async fn run(
         mut self,
         mut events: mpsc::Receiver<SessionEvent>,
         mut stop: watch::Receiver<bool>,
-    ) {
+    ) -> mpsc::Receiver<SessionEvent> {
         let mut show = tokio::time::interval(SHOW_INTERVAL);
         show.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut is_open = true;
@@ -274,6 +275,7 @@ impl Recording {
             };
         }
         self.hand_over_rest();
+        events
     }
 
     /// Says whether the journal is still there.

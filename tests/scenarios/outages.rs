@@ -95,6 +95,35 @@ fn a_killed_edge_module_loses_nothing_that_it_acknowledged() -> anyhow::Result<(
     check_books(&plant, "press-1/oil", 2000)
 }
 
+/// It left before its last acknowledgements did: the broker delivered those messages again, and they were recorded twice.
+#[test]
+fn an_edge_module_that_is_stopped_under_load_doubles_nothing() -> anyhow::Result<()> {
+    const ROUNDS: i64 = 6;
+    const READINGS_OF_ROUND: i64 = 5_000;
+    let plant = Plant::new("edge-stopped")?;
+    let mut edge = plant.start_edge_module()?;
+    let _aggregator = plant.start_aggregator()?;
+    let mut publisher = Publisher::connect(plant.mosquitto.port(), "sensors");
+    let start = minutes_ago(12 * 60);
+    for round in 0..ROUNDS {
+        let numbers = round * READINGS_OF_ROUND..(round + 1) * READINGS_OF_ROUND;
+        publish_readings(&mut publisher, "press-1/oil", start, numbers)?;
+        let again = eventually("some of them are journalled", DEADLINE, || {
+            let metrics = edge.metrics()?;
+            let found = metric(&metrics, "journal_records_total", "readings").unwrap_or_default();
+            anyhow::ensure!(found > 0.0, "none");
+            Ok(metric(&metrics, "input_redelivered_total", "").unwrap_or_default())
+        })?;
+        assert_eq!(again, 0.0, "what was journalled is not delivered again");
+        edge.process().terminate()?;
+        edge.process().wait(DEADLINE)?;
+        edge.restart()?;
+    }
+    publisher.wait_acknowledged(DEADLINE)?;
+    edge.wait_ready()?;
+    check_books(&plant, "press-1/oil", (ROUNDS * READINGS_OF_ROUND) as u64)
+}
+
 #[test]
 fn a_killed_aggregator_writes_each_row_once() -> anyhow::Result<()> {
     let plant = Plant::new("aggregator-killed")?;

@@ -387,3 +387,14 @@ fn rules_and_conditions_that_cannot_work_are_named() {
         "protection.shelve-topic: ",
     );
 }
+
+#[test]
+fn machine_ids_that_brokers_or_file_names_refuse_are_refused() {
+    let id = |id: &str| complaint(&format!("[[machines]]\nid = \"{id}\"\n"), &[]);
+    for refused in ["new\u{fffe}", "\u{fdd0}", "x\u{1ffff}"] {
+        assert!(id(refused).contains("machines[0].id: "), "{refused:?}: {}", id(refused));
+    }
+    assert!(id(&"x".repeat(121)).contains("has 121 bytes, at most 120"));
+    assert_eq!(id(&"x".repeat(120)), "accepted");
+    assert_eq!(id("Presse-ü 1"), "accepted");
+}

@@ -21,6 +21,9 @@ const RESERVED_PROPERTIES: [&str; 6] = [
     "linger.ms",
 ];
 
+/// The latch's file is named by the id in hexadecimal, and file names have at most 255 bytes.
+const MACHINE_ID_BYTES_MAX: usize = 120;
+
 #[derive(Default)]
 pub(super) struct Faults(Vec<Fault>);
 
@@ -208,6 +211,14 @@ impl Settings {
                     format!("{} has a character that MQTT topics reserve: + # /", machine.id),
                 );
             }
+            if machine.id.as_str().chars().any(is_noncharacter) {
+                let text = format!("{:?} has a character that brokers refuse", machine.id.as_str());
+                faults.add(format!("{path}.id"), text);
+            }
+            if machine.id.as_str().len() > MACHINE_ID_BYTES_MAX {
+                let (length, max) = (machine.id.as_str().len(), MACHINE_ID_BYTES_MAX);
+                faults.add(format!("{path}.id"), format!("has {length} bytes, at most {max}"));
+            }
             let limited = machine.limits.iter().map(|limit| &limit.sensor);
             let conditioned = machine.sensors.iter().map(|sensor| &sensor.id);
             for sensor in limited.chain(&machine.scored_sensors).chain(conditioned) {
@@ -369,6 +380,12 @@ fn check_modbus(path: &str, modbus: &ModbusTcp, faults: &mut Faults) {
     let (low, high) = (Duration::from_millis(5), Duration::from_secs(60));
     faults.duration(&format!("{path}.poll-interval"), modbus.poll_interval, low, high);
     faults.duration(&format!("{path}.response-timeout"), modbus.response_timeout, low, high);
+}
+
+/// Code points that are no characters: mosquitto ends a connection that names a topic with one [MQTT-1.5.3].
+fn is_noncharacter(character: char) -> bool {
+    let code = u32::from(character);
+    (0xfdd0..=0xfdef).contains(&code) || code & 0xfffe == 0xfffe
 }
 
 /// Whether a topic can match both filters.

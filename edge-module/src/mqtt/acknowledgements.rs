@@ -10,9 +10,13 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rumqttc::{AsyncClient, Publish, QoS};
 use tracing::debug;
+
+/// How often the end looks whether all is written.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// What is owed to the broker for a message, on the connection that brought it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +80,17 @@ impl Acknowledgements {
         let mut waiting = self.lock();
         waiting.is_woken = false;
         std::mem::take(&mut waiting.packet_ids)
+    }
+
+    /// Returns when nothing waits.
+    pub async fn wait_until_written(&self) {
+        let is_waiting = || {
+            let waiting = self.lock();
+            waiting.is_woken || !waiting.packet_ids.is_empty()
+        };
+        while is_waiting() {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
     }
 
     /// Forgets what waits; `drain` does so with the client's requests. Gives the number of the next connection.

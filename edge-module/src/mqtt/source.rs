@@ -244,13 +244,16 @@ impl Session {
         self.acknowledgements.clone()
     }
 
-    /// Runs until the receiver is dropped.
+    /// Runs until the receiver is dropped, or until the broker has closed the connection after a disconnect of ours.
     pub async fn run(mut self, events: mpsc::Sender<SessionEvent>) {
         let mut wait = self.reconnect_min;
         let session = self.kind.as_str();
+        let mut is_leaving = false;
         loop {
             let event = match self.next_event().await {
                 Ok(event) => event,
+                // Not before: what the broker has not read yet would be lost with the connection.
+                Err(_) if is_leaving => return,
                 Err(error) => {
                     let (host, port) = self.event_loop.mqtt_options.broker_address();
                     let what = if self.connected.is_some() {
@@ -277,6 +280,7 @@ impl Session {
                     continue;
                 }
             };
+            is_leaving |= matches!(event, Event::Outgoing(Outgoing::Disconnect));
             let Some(event) = self.translate(event) else { continue };
             if matches!(event, SessionEvent::Connected) {
                 wait = self.reconnect_min;
