@@ -166,6 +166,10 @@ impl Segment {
         self.database.is_some()
     }
 
+    pub(super) fn damaged_while_written(&self) -> JournalError {
+        JournalError::DamagedWhileWritten { path: self.name.path.clone() }
+    }
+
     pub(super) const fn name(&self) -> &SegmentName {
         &self.name
     }

@@ -671,7 +671,6 @@ impl Shared {
         if segment.is_deleted {
             return Ok((true, segment));
         }
-        let segment_path = segment.name().path.clone();
         let through = chain.through;
         let last = match (next_floor, segment.closed()) {
             (Some(next), closed) => closed.map_or(Sequence(next - 1), |closed| closed.last),
@@ -681,7 +680,6 @@ impl Shared {
         // Of a lane that has gone on, `through` need not be a record: nothing is missing before it for that reason.
         let is_last_known = (next_floor.is_none() && (!is_written || last <= through))
             || segment.closed().is_some();
-        let damaged = || JournalError::DamagedWhileWritten { path: segment_path.clone() };
         loop {
             // What is missing before the segment is not to be found in it.
             let opened = segment.open();
@@ -697,7 +695,7 @@ impl Shared {
                 Err(error) if segment.is_salvaged => return Err(error),
                 Err(error) if is_written => {
                     warn!(error = %error, "segment that is written cannot be read");
-                    return Err(damaged());
+                    return Err(segment.damaged_while_written());
                 }
                 Err(error) => {
                     warn!(error = %error, "segment cannot be read, salvaging what is whole");
@@ -711,7 +709,7 @@ impl Shared {
             }
             let is_suspect = attempt.has_damage || self.has_new_hole(lane, &attempt);
             if is_suspect && is_written {
-                return Err(damaged());
+                return Err(segment.damaged_while_written());
             }
             if is_suspect && !segment.is_salvaged {
                 if !has_room(&self.root) {
