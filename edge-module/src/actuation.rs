@@ -18,13 +18,14 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use edge_core::interlock::{LatchSnapshot, MachineState, ShelveRequest, StopReach};
+use edge_core::interlock::{MachineState, ShelveRequest, StopReach};
 use shared_proto::model::MachineId;
 use tracing::{debug, error, info, warn};
 
 use crate::admin::{Board, Part};
 use crate::config;
 use crate::telemetry;
+use messages::ShownLatch;
 
 pub mod messages;
 pub mod modbus;
@@ -298,8 +299,8 @@ impl Actuation {
     ///
     /// # Errors
     /// The queue is full.
-    pub fn show(&self, latch: &LatchSnapshot) -> Result<(), QueueFull> {
-        self.display.show(latch)
+    pub fn show(&self, shown: ShownLatch) -> Result<(), QueueFull> {
+        self.display.show(shown)
     }
 
     /// Takes what a path tells and answers with what the interlocks have to know.

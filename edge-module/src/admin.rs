@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State;
@@ -14,6 +15,9 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 use shared_proto::model::{EventTime, MachineId};
 use tokio::net::TcpListener;
+
+/// A part that is at work for longer is shown.
+const BUSY_MAX: Duration = Duration::from_secs(5);
 
 /// A part of the program that can be ready or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,6 +61,8 @@ pub struct Board(Arc<Mutex<Shown>>);
 #[derive(Default)]
 struct Shown {
     parts: BTreeMap<Part, Result<(), String>>,
+    /// Since when a part is at work and has not come back.
+    busy: BTreeMap<Part, Instant>,
     latches: BTreeMap<MachineId, LatchSnapshot>,
     model: Option<String>,
     generation: u64,
@@ -77,6 +83,20 @@ struct Refusal {
     reason: String,
 }
 
+impl Shown {
+    /// Each part, and why it is not ready.
+    fn states(&self) -> impl Iterator<Item = (Part, Result<(), String>)> + '_ {
+        self.parts.iter().map(|(part, state)| {
+            let busy = self.busy.get(part).map(Instant::elapsed).filter(|time| *time > BUSY_MAX);
+            let state = match (state, busy) {
+                (Ok(()), Some(time)) => Err(format!("has not come back for {} s", time.as_secs())),
+                (state, _) => state.clone(),
+            };
+            (*part, state)
+        })
+    }
+}
+
 impl Board {
     /// A board on which nothing but `parts` is awaited.
     #[must_use]
@@ -91,6 +111,16 @@ impl Board {
     /// Shows whether a part is ready, or why not.
     pub fn set(&self, part: Part, state: Result<(), String>) {
         self.with(|shown| shown.parts.insert(part, state));
+    }
+
+    /// Takes note that a part begins what may hang, on a disk that does not answer.
+    pub fn begin(&self, part: Part) {
+        self.with(|shown| shown.busy.insert(part, Instant::now()));
+    }
+
+    /// Takes note that it has come back.
+    pub fn end(&self, part: Part) {
+        self.with(|shown| shown.busy.remove(&part));
     }
 
     /// Shows the latch of a machine.
@@ -129,11 +159,11 @@ impl Board {
     /// One line for each part: `ok`, or why not.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
-        let line = |(part, state): (&Part, &Result<(), String>)| match state {
+        let line = |(part, state): (Part, Result<(), String>)| match state {
             Ok(()) => format!("{}: ok\n", part.as_str()),
             Err(why) => format!("{}: {why}\n", part.as_str()),
         };
-        self.with(|shown| shown.parts.iter().map(line).collect())
+        self.with(|shown| shown.states().map(line).collect())
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut Shown) -> T) -> T {
@@ -181,9 +211,9 @@ pub async fn serve(
 }
 
 async fn readyz(State(pages): State<Pages>) -> Response {
-    let is_ready = pages.board.with(|shown| {
-        shown.parts.iter().all(|(part, state)| *part == Part::Kafka || state.is_ok())
-    });
+    let is_ready = pages
+        .board
+        .with(|shown| shown.states().all(|(part, state)| part == Part::Kafka || state.is_ok()));
     let lines = pages.board.lines().concat();
     let code = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, lines).into_response()
@@ -220,9 +250,8 @@ async fn status(State(pages): State<Pages>) -> Response {
         model: shown.model.clone(),
         settings: shown.settings.clone(),
         parts: shown
-            .parts
-            .iter()
-            .map(|(part, state)| (part.as_str(), state.clone().err().unwrap_or("ok".to_owned())))
+            .states()
+            .map(|(part, state)| (part.as_str(), state.err().unwrap_or("ok".to_owned())))
             .collect(),
         machines: shown
             .latches
@@ -233,5 +262,26 @@ async fn status(State(pages): State<Pages>) -> Response {
     match serde_json::to_vec_pretty(&page) {
         Ok(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_that_does_not_come_back_is_not_ready() {
+        let board = Board::new(&[Part::Journal]);
+        board.set(Part::Journal, Ok(()));
+        board.begin(Part::Journal);
+        assert_eq!(board.lines(), ["journal: ok\n"]);
+        let long_ago = Instant::now() - BUSY_MAX - Duration::from_secs(2);
+        board.with(|shown| shown.busy.insert(Part::Journal, long_ago));
+        assert_eq!(board.lines(), ["journal: has not come back for 7 s\n"]);
+        board.set(Part::Journal, Err("disk full".to_owned()));
+        assert_eq!(board.lines(), ["journal: disk full\n"], "what it says itself goes before");
+        board.set(Part::Journal, Ok(()));
+        board.end(Part::Journal);
+        assert_eq!(board.lines(), ["journal: ok\n"]);
     }
 }

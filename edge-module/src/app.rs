@@ -29,7 +29,7 @@ use tracing::{error, info, warn};
 
 use crate::actuation::Actuation;
 use crate::admin::{self, Board, Part};
-use crate::cli::{EXIT_CONFIG, EXIT_DATA_DIR, EXIT_FAILURE};
+use crate::cli::{EXIT_CONFIG, EXIT_DATA_DIR, EXIT_FAILURE, say};
 use crate::config::{Keys, Settings};
 use crate::intake::InputTopics;
 use crate::journal::{Connections, Delivered, JournalCommand, Recorder, chain, durable_at_start};
@@ -39,10 +39,11 @@ use crate::mqtt::acknowledgements::Acknowledgements;
 use crate::mqtt::sensors::SensorSessions;
 use crate::mqtt::source::{Session, SessionEvent, SessionKind};
 use crate::protection::{self, Protection, Sinks};
+use crate::recognition::{InputLog, InputMark, Recognition};
 use crate::recording::{self, Recording};
 use crate::reload::{Reached, Reloader};
 use crate::scoring::Bundle;
-use crate::store::{Journal, JournalSettings, Lane, SegmentedJournal};
+use crate::store::{Journal, JournalSettings, Lane, SegmentedJournal, generation_folder};
 use crate::supervise::run_again_after_panic;
 use crate::telemetry::{self, LogFilter};
 
@@ -66,15 +67,15 @@ pub fn check(settings: Settings) -> ExitCode {
     match load_model(&settings) {
         Ok(model) => {
             let model = model.map_or("none".to_owned(), |model| model.identity());
-            eprintln!(
-                "edge-module: settings are valid: device {}, {} machines, model {model}",
+            say(format_args!(
+                "settings are valid: device {}, {} machines, model {model}",
                 settings.device.id,
                 settings.machines.len()
-            );
+            ));
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("edge-module: wrong settings\nmodel.bundle-dir: {error:#}");
+            say(format_args!("wrong settings\nmodel.bundle-dir: {error:#}"));
             ExitCode::from(EXIT_CONFIG)
         }
     }
@@ -86,7 +87,7 @@ pub fn healthcheck(settings: Settings) -> ExitCode {
     match ask_health(&settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("edge-module: not healthy: {error:#}");
+            say(format_args!("not healthy: {error:#}"));
             ExitCode::from(EXIT_FAILURE)
         }
     }
@@ -115,7 +116,7 @@ pub fn run(settings: Settings, keys: Keys, file: Option<PathBuf>) -> ExitCode {
     let log_filter = match telemetry::start_logging(&settings.telemetry) {
         Ok(log_filter) => log_filter,
         Err(error) => {
-            eprintln!("edge-module: logging does not start: {error}");
+            say(format_args!("logging does not start: {error}"));
             return ExitCode::from(EXIT_FAILURE);
         }
     };
@@ -151,6 +152,23 @@ pub fn open_data_dir(folder: &Path) -> anyhow::Result<File> {
         bail!("another edge module runs on it; stop that one or choose another folder");
     }
     Ok(lock)
+}
+
+/// Keeps the folder from being taken while it is only read. One that was never taken has no lock, and a copy on a disk that
+/// cannot be written needs none.
+///
+/// # Errors
+/// A process has taken it, or its lock cannot be opened.
+pub fn share_data_dir(folder: &Path) -> anyhow::Result<Option<File>> {
+    let path = folder.join("lock");
+    let lock = match File::open(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        other => other.with_context(|| format!("{} cannot be opened", path.display()))?,
+    };
+    if lock.try_lock_shared().is_err() {
+        bail!("an edge module runs on it; stop it first, or copy the folder");
+    }
+    Ok(Some(lock))
 }
 
 fn load_model(settings: &Settings) -> anyhow::Result<Option<Bundle>> {
@@ -470,8 +488,10 @@ fn start_rest(
     let filters = InputTopics::new(&settings.mqtt).filters();
     let session = Session::new(settings, SessionKind::Recording, filters)?;
     let reader = journal.reader();
-    let recording =
-        Recording::new(settings, model, &*reader, commands.clone(), board.clone())?.linked(links);
+    let (inputs, marks) = open_inputs(&generation_folder(&settings.device.data_dir, generation));
+    let recognition = Recognition::new(&*reader, &marks);
+    let recording = Recording::new(settings, model, recognition, commands.clone(), board.clone())?
+        .linked(links);
     let durable = watch::Sender::new(durable_at_start(&journal));
     let (delivered, delivered_receiver) = watch::channel(Delivered::default());
     let start = Start {
@@ -485,6 +505,7 @@ fn start_rest(
         Forwarder::new(settings.kafka.clone(), start, reader, commands.clone(), board.clone())?
             .following(historical_after);
     let connections = Connections {
+        inputs,
         events: event_receiver,
         commands: command_receiver,
         durable,
@@ -501,6 +522,17 @@ fn start_rest(
         forwarder: spawn_forwarder(forwarder, stop, drain_timeout, board.clone())?,
     };
     Ok(Rest { session, recording, commands, threads })
+}
+
+/// The journal goes on without: then less is known again after a crash.
+fn open_inputs(folder: &Path) -> (Option<InputLog>, Vec<InputMark>) {
+    match InputLog::open(folder) {
+        Ok((log, marks)) => (Some(log), marks),
+        Err(error) => {
+            error!(folder = %folder.display(), %error, "inputs-0 and inputs-1 cannot be opened: what the broker repeats after a crash may be recorded twice");
+            (None, Vec::new())
+        }
+    }
 }
 
 /// The recording session when nothing is taken in any more.

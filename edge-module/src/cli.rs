@@ -74,3 +74,10 @@ pub struct ConfigArgument {
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
 }
+
+/// Says something to the person at the terminal. Where nobody listens, or the disk behind it is full, nothing is said.
+pub fn say(text: impl std::fmt::Display) {
+    use std::io::Write as _;
+
+    drop(writeln!(std::io::stderr(), "edge-module: {text}"));
+}

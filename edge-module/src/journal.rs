@@ -17,6 +17,7 @@ use tracing::{debug, error, info, warn};
 use crate::admin::{Board, Part};
 use crate::kafka::now;
 use crate::mqtt::acknowledgements::{Acknowledgements, Receipt};
+use crate::recognition::{InputLog, InputMark};
 use crate::store::{Entry, Journal, JournalError, Lane, Loss, PerLane};
 use crate::telemetry;
 
@@ -36,6 +37,8 @@ pub struct Intake {
     pub records: Vec<Entry>,
     /// To be acknowledged to the broker when the records are durable.
     pub receipt: Option<Receipt>,
+    /// To be known again once the records are durable.
+    pub mark: Option<InputMark>,
     /// Room in the queue, given back with the value.
     pub permit: Option<OwnedSemaphorePermit>,
 }
@@ -55,6 +58,7 @@ pub enum JournalCommand {
 /// Owner of the journal.
 pub struct Recorder {
     journal: Box<dyn Journal>,
+    inputs: Inputs,
     machine_id: MachineId,
     group_records_max: usize,
     /// Machine events that a group takes while the disk refuses; the others wait in their queue.
@@ -76,12 +80,43 @@ struct Group {
     /// Losses whose gap records are among the records.
     losses: Vec<Loss>,
     owed: Vec<Receipt>,
+    marks: Vec<InputMark>,
     permits: Vec<OwnedSemaphorePermit>,
     flushes: Vec<oneshot::Sender<()>>,
 }
 
+/// The log of inputs, which must not be in the way of the journal.
+struct Inputs {
+    log: Option<InputLog>,
+    is_failing: bool,
+}
+
+impl Inputs {
+    fn add(&mut self, marks: &[InputMark]) {
+        let result = self.log.as_mut().map_or(Ok(()), |log| log.add(marks));
+        self.tell(result);
+    }
+
+    fn sync(&mut self) {
+        let result = self.log.as_mut().map_or(Ok(()), InputLog::sync);
+        self.tell(result);
+    }
+
+    fn tell(&mut self, result: std::io::Result<()>) {
+        let is_failing = result.is_err();
+        if let Err(error) = result
+            && !self.is_failing
+        {
+            warn!(%error, "what is journalled now may not be known again after a crash");
+        }
+        self.is_failing = is_failing;
+    }
+}
+
 /// What a recorder works with.
 pub struct Connections {
+    /// What was journalled, to be known again; none: it cannot be opened.
+    pub inputs: Option<InputLog>,
     /// Machine events of the stop path.
     pub events: mpsc::Receiver<MachineEvent>,
     /// Everything else.
@@ -115,10 +150,11 @@ impl Recorder {
         group_records_max: usize,
         connections: Connections,
     ) -> Self {
-        let Connections { events, commands, durable, delivered, acknowledgements, board } =
+        let Connections { inputs, events, commands, durable, delivered, acknowledgements, board } =
             connections;
         Self {
             journal,
+            inputs: Inputs { log: inputs, is_failing: false },
             machine_id,
             group_records_max,
             events_max: events.max_capacity(),
@@ -142,6 +178,7 @@ impl Recorder {
         );
         self.board.set(Part::Journal, Ok(()));
         loop {
+            self.board.begin(Part::Journal);
             self.add_losses();
             let is_empty = self.fill();
             self.commit(&stop).await;
@@ -149,11 +186,15 @@ impl Recorder {
             if is_stopping && is_empty {
                 break;
             }
+            self.board.end(Part::Journal);
             tokio::select! {
                 biased;
                 Some(event) = self.events.recv() => self.add_event(&event),
                 Some(command) = self.commands.recv() => self.handle_command(command),
-                _ = housekeeping.tick() => self.keep_house(),
+                _ = housekeeping.tick() => {
+                    self.board.begin(Part::Journal);
+                    self.keep_house();
+                }
                 _ = ledger.tick() => self.add_ledger(),
                 _ = stop.changed(), if !is_stopping => {}
                 () = std::future::ready(()), if is_stopping => {}
@@ -184,6 +225,7 @@ impl Recorder {
             JournalCommand::Append(intake) => {
                 group.records.extend(intake.records);
                 group.owed.extend(intake.receipt);
+                group.marks.extend(intake.mark);
                 group.permits.extend(intake.permit);
             }
             JournalCommand::Flush(flushed) => group.flushes.push(flushed),
@@ -209,6 +251,7 @@ impl Recorder {
             return;
         }
         let group = std::mem::take(&mut self.group);
+        self.inputs.add(&group.marks);
         self.acknowledgements.give(group.owed);
         if has_records {
             metrics::histogram!(telemetry::JOURNAL_APPEND_LATENCY).record(started.elapsed());
@@ -312,8 +355,9 @@ impl Recorder {
         }
     }
 
-    /// Deletes what was delivered.
+    /// Deletes what was delivered. What is deleted must be known again all the same.
     fn trim(&mut self) {
+        self.inputs.sync();
         let delivered = *self.delivered.borrow();
         for lane in Lane::ALL {
             if let Err(error) = self.journal.trim(lane, *delivered.get(lane)) {
@@ -390,7 +434,14 @@ pub fn event_of_now(
 
 fn log_loss(loss: &Loss) {
     let (lane, cause) = (loss.lane.as_str(), loss.cause.as_str());
-    error!(lane, cause, first = loss.first.0, last = loss.last.0, records = ?loss.records, "journal lost records");
+    error!(
+        lane,
+        cause,
+        first = loss.first.0,
+        last = loss.last.0,
+        records = loss.records,
+        "journal lost records"
+    );
     metrics::counter!(telemetry::JOURNAL_LOST, "lane" => lane, "cause" => cause)
         .increment(loss.records.unwrap_or(1));
 }

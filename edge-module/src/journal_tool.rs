@@ -21,7 +21,7 @@ use shared_proto::codec;
 use shared_proto::model::{DeviceId, Generation, Identity, Sequence};
 
 use crate::app::{self, journal_limits};
-use crate::cli::{EXIT_DATA_DIR, EXIT_FAILURE, JournalAction};
+use crate::cli::{EXIT_DATA_DIR, EXIT_FAILURE, JournalAction, say};
 use crate::config::Settings;
 use crate::kafka::now;
 use crate::store::{Journal as _, Lane, LaneReport, Loss, SegmentedJournal, Stored, Survey};
@@ -31,16 +31,22 @@ use crate::store::{Journal as _, Lane, LaneReport, Loss, SegmentedJournal, Store
 pub fn run(settings: &Settings, action: &JournalAction) -> ExitCode {
     let data_dir = &settings.device.data_dir;
     if !data_dir.join("journal").is_dir() {
-        eprintln!(
-            "edge-module: {} holds no journal; device.data-dir names the folder",
+        say(format_args!(
+            "{} holds no journal; device.data-dir names the folder",
             data_dir.display()
-        );
+        ));
         return ExitCode::from(EXIT_DATA_DIR);
     }
-    let _lock = match app::open_data_dir(data_dir) {
+    let locked = match action {
+        JournalAction::Repair => app::open_data_dir(data_dir).map(Some),
+        JournalAction::Inspect | JournalAction::Verify | JournalAction::Export { .. } => {
+            app::share_data_dir(data_dir)
+        }
+    };
+    let _lock = match locked {
         Ok(lock) => lock,
         Err(error) => {
-            eprintln!("edge-module: device.data-dir {}: {error:#}", data_dir.display());
+            say(format_args!("device.data-dir {}: {error:#}", data_dir.display()));
             return ExitCode::from(EXIT_DATA_DIR);
         }
     };
@@ -57,7 +63,7 @@ pub fn run(settings: &Settings, action: &JournalAction) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(EXIT_FAILURE),
         Err(error) => {
-            eprintln!("edge-module: {error:#}");
+            say(format_args!("{error:#}"));
             ExitCode::from(EXIT_FAILURE)
         }
     }
@@ -189,14 +195,14 @@ fn export(
                 Ok(writeln!(target, "{line}")?)
             })?;
             for (path, reason) in &report.unreadable {
-                eprintln!("edge-module: {}: {reason}", path.display());
+                say(format_args!("{}: {reason}", path.display()));
             }
-            report.holes.iter().for_each(|loss| eprintln!("edge-module: {}", describe(loss)));
+            report.holes.iter().for_each(|loss| say(describe(loss)));
             is_whole &= report.is_whole();
         }
     }
     target.flush()?;
-    eprintln!("edge-module: {count} records exported");
+    say(format_args!("{count} records exported"));
     Ok(is_whole)
 }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use edge_core::outbox::{Disposition, Outbox, OutboxSettings};
 use rdkafka::ClientContext;
-use rdkafka::config::ClientConfig;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
@@ -84,6 +84,22 @@ impl Reports {
 }
 
 impl ClientContext for Reports {
+    fn log(&self, level: RDKafkaLogLevel, fac: &str, text: &str) {
+        // We ask for it knowingly.
+        let is_known = fac == "CONFWARN" && text.contains("enable.gapless.guarantee");
+        match level {
+            RDKafkaLogLevel::Emerg
+            | RDKafkaLogLevel::Alert
+            | RDKafkaLogLevel::Critical
+            | RDKafkaLogLevel::Error => error!(fac, text, "kafka client"),
+            RDKafkaLogLevel::Warning if !is_known => warn!(fac, text, "kafka client"),
+            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => info!(fac, text, "kafka client"),
+            RDKafkaLogLevel::Warning | RDKafkaLogLevel::Debug => {
+                debug!(fac, text, "kafka client");
+            }
+        }
+    }
+
     /// The client repeats itself several times a second while a broker is away, for days: a complaint is logged once and
     /// then again every [`COMPLAINT_INTERVAL`].
     fn error(&self, error: KafkaError, reason: &str) {
@@ -148,11 +164,15 @@ pub struct Forwarder {
     last_delivery: [Instant; LANES],
     /// Of any lane.
     last_report: Instant,
+    /// Each run has at least its own start to deliver.
+    has_delivered: bool,
     /// Followed while the module runs.
     historical_after: Option<watch::Receiver<Duration>>,
     is_stalled: bool,
     /// Why the last delivery failed; shown while a lane has not recovered.
     last_failure: String,
+    /// Why a lane of the journal cannot be read now.
+    obstacles: [Option<String>; LANES],
     /// A broker refuses batches whole: after such a refusal records up to here leave one by one, to find the culprit.
     alone_through: [Sequence; LANES],
     /// The record last sent alone.
@@ -206,9 +226,11 @@ impl Forwarder {
             outboxes,
             last_delivery: [Instant::now(); LANES],
             last_report: Instant::now(),
+            has_delivered: false,
             historical_after: None,
             is_stalled: false,
             last_failure: String::new(),
+            obstacles: [const { None }; LANES],
             alone_through: [Sequence(0); LANES],
             alone: [None; LANES],
             is_running: false,
@@ -374,10 +396,11 @@ impl Forwarder {
                     error!("loss report not journalled: the journal's queue is full");
                 }
             }
-            if let Some(obstacle) = &batch.obstacle {
-                warn!(lane = lane.as_str(), error = %chain(obstacle), "journal cannot be read now");
-                self.last_failure = chain(obstacle);
+            let obstacle = batch.obstacle.as_ref().map(|obstacle| chain(obstacle));
+            if let Some(error) = obstacle.as_ref().filter(|_| self.obstacles[index] != obstacle) {
+                warn!(lane = lane.as_str(), error, "journal cannot be read now");
             }
+            self.obstacles[index] = obstacle;
             let is_over = batch.records.is_empty() && batch.obstacle.is_none();
             if batch.records.is_empty() && batch.obstacle.is_some() {
                 continue;
@@ -526,6 +549,7 @@ impl Forwarder {
             metrics::counter!(telemetry::KAFKA_DELIVERED, "lane" => lane).increment(count);
             self.last_delivery[index] = now;
             self.last_report = now;
+            self.has_delivered = true;
         }
     }
 
@@ -675,10 +699,15 @@ impl Forwarder {
             Err(format!("{}; records wait in the journal", self.last_failure))
         } else if is_stalled {
             Err(format!("no delivery for {} s", stalled_for.as_secs()))
+        } else if !self.has_delivered {
+            Err("nothing delivered since the start".to_owned())
         } else {
             Ok(())
         };
         self.board.set(Part::Kafka, state);
+        let obstacle = self.obstacles.iter().flatten().next();
+        let obstacle = obstacle.map(|why| format!("journal cannot be read: {why}"));
+        self.board.set(Part::Forwarder, obstacle.map_or(Ok(()), Err));
     }
 
     fn show_age(&self, durable: Durable) {

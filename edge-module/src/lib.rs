@@ -25,6 +25,7 @@ pub mod limits;
 pub mod log_output;
 pub mod mqtt;
 pub mod protection;
+pub mod recognition;
 pub mod recording;
 pub mod reload;
 pub mod scoring;

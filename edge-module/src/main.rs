@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use edge_module::cli::{Cli, Command, ConfigArgument, EXIT_CONFIG};
+use edge_module::cli::{Cli, Command, ConfigArgument, EXIT_CONFIG, say};
 use edge_module::config::{Keys, Settings};
 use edge_module::{app, journal_tool, log_output};
 
@@ -36,7 +36,7 @@ fn with_settings(
             code
         }
         Err(faults) => {
-            eprintln!("edge-module: wrong settings\n{faults}");
+            say(format_args!("wrong settings\n{faults}"));
             ExitCode::from(EXIT_CONFIG)
         }
     }

@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
 
+use crate::actuation::messages::{RefusedRequest, ShownLatch};
 use crate::actuation::{Actuation, PathReport, TaskEnd, Told};
 use crate::admin::{Board, Part};
 use crate::analysis::{Analysis, Depth};
@@ -58,6 +59,8 @@ pub struct Protection {
     confirming_path: String,
     /// Machines whose latch waits for room in its queue.
     unsaved: BTreeSet<MachineId>,
+    /// The last request of a person that was refused, if none was granted since.
+    refused: BTreeMap<MachineId, RefusedRequest>,
     links: Option<Links>,
 }
 
@@ -120,6 +123,7 @@ impl Protection {
             is_stop_queued: false,
             confirming_path: String::new(),
             unsaved: BTreeSet::new(),
+            refused: BTreeMap::new(),
             links: None,
         };
         this.restore(restored);
@@ -370,11 +374,15 @@ impl Protection {
         let Some(interlock) = self.interlocks.get_mut(machine_id) else { return };
         let mut actions = Vec::new();
         let result = interlock.shelve(request, moment(), &mut actions);
+        if result.is_ok() {
+            self.refused.remove(machine_id);
+        }
         self.perform(machine_id, actions, received);
         if let Err(refusal) = result {
             let ShelveRequest { operator, rule, .. } = request;
             warn!(%machine_id, operator, rule, reason = %refusal, "shelving refused");
             metrics::counter!(telemetry::INPUT_REFUSED, "reason" => "shelving").increment(1);
+            self.refuse(machine_id, "shelve", operator, refusal.to_string());
         }
     }
 
@@ -383,10 +391,14 @@ impl Protection {
         match interlock.reset(moment()) {
             Ok(done) => {
                 self.actuation.released(machine_id);
+                self.refused.remove(machine_id);
                 self.tell_reset(machine_id, operator, done);
                 self.publish_latch(machine_id);
             }
-            Err(refusal) => self.tell_reset_refused(machine_id, operator, &refusal),
+            Err(refusal) => {
+                self.tell_reset_refused(machine_id, operator, &refusal);
+                self.refuse(machine_id, "reset", operator, refusal.to_string());
+            }
         }
     }
 
@@ -444,7 +456,7 @@ impl Protection {
         cause: &TripCause,
         received: Instant,
     ) {
-        error!(%machine_id, trip_id, cause = cause.as_str(), details = ?cause, "trip: stop ordered");
+        error!(%machine_id, trip_id, cause = cause.as_str(), details = %cause, "trip: stop ordered");
         metrics::counter!(telemetry::INTERLOCK_TRIPS, "cause" => cause.as_str()).increment(1);
         self.ask_for_snapshot(machine_id, trip_id, MachineEventType::Trip);
         let details = MachineEventDetails {
@@ -501,15 +513,35 @@ impl Protection {
     fn publish_latch(&mut self, machine_id: &MachineId) {
         let Some(interlock) = self.interlocks.get(machine_id) else { return };
         let latch = interlock.snapshot();
-        if let Err(error) = self.actuation.show(&latch) {
-            warn!(%machine_id, %error, "state of the latch not published");
-        }
+        self.show_latch(machine_id);
         if self.sinks.latches.try_send(latch.clone()).is_err() {
             // Handed over with the next look around, in its newest state.
             self.unsaved.insert(machine_id.clone());
         }
         self.sinks.board.show_latch(latch);
         self.count_states();
+    }
+
+    fn show_latch(&self, machine_id: &MachineId) {
+        let Some(interlock) = self.interlocks.get(machine_id) else { return };
+        let (latch, refused) = (interlock.snapshot(), self.refused.get(machine_id).cloned());
+        if let Err(error) = self.actuation.show(ShownLatch { latch, refused }) {
+            warn!(%machine_id, %error, "state of the latch not published");
+        }
+    }
+
+    /// Tells whoever asked, on the topic that shows the latch.
+    fn refuse(
+        &mut self,
+        machine_id: &MachineId,
+        request: &'static str,
+        operator: &str,
+        reason: String,
+    ) {
+        let (operator, at) = (operator.to_owned(), now().to_string());
+        let refused = RefusedRequest { request, operator, reason, at };
+        self.refused.insert(machine_id.clone(), refused);
+        self.show_latch(machine_id);
     }
 
     fn count_states(&self) {

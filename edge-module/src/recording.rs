@@ -1,10 +1,6 @@
 //! The journal's path: everything that the sensors say, filtered, encoded, handed to the journal.
 //!
-//! The broker delivers at least once: after a crash or a reconnect it repeats, with the DUP flag, what was not
-//! acknowledged. What is already in the journal, or on its way there, is dropped here, so that no reading gets a second
-//! sequence. After a reconnect a message is recognised as a whole, by topic and payload, among the last
-//! [`RECENT_MESSAGES_MAX`], which is more than a session may owe; after a crash readings are, by sensor, metric, time and value
-//! among the last [`RECENT_READINGS_MAX`], which is more than two groups of the journal.
+//! What the broker repeats is dropped here, so that no reading gets a second sequence; see [`crate::recognition`].
 //!
 //! The raw samples around trips are kept here and not on the stop path: both sessions see the same blocks, and what keeping
 //! them costs (a copy of each block, and the encoding of megabytes at a trip) must not stand between a sample and a stop.
@@ -12,8 +8,7 @@
 //! late, or seconds while a full disk holds it, which `waveforms.after` allows for. What was before the trip goes to the
 //! journal at once, what comes after in pieces of a second.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,15 +33,12 @@ use crate::journal::{Intake, JournalCommand, check_size};
 use crate::kafka::now;
 use crate::limits::show_use;
 use crate::mqtt::acknowledgements::Receipt;
-use crate::mqtt::source::SessionEvent;
+use crate::mqtt::source::{SessionEvent, check_refused};
+use crate::recognition::{InputMark, Recognition};
 use crate::scoring::{AnomalyScore, Bundle};
-use crate::store::{Entry, JournalReader, Lane};
+use crate::store::{Entry, Lane};
 use crate::telemetry;
 
-/// Readings recognised when the broker repeats them.
-pub const RECENT_READINGS_MAX: usize = 65_536;
-/// Messages recognised when the broker repeats them: MQTT has no more packet identifiers.
-pub const RECENT_MESSAGES_MAX: usize = 65_536;
 /// Refused input is logged at most this often; each is counted.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// Input that the stop path does not hear is logged at most this often; each is counted.
@@ -143,8 +135,7 @@ pub struct Recording {
     links: Option<Links>,
     vibration: MetricType,
     machines: Machines,
-    recent: Recent,
-    recent_messages: Recent,
+    recognition: Recognition,
     commands: mpsc::Sender<JournalCommand>,
     room: Arc<Semaphore>,
     room_bytes: usize,
@@ -153,72 +144,19 @@ pub struct Recording {
     astray_logged: Option<Instant>,
 }
 
-/// Hashes of what was journalled last, the newest `max`.
-struct Recent {
-    set: HashSet<u64>,
-    order: VecDeque<u64>,
-    max: usize,
-}
-
-impl Recent {
-    fn new(max: usize) -> Self {
-        Self { set: HashSet::new(), order: VecDeque::new(), max }
-    }
-
-    /// Says whether it was new.
-    fn insert(&mut self, hash: u64) -> bool {
-        if !self.set.insert(hash) {
-            return false;
-        }
-        self.order.push_back(hash);
-        if self.order.len() > self.max
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.set.remove(&oldest);
-        }
-        true
-    }
-
-    fn contains(&self, hash: u64) -> bool {
-        self.set.contains(&hash)
-    }
-}
-
-fn hash_of_reading(reading: &Reading) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    reading.sensor_id.hash(&mut hasher);
-    reading.metric_type.hash(&mut hasher);
-    reading.timestamp.hash(&mut hasher);
-    reading.value.to_bits().hash(&mut hasher);
-    hasher.finish()
-}
-
-fn hash_of_message(publish: &Publish) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    publish.topic.hash(&mut hasher);
-    publish.payload.hash(&mut hasher);
-    hasher.finish()
-}
-
 impl Recording {
-    /// A path that knows the last readings of the journal.
+    /// A path that knows again what `recognition` knows.
     ///
     /// # Errors
     /// The dead band's settings, which were validated before, are refused.
     pub fn new(
         settings: &Settings,
         model: Option<&Bundle>,
-        journal: &dyn JournalReader,
+        recognition: Recognition,
         commands: mpsc::Sender<JournalCommand>,
         board: Board,
     ) -> anyhow::Result<Self> {
         let filters = NewFilters::new(settings)?;
-        let mut recent = Recent::new(RECENT_READINGS_MAX);
-        for stored in journal.tail(Lane::Readings, RECENT_READINGS_MAX) {
-            if let Ok(decoded) = codec::decode_reading(&stored.payload, Encoding::Protobuf) {
-                recent.insert(hash_of_reading(&decoded.reading));
-            }
-        }
         Ok(Self {
             inputs: InputTopics::new(&settings.mqtt),
             analysis: Analysis::new(settings, model),
@@ -231,8 +169,7 @@ impl Recording {
             links: None,
             vibration: MetricType::new("vibration")?,
             machines: filters.machines,
-            recent,
-            recent_messages: Recent::new(RECENT_MESSAGES_MAX),
+            recognition,
             commands,
             room: Arc::new(Semaphore::new(settings.journal.queue_bytes)),
             room_bytes: settings.journal.queue_bytes,
@@ -286,14 +223,20 @@ impl Recording {
     ) -> bool {
         match event {
             SessionEvent::Connected => self.board.set(Part::Recording, Ok(())),
+            SessionEvent::Subscribed { refused } => {
+                self.board.set(Part::Recording, check_refused(&refused));
+            }
             SessionEvent::Disconnected => {
                 self.board.set(Part::Recording, Err("broker not connected".to_owned()));
             }
             SessionEvent::Written => {}
             SessionEvent::Message { publish, receipt, .. } => {
                 metrics::counter!(telemetry::MQTT_MESSAGES, "session" => "recording").increment(1);
-                let records = self.records_of(&publish);
-                return self.hand_over(records, receipt, stop).await;
+                let mark = InputMark::of(&publish);
+                let records = self.records_of(&publish, mark);
+                // What became no record need not be known after a crash.
+                let mark = Some(mark).filter(|_| !records.is_empty());
+                return self.hand_over_input(records, receipt, mark, stop).await;
             }
         }
         true
@@ -325,7 +268,7 @@ impl Recording {
             self.record_aggregate(&aggregate, &mut records);
         }
         let pieces = self.snapshots.handle_timeout(now);
-        (records.is_empty() || self.hand_over(records, None, stop).await)
+        (records.is_empty() || self.hand_over(records, stop).await)
             && self.hand_over_pieces(pieces, stop).await
     }
 
@@ -362,7 +305,7 @@ impl Recording {
         self.machines = machines;
         self.waveforms = settings.waveforms.clone();
         self.settings = settings;
-        (records.is_empty() || self.hand_over(records, None, stop).await)
+        (records.is_empty() || self.hand_over(records, stop).await)
             && self.hand_over_pieces(pieces, stop).await
     }
 
@@ -374,18 +317,23 @@ impl Recording {
     ) -> bool {
         for piece in pieces {
             let record = encode_piece(&piece);
-            if !self.hand_over(vec![record], None, stop).await {
+            if !self.hand_over(vec![record], stop).await {
                 return false;
             }
         }
         true
     }
 
+    async fn hand_over(&mut self, records: Vec<Entry>, stop: &mut watch::Receiver<bool>) -> bool {
+        self.hand_over_input(records, None, None, stop).await
+    }
+
     /// Waits for room in the journal's queue. Says whether the journal is still there.
-    async fn hand_over(
+    async fn hand_over_input(
         &mut self,
         records: Vec<Entry>,
         receipt: Option<Receipt>,
+        mark: Option<InputMark>,
         stop: &mut watch::Receiver<bool>,
     ) -> bool {
         let bytes = records.iter().map(|(_, payload)| payload.len()).sum::<usize>();
@@ -394,7 +342,7 @@ impl Recording {
             permit = Arc::clone(&self.room).acquire_many_owned(bytes) => permit.ok(),
             _ = stop.changed() => return false,
         };
-        let intake = Intake { records, receipt, permit };
+        let intake = Intake { records, receipt, mark, permit };
         tokio::select! {
             sent = self.commands.send(JournalCommand::Append(intake)) => sent.is_ok(),
             _ = stop.changed() => false,
@@ -412,7 +360,7 @@ impl Recording {
             return;
         }
         let count = records.len();
-        let intake = Intake { records, receipt: None, permit: None };
+        let intake = Intake { records, receipt: None, mark: None, permit: None };
         if self.commands.try_send(JournalCommand::Append(intake)).is_err() {
             warn!(records = count, "the journal does not take what was still being folded");
         }
@@ -433,15 +381,15 @@ impl Recording {
         show_use("journal.queue-bytes", self.room_bytes - self.room.available_permits());
     }
 
-    fn records_of(&mut self, publish: &Publish) -> Vec<Entry> {
+    fn records_of(&mut self, publish: &Publish, mark: InputMark) -> Vec<Entry> {
         let mut records = Vec::new();
-        let is_new = self.recent_messages.insert(hash_of_message(publish));
-        if publish.dup && !is_new {
+        let is_repeat = self.recognition.is_repeat(publish, mark);
+        self.recognition.note_message(mark);
+        if is_repeat {
             metrics::counter!(telemetry::INPUT_REDELIVERED).increment(1);
             return records;
         }
-        // The broker gives a retained message anew to each session that subscribes.
-        let is_repeat = publish.dup || publish.retain;
+        let may_be_known = publish.dup || publish.retain;
         match self.inputs.decode(&publish.topic, &publish.payload) {
             Err(refusal) => self.refuse(&refusal, publish, &publish.payload, &mut records),
             Ok(Input::Readings(readings)) => {
@@ -457,7 +405,7 @@ impl Recording {
                             }
                             let mut reading = decoded.reading;
                             self.complete(&mut reading, &publish.topic);
-                            self.record(&reading, is_repeat, &mut records);
+                            self.record(&reading, may_be_known, &mut records);
                         }
                     }
                 }
@@ -496,8 +444,8 @@ impl Recording {
         }
     }
 
-    fn record(&mut self, reading: &Reading, is_repeat: bool, records: &mut Vec<Entry>) {
-        if is_repeat && self.recent.contains(hash_of_reading(reading)) {
+    fn record(&mut self, reading: &Reading, may_be_known: bool, records: &mut Vec<Entry>) {
+        if may_be_known && self.recognition.is_known(reading) {
             metrics::counter!(telemetry::INPUT_REDELIVERED).increment(1);
             return;
         }
@@ -511,7 +459,7 @@ impl Recording {
         if outcome.is_passed {
             self.filter(reading, payload, records);
         } else {
-            self.recent.insert(hash_of_reading(reading));
+            self.recognition.note_reading(reading);
         }
     }
 
@@ -529,7 +477,7 @@ impl Recording {
                 count_saved("deadband", 1, payload.len() as u64);
             }
             Verdict::Send(_) => {
-                self.recent.insert(hash_of_reading(reading));
+                self.recognition.note_reading(reading);
                 records.push((Lane::Readings, payload));
             }
         }
@@ -647,41 +595,4 @@ fn named(
         named.insert("score".to_owned(), score.value());
     }
     named
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use shared_proto::model::{EventTime, SensorId};
-
-    #[test]
-    fn what_is_recent_is_recognised_until_it_is_forgotten() {
-        let mut recent = Recent::new(3);
-        assert!(recent.insert(0));
-        assert!(!recent.insert(0));
-        assert!(recent.contains(0));
-        for hash in 1..=3 {
-            assert!(recent.insert(hash));
-        }
-        assert!(!recent.contains(0), "three others came after it");
-        assert!(recent.contains(1));
-        assert_eq!(recent.order.len(), 3);
-    }
-
-    #[test]
-    fn readings_differ_by_sensor_metric_time_and_value() {
-        let reading = |sensor: &str, micros: i64, value: f64| {
-            Reading::new(
-                SensorId::new(sensor).expect("valid"),
-                EventTime::from_micros(micros),
-                MetricType::new("vibration").expect("valid"),
-                value,
-            )
-        };
-        let one = hash_of_reading(&reading("s", 1, 1.0));
-        assert_eq!(one, hash_of_reading(&reading("s", 1, 1.0)));
-        for other in [reading("t", 1, 1.0), reading("s", 2, 1.0), reading("s", 1, 1.5)] {
-            assert_ne!(one, hash_of_reading(&other));
-        }
-    }
 }

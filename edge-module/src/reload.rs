@@ -225,8 +225,9 @@ impl Reloader {
             };
             let stamp = self.file.as_deref().and_then(Stamp::of);
             if is_asked || self.watched.look(stamp) {
+                let is_first = self.watched.read.is_none();
                 self.watched.read = stamp;
-                self.reload().await;
+                self.reload(is_first && !is_asked).await;
             }
         }
         Ok(())
@@ -238,12 +239,14 @@ impl Reloader {
     }
 
     /// Reads the settings again and puts them in force, or says why not.
-    async fn reload(&mut self) {
+    async fn reload(&mut self, is_silent_if_same: bool) {
         let before = self.keys.version();
         let outcome = self.try_reload().await;
         let details = match &outcome {
             Ok(changed) if changed.is_empty() => {
-                info!(version = before, "settings are as before");
+                if !is_silent_if_same {
+                    info!(version = before, "settings are as before");
+                }
                 return;
             }
             Ok(changed) => {

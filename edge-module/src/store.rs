@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! <data-dir>/journal/<generation>/head              what was given, delivered and lost; see `head`
+//! <data-dir>/journal/<generation>/inputs-0, -1      marks of journalled messages, to know repeats again; see `recognition`
 //! <data-dir>/journal/<generation>/<lane>/<floor>/   one segment: a small sled database; see `segment`
 //! <data-dir>/quarantine/…                           what was damaged, whole, after the salvage of what could be read
 //! ```
@@ -23,7 +24,7 @@
 //! | kill -9 | every append that returned; others may be there or not, without holes |
 //! | power cut | the same: `flush` (which does not reach the platter on Linux) is followed by `sync_data` on the database file |
 //! | a full or silent disk | everything; an append waits, nothing is moved, deleted or called damaged |
-//! | damaged, cut, emptied, missing or foreign files | all records whose own bytes are whole; the others are reported as exact ranges |
+//! | damaged, cut, emptied, missing or foreign files | all records whose own bytes are whole; the others are reported as exact ranges. Damage under the writer makes it begin another segment first |
 //! | the head file alone | everything; delivered records may leave again, which deduplication makes harmless |
 //!
 //! How a loss is noticed: each chunk names the record of its lane before it, each segment too, and `head` the last record
@@ -55,6 +56,12 @@ pub use survey::{LaneReport, SegmentSummary, Survey};
 
 /// Largest record: a dead letter with all its raw bytes fits.
 pub const RECORD_BYTES_MAX: usize = 96 * 1024;
+
+/// Where a generation is.
+#[must_use]
+pub fn generation_folder(data_dir: &Path, generation: Generation) -> PathBuf {
+    data_dir.join("journal").join(recovery::digits(generation.0))
+}
 
 /// Which queue a record stands in. Each has its own segments and its own order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -162,8 +169,8 @@ pub enum JournalError {
         /// What it must keep.
         free_bytes_min: u64,
     },
-    /// Damage in a segment that is still written: it can be looked into when it is full, or after a restart.
-    #[error("segment {path} is damaged and still written: restart the module to salvage it")]
+    /// Damage in a segment that is still written. The writer begins another with its next look around; then it is salvaged.
+    #[error("segment {path} is damaged and still written: it is salvaged when the next is begun")]
     DamagedWhileWritten {
         /// Which segment.
         path: PathBuf,

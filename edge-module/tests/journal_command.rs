@@ -113,7 +113,6 @@ impl Gateway {
         }
         let mut content = BTreeMap::new();
         add(&self.data_dir(), &mut content);
-        content.remove(&self.data_dir().join("lock"));
         content
     }
 }
@@ -185,6 +184,22 @@ fn a_whole_journal_is_shown_verified_and_exported_and_nothing_changes() {
     let (code, _) = gateway.journal(&["export", "--output", file]);
     assert_eq!(code, 1, "a file that is there is not written over");
     assert!(gateway.content() == before, "looking changes nothing");
+}
+
+/// An export on a server where the disk behind standard error is full.
+#[test]
+fn with_nobody_to_talk_to_an_export_is_whole_all_the_same() {
+    let gateway = Gateway::new();
+    let full = fs::File::options().write(true).open("/dev/full").expect("there on Linux");
+    let output = Command::new(env!("CARGO_BIN_EXE_edge-module"))
+        .args(["journal", "export", "--config"])
+        .arg(gateway.folder.path().join("edge.toml"))
+        .stderr(full)
+        .output()
+        .expect("the program starts");
+    assert_eq!(output.status.code(), Some(0));
+    let lines = String::from_utf8(output.stdout).expect("text");
+    assert_eq!(Gateway::exported(&lines)["readings"].len() as u64, READINGS);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use anyhow::ensure;
 use e2e_tests::edge_module::EdgeModule;
 use e2e_tests::eventually::eventually;
 use e2e_tests::machine::{FakeMachine, Obedience};
+use e2e_tests::mosquitto::{Mosquitto, Persistence};
 use e2e_tests::publisher::{Publisher, reading_json};
 
 use crate::plant::{DEADLINE, Plant, now};
@@ -223,6 +224,47 @@ fn a_journal_that_does_not_open_delays_no_stop_and_is_taken_up_later() -> anyhow
         let events = crate::plant::kafka()?.read_json(&plant.topic("machine-events"))?;
         let told = events.iter().any(|event| event["event_type"] == "trip");
         ensure!(told, "{} other events", events.len());
+        Ok(())
+    })
+}
+
+/// It was logged once and shown nowhere: a machine whose readings the broker withholds is not protected.
+#[test]
+fn a_broker_that_refuses_a_subscription_is_shown_with_the_topic() -> anyhow::Result<()> {
+    let mut plant = Plant::new("refused-topics")?;
+    let refused = [
+        "plant/press-1/waveform",
+        "plant/+/readings",
+        "plant/press-1/state",
+        "plant/press-1/reset",
+    ];
+    let dir = plant.dir.join("mosquitto-strict");
+    let strict = Mosquitto::start_refusing(&dir, Persistence::Off, &refused)?;
+    plant.edge_settings.mqtt_port = strict.port();
+    plant.edge_settings.machines = "[[machines]]\nid = \"press-1\"\n\n[[machines.limits]]\n\
+        name = \"oil-hot\"\nsensor = \"press-1/oil\"\nquantity = \"value\"\nabove = 120.0\n"
+        .to_owned();
+    let edge = EdgeModule::start(&plant.dir.join("edge-module"), &plant.edge_settings)?;
+    eventually("the page names what is refused", DEADLINE, || {
+        let (status, page) = edge.get("/readyz")?;
+        let named = |part: &str, topic: &str| {
+            let says = format!("broker refuses the subscription to {topic}: check its access list");
+            page.lines().any(|line| line.starts_with(part) && line.contains(&says))
+        };
+        let parts = ["protection", "recording", "actuator", "actuator"];
+        let missing: Vec<_> =
+            parts.into_iter().zip(refused).filter(|(part, topic)| !named(part, topic)).collect();
+        ensure!(status == 503 && missing.is_empty(), "{status}, without {missing:?}: {page}");
+        Ok(())
+    })?;
+    // A stop is ordered all the same.
+    let machine =
+        FakeMachine::start(strict.port(), "press-1", Obedience::SpinsDown(Duration::ZERO))?;
+    let mut publisher = Publisher::connect(strict.port(), "sensors");
+    eventually("the machine is stopped", DEADLINE, || {
+        let hot = reading_json("press-1", "press-1/oil", "temperature", now(), 130.0);
+        publisher.publish("plant/press-1/readings", hot)?;
+        ensure!(!machine.is_running(), "it runs");
         Ok(())
     })
 }

@@ -1,10 +1,13 @@
 //! The network away, a program killed: nothing is lost and nothing doubled.
 
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
+use e2e_tests::edge_module::EdgeModule;
 use e2e_tests::eventually::eventually;
 use e2e_tests::http::metric;
+use e2e_tests::proxy::TcpProxy;
 use e2e_tests::publisher::{Publisher, reading_json};
 use shared_proto::model::EventTime;
 
@@ -122,6 +125,71 @@ fn an_edge_module_that_is_stopped_under_load_doubles_nothing() -> anyhow::Result
     publisher.wait_acknowledged(DEADLINE)?;
     edge.wait_ready()?;
     check_books(&plant, "press-1/oil", (ROUNDS * READINGS_OF_ROUND) as u64)
+}
+
+/// What was drained was deleted, and with it the only knowledge of what the broker, which had not read the
+/// acknowledgements, would deliver again.
+#[test]
+fn a_kill_while_the_broker_reads_no_acknowledgements_doubles_nothing() -> anyhow::Result<()> {
+    const READINGS: i64 = 4_000;
+    let mut plant = Plant::new("acks-held")?;
+    let line = TcpProxy::start(plant.mosquitto.port())?;
+    plant.edge_settings.mqtt_port = line.port();
+    let small = ("EDGE__JOURNAL__SEGMENT_BYTES".to_owned(), "1048576".to_owned());
+    plant.edge_settings.environment.push(small);
+    let mut publisher = Publisher::connect(plant.mosquitto.port(), "sensors");
+    let start = minutes_ago(120);
+    let retained = reading_json("press-2", "press-2/oil", "temperature", start, 20.0);
+    publisher.publish_retained("plant/press-2/readings", retained)?;
+    let mut edge = plant.start_edge_module()?;
+    line.hold();
+    publish_readings(&mut publisher, "press-1/oil", start, 0..READINGS)?;
+    publisher.publish("plant/press-1/readings", "no reading".to_owned())?;
+    publisher.wait_acknowledged(DEADLINE)?;
+    let is_drained = |edge: &EdgeModule, counts: [f64; 2]| {
+        eventually("all is delivered and deleted", DEADLINE, || {
+            let metrics = edge.metrics()?;
+            let value = |name: &str, label: &str| metric(&metrics, name, label).unwrap_or_default();
+            let found = ["readings", "dead-letters"]
+                .map(|lane| value("kafka_delivered_records_total", lane));
+            ensure!(found == counts, "{found:?} of {counts:?} are delivered");
+            Ok(())
+        })
+    };
+    is_drained(&edge, [READINGS as f64 + 1.0, 1.0])?;
+    eventually("drained segments are deleted", DEADLINE, || {
+        let floor = lowest_floor(&plant.edge_settings.data_dir, "readings")?;
+        ensure!(floor > READINGS as u64 / 4, "the lowest begins with {floor}");
+        Ok(())
+    })?;
+    edge.process().kill()?;
+    line.cut();
+    line.release();
+    line.mend();
+    edge.restart()?;
+    edge.wait_ready()?;
+    let again = READINGS as f64 + 2.0;
+    eventually("what comes again is known", DEADLINE, || {
+        let metrics = edge.metrics()?;
+        let known = metric(&metrics, "input_redelivered_total", "").unwrap_or_default();
+        ensure!(known >= again, "{known} of {again}");
+        Ok(())
+    })?;
+    let metrics = edge.metrics()?;
+    for lane in ["readings", "dead-letters"] {
+        let recorded = metric(&metrics, "journal_records_total", lane).unwrap_or_default();
+        assert_eq!(recorded, 0.0, "{lane} are not recorded again");
+    }
+    Ok(())
+}
+
+/// Where the lowest segment of a lane begins.
+fn lowest_floor(data_dir: &Path, lane: &str) -> anyhow::Result<u64> {
+    let generation = std::fs::read_dir(data_dir.join("journal"))?.next();
+    let folder = generation.context("no generation")??.path().join(lane);
+    let names = std::fs::read_dir(folder)?.flatten().map(|entry| entry.file_name());
+    let floors = names.filter_map(|name| name.to_string_lossy().parse().ok());
+    floors.min().context("no segment")
 }
 
 #[test]

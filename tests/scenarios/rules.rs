@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use e2e_tests::eventually::eventually;
 use e2e_tests::machine::{FakeMachine, Obedience};
 use e2e_tests::publisher::{Publisher, reading_json};
+
+use serde_json::Value;
 
 use crate::plant::{DEADLINE, Plant, kafka, now};
 
@@ -25,7 +27,7 @@ fn a_broken_thermometer_stops_nothing_and_a_shelved_limit_stops_when_it_is_in_fo
     let machine = FakeMachine::start(port, "press-1", Obedience::SpinsDown(Duration::ZERO))?;
     let mut edge = plant.start_edge_module()?;
     let mut publisher = Publisher::connect(port, "sensors");
-    let wait_for = |what: &str, is_there: &dyn Fn(&serde_json::Value) -> bool| {
+    let wait_for = |what: &str, is_there: &dyn Fn(&Value) -> bool| {
         eventually(what, DEADLINE, || {
             let states = machine.interlock_states();
             ensure!(states.last().is_some_and(is_there), "{:?}", states.last());
@@ -63,25 +65,40 @@ fn a_broken_thermometer_stops_nothing_and_a_shelved_limit_stops_when_it_is_in_fo
         Ok(())
     })?;
     machine.wait_for_interlock("stopped", DEADLINE)?;
+    // Readings and resets come over different sessions: which is heard first is open.
     send("readings", oil(111.0))?;
-    machine.ask_for_reset("Kim")?;
-
-    let expected = ["sensor-fault", "sensor-recovered", "shelved", "trip-suppressed", "unshelved"];
-    wait_for_events(&plant, &expected)?;
-    eventually("the events say who and why", DEADLINE, || {
+    let refused = eventually("a reset is refused for the last value", DEADLINE, || {
+        machine.ask_for_reset("Kim")?;
         let events = kafka()?.read_json(&plant.topic("machine-events"))?;
-        let find = |event_type: &str| events.iter().find(|e| e["event_type"] == event_type);
-        let (Some(trip), Some(shelved)) = (find("trip"), find("shelved")) else {
-            anyhow::bail!("no trip yet");
-        };
-        ensure!(shelved["operator"] == "Kim" && shelved["rule"] == "oil-hot", "{shelved}");
-        let version = trip["rule_version"].as_str().unwrap_or_default();
-        ensure!(version.len() == 12 && shelved["rule_version"] == version, "{trip} {shelved}");
-        let Some(refused) = find("reset-refused") else { anyhow::bail!("no reset was refused") };
-        ensure!(refused["trip_id"] == trip["trip_id"] && refused["operator"] == "Kim", "{refused}");
-        ensure!(refused["cause"] == "limit" && refused["value"] == 111.0, "{refused}");
-        Ok(())
+        let mut refused =
+            events.into_iter().filter(|event| event["event_type"] == "reset-refused").peekable();
+        ensure!(refused.peek().is_some(), "no reset was refused");
+        refused.find(|event| event["value"] == 111.0).context("none for it")
     })
+    .with_context(|| edge.describe())?;
+    assert_eq!((&refused["cause"], &refused["operator"]), (&"limit".into(), &"Kim".into()));
+    wait_for("who asked is told why", &|state| {
+        let told = &state["refused"];
+        told["request"] == "reset"
+            && told["operator"] == "Kim"
+            && told["reason"].as_str().is_some_and(|reason| reason.contains("latest value 111"))
+    })?;
+    check_events(&plant, &refused)
+}
+
+/// Who did what and why, in the words of the machine events.
+fn check_events(plant: &Plant, refused: &Value) -> anyhow::Result<()> {
+    let expected = ["sensor-fault", "sensor-recovered", "shelved", "trip-suppressed", "unshelved"];
+    wait_for_events(plant, &expected)?;
+    let events = kafka()?.read_json(&plant.topic("machine-events"))?;
+    let find = |event_type: &str| events.iter().find(|event| event["event_type"] == event_type);
+    let trip = find("trip").context("no trip")?;
+    let shelved = find("shelved").context("nothing shelved")?;
+    assert_eq!((&shelved["operator"], &shelved["rule"]), (&"Kim".into(), &"oil-hot".into()));
+    assert_eq!(trip["rule_version"].as_str().unwrap_or_default().len(), 12);
+    assert_eq!(shelved["rule_version"], trip["rule_version"]);
+    assert_eq!(refused["trip_id"], trip["trip_id"]);
+    Ok(())
 }
 
 fn wait_for_events(plant: &Plant, expected: &[&str]) -> anyhow::Result<()> {

@@ -104,6 +104,22 @@ impl EdgeModule {
         &mut self.process
     }
 
+    /// What it says of itself, for the report of a failure: its last lines, its pages, its counters.
+    pub fn describe(&self) -> String {
+        let page = |path: &str| match self.get(path) {
+            Ok((status, text)) => format!("{path} {status}\n{text}"),
+            Err(error) => format!("{path}: {error:#}"),
+        };
+        let is_telling = |line: &&str| {
+            ["journal_", "kafka_", "outbox_", "mqtt_", "input_", "task_"]
+                .iter()
+                .any(|name| line.contains(name) && !line.starts_with('#'))
+        };
+        let metrics = page("/metrics");
+        let metrics: Vec<&str> = metrics.lines().filter(is_telling).collect();
+        format!("{}\n{}\n{}", self.process.tail(), page("/readyz"), metrics.join("\n"))
+    }
+
     /// The text of `/metrics`.
     ///
     /// # Errors

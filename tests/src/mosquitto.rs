@@ -35,6 +35,18 @@ impl Mosquitto {
     /// # Errors
     /// mosquitto is not installed or does not listen within 20 s.
     pub fn start(dir: &Path, persistence: Persistence) -> anyhow::Result<Self> {
+        Self::start_refusing(dir, persistence, &[])
+    }
+
+    /// Starts a broker that refuses anybody's subscription to these topics.
+    ///
+    /// # Errors
+    /// As [`Self::start`], or its module for access lists is missing.
+    pub fn start_refusing(
+        dir: &Path,
+        persistence: Persistence,
+        refused: &[&str],
+    ) -> anyhow::Result<Self> {
         let port = crate::ports::free_port()?;
         std::fs::create_dir_all(dir)?;
         let mut config = std::fs::File::create(dir.join("mosquitto.conf"))?;
@@ -50,6 +62,13 @@ impl Mosquitto {
              autosave_interval 1\nuser root\nlog_dest stderr\nlog_type error\nlog_type warning",
             dir.display()
         )?;
+        if !refused.is_empty() {
+            let module = find_module("mosquitto_dynamic_security.so")?;
+            let list = dir.join("access.json");
+            std::fs::write(&list, access_list(refused).to_string())?;
+            let (module, list) = (module.display(), list.display());
+            writeln!(config, "plugin {module}\nplugin_opt_config_file {list}")?;
+        }
         let process = launch(dir)?;
         let mut broker = Self { port, dir: dir.to_owned(), process };
         broker.wait_until_it_listens()?;
@@ -96,6 +115,31 @@ impl Mosquitto {
         })
         .with_context(|| self.process.tail())
     }
+}
+
+/// What an access list says: anybody may do everything but subscribe to these topics.
+fn access_list(refused: &[&str]) -> serde_json::Value {
+    let refuse = |topic: &&str| serde_json::json!({ "acltype": "subscribeLiteral", "topic": topic, "allow": false });
+    let refused: Vec<_> = refused.iter().map(refuse).collect();
+    serde_json::json!({
+        "defaultACLAccess": {
+            "publishClientSend": true, "publishClientReceive": true, "subscribe": true,
+            "unsubscribe": true
+        },
+        "anonymousGroup": "anybody",
+        "groups": [{ "groupname": "anybody", "roles": [{ "rolename": "restricted" }] }],
+        "roles": [{ "rolename": "restricted", "acls": refused }]
+    })
+}
+
+/// One of the broker's modules, where the system keeps libraries.
+fn find_module(name: &str) -> anyhow::Result<PathBuf> {
+    let folders = std::fs::read_dir("/usr/lib")?.flatten().map(|entry| entry.path());
+    folders
+        .chain([PathBuf::from("/usr/lib"), PathBuf::from("/usr/local/lib")])
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file())
+        .with_context(|| format!("{name} is missing: it comes with mosquitto 2"))
 }
 
 fn launch(dir: &Path) -> anyhow::Result<ChildProcess> {

@@ -1,15 +1,18 @@
-//! A TCP proxy on 127.0.0.1 whose line can be cut.
+//! A TCP proxy on 127.0.0.1 whose line can be cut, or held in one direction.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 const BUFFER_BYTES: usize = 65_536;
 
 #[derive(Debug, Default)]
 struct Shared {
     cut: AtomicBool,
+    /// What clients send is not passed on.
+    held: Mutex<bool>,
+    released: Condvar,
     forwarded_bytes: AtomicU64,
     open: Mutex<Vec<TcpStream>>,
 }
@@ -69,9 +72,31 @@ impl TcpProxy {
         }
     }
 
+    /// Keeps back what clients send from now on, as a server does that is too busy to read.
+    pub fn hold(&self) {
+        self.shared.set_held(true);
+    }
+
+    /// Passes on what was kept back, where the connection still is.
+    pub fn release(&self) {
+        self.shared.set_held(false);
+    }
+
     /// Lets new connections through again.
     pub fn mend(&self) {
         self.shared.cut.store(false, Ordering::SeqCst);
+    }
+}
+
+impl Shared {
+    fn set_held(&self, held: bool) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = held;
+        self.released.notify_all();
+    }
+
+    fn wait_until_released(&self) {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.released.wait_while(held, |held| *held));
     }
 }
 
@@ -92,17 +117,20 @@ fn connect(shared: &Arc<Shared>, client: TcpStream, target_port: u16) -> std::io
         open.push(client.try_clone()?);
         open.push(target.try_clone()?);
     }
-    let directions = [(client.try_clone()?, target.try_clone()?), (target, client)];
-    for (from, to) in directions {
+    let directions = [(client.try_clone()?, target.try_clone()?, true), (target, client, false)];
+    for (from, to, can_be_held) in directions {
         let shared = Arc::clone(shared);
-        std::thread::spawn(move || forward(&shared, from, to));
+        std::thread::spawn(move || forward(&shared, from, to, can_be_held));
     }
     Ok(())
 }
 
-fn forward(shared: &Shared, mut from: TcpStream, mut to: TcpStream) {
+fn forward(shared: &Shared, mut from: TcpStream, mut to: TcpStream, can_be_held: bool) {
     let mut buffer = vec![0; BUFFER_BYTES];
     while let Ok(length) = from.read(&mut buffer) {
+        if can_be_held {
+            shared.wait_until_released();
+        }
         if length == 0 || to.write_all(&buffer[..length]).is_err() {
             break;
         }
@@ -137,6 +165,25 @@ mod tests {
         };
         let mut answer = [0; 4];
         stream.write_all(b"ping").is_ok() && stream.read_exact(&mut answer).is_ok()
+    }
+
+    #[test]
+    fn what_is_held_is_passed_on_later() {
+        let proxy = TcpProxy::start(echo_server()).unwrap();
+        let mut open = TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port())).unwrap();
+        let mut answer = [0; 4];
+        open.write_all(b"ping").unwrap();
+        open.read_exact(&mut answer).unwrap();
+        let before = proxy.forwarded_bytes();
+        proxy.hold();
+        open.write_all(b"pong").unwrap();
+        open.set_read_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
+        assert!(open.read(&mut answer).is_err(), "it waits");
+        assert_eq!(proxy.forwarded_bytes(), before);
+        open.set_read_timeout(None).unwrap();
+        proxy.release();
+        open.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"pong");
     }
 
     #[test]

@@ -72,6 +72,20 @@ impl Publisher {
         Ok(())
     }
 
+    /// Queues one message that the broker is to keep for those who subscribe later.
+    ///
+    /// # Errors
+    /// The client's thread has ended.
+    pub fn publish_retained(
+        &mut self,
+        topic: &str,
+        payload: impl Into<Vec<u8>>,
+    ) -> anyhow::Result<()> {
+        self.client.publish(topic, QoS::AtLeastOnce, true, payload)?;
+        self.published += 1;
+        Ok(())
+    }
+
     /// Waits until the broker has acknowledged everything published so far.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | `plant/{machine}/command` | out | `{"command":"stop","trip_id":…,"attempt":…}` | no |
 //! | `plant/{machine}/heartbeat` | out | `{"device_id":…,"count":…}` | no |
-//! | `plant/{machine}/interlock` | out | the latch: `{"state":"armed",…}` | yes |
+//! | `plant/{machine}/interlock` | out | the latch: `{"state":"armed",…}`, and with `refused` the last request of a person that was refused, until one is granted | yes |
 //! | `plant/{machine}/state` | in | `{"state":"running" \| "stopping" \| "stopped"}` | as the machine likes |
 //! | `plant/{machine}/reset` | in | `{"operator":"name"}` | ignored if retained |
 //! | `plant/{machine}/shelve` | in | `{"operator":"name","rule":…,"for":"2h","reason":…}` | ignored if retained |
@@ -81,6 +81,28 @@ pub enum ReportError {
     },
 }
 
+/// A request of a person that was not granted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RefusedRequest {
+    /// `reset` or `shelve`.
+    pub request: &'static str,
+    /// Who asked.
+    pub operator: String,
+    /// Why not, and what to do.
+    pub reason: String,
+    /// When, in RFC 3339.
+    pub at: String,
+}
+
+/// What is shown of an interlock.
+#[derive(Clone, Debug)]
+pub struct ShownLatch {
+    /// Its state.
+    pub latch: LatchSnapshot,
+    /// The last request that was refused, if none was granted since.
+    pub refused: Option<RefusedRequest>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ReportKind {
     State,
@@ -153,9 +175,10 @@ impl Topics {
 
     /// The state of a latch, to be retained: topic and payload.
     #[must_use]
-    pub fn interlock(&self, latch: &LatchSnapshot) -> Option<(&str, Vec<u8>)> {
+    pub fn interlock(&self, shown: &ShownLatch) -> Option<(&str, Vec<u8>)> {
+        let ShownLatch { latch, refused } = shown;
         let topics = self.outgoing.get(&latch.machine_id)?;
-        Some((&topics.interlock, json(&InterlockPayload { state: latch.as_str(), latch })))
+        Some((&topics.interlock, json(&InterlockPayload { state: latch.as_str(), latch, refused })))
     }
 
     /// Where latches are shown.
@@ -168,6 +191,13 @@ impl Topics {
     #[must_use]
     pub fn filters(&self) -> BTreeSet<&str> {
         self.incoming.keys().map(String::as_str).collect()
+    }
+
+    /// The machine whose state comes on a topic.
+    #[must_use]
+    pub fn confirmed_on(&self, topic: &str) -> Option<&MachineId> {
+        let is_state = |(_, kind): &&(MachineId, ReportKind)| *kind == ReportKind::State;
+        self.incoming.get(topic).filter(is_state).map(|(machine_id, _)| machine_id)
     }
 
     /// Reads a message of the machine side.
@@ -272,6 +302,8 @@ struct InterlockPayload<'a> {
     state: &'a str,
     #[serde(flatten)]
     latch: &'a LatchSnapshot,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused: &'a Option<RefusedRequest>,
 }
 
 fn json(payload: &impl Serialize) -> Vec<u8> {

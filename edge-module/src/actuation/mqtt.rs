@@ -10,16 +10,17 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use edge_core::interlock::LatchSnapshot;
 use rumqttc::{AsyncClient, Publish, QoS};
 use shared_proto::model::{DeviceId, MachineId};
 use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
-use super::messages::{Report, Topics};
+use super::messages::{Report, ShownLatch, Topics};
 use super::{Actuator, PathEvent, PathReport, QueueFull, StopOrder, TaskEnd};
 use crate::config::Settings;
-use crate::mqtt::source::{Credentials, Filters, Session, SessionError, SessionEvent, SessionKind};
+use crate::mqtt::source::{
+    Credentials, Filters, Session, SessionError, SessionEvent, SessionKind, check_refused,
+};
 use crate::telemetry;
 
 /// Publications that may be on their way before heartbeats are left out, for each machine.
@@ -30,7 +31,7 @@ enum Order {
     Stop(StopOrder),
     Withdraw(MachineId),
     Heartbeat(MachineId, u64),
-    Show(Box<LatchSnapshot>),
+    Show(Box<ShownLatch>),
 }
 
 /// One machine's path over a broker.
@@ -71,8 +72,8 @@ impl Display {
     ///
     /// # Errors
     /// The queue is full.
-    pub fn show(&self, latch: &LatchSnapshot) -> Result<(), QueueFull> {
-        self.orders.try_send(Order::Show(Box::new(latch.clone()))).map_err(|_| QueueFull)
+    pub fn show(&self, shown: ShownLatch) -> Result<(), QueueFull> {
+        self.orders.try_send(Order::Show(Box::new(shown))).map_err(|_| QueueFull)
     }
 }
 
@@ -344,12 +345,12 @@ impl Link {
                 }
             }
             Order::Show(_) if !is_connected => {}
-            Order::Show(latch) => {
-                let Some((topic, payload)) = self.table.topics.interlock(&latch) else { return };
+            Order::Show(shown) => {
+                let Some((topic, payload)) = self.table.topics.interlock(&shown) else { return };
                 match self.client.try_publish(topic, QoS::AtLeastOnce, true, payload) {
                     Ok(()) => self.state.unwritten.push_back(None),
                     Err(error) => {
-                        warn!(machine_id = %latch.machine_id, %error, "state of the latch not published");
+                        warn!(machine_id = %shown.latch.machine_id, %error, "state of the latch not published");
                     }
                 }
             }
@@ -404,9 +405,24 @@ impl Link {
                     self.tell_all(&PathEvent::Lost("broker not connected".to_owned()));
                 }
             }
+            SessionEvent::Subscribed { refused } => self.handle_refused(&refused),
             SessionEvent::Written => self.handle_written(Instant::now()),
             SessionEvent::Message { publish, received, .. } => {
                 self.handle_message(&publish, received)
+            }
+        }
+    }
+
+    /// Stops can be ordered all the same; whether the machine stands is not heard.
+    fn handle_refused(&mut self, refused: &[String]) {
+        for filter in refused {
+            let Err(why) = check_refused(std::slice::from_ref(filter)) else { continue };
+            match self.table.topics.confirmed_on(filter).cloned() {
+                Some(machine_id) => self.tell(&machine_id, PathEvent::Faulty(why)),
+                None => {
+                    let event = PathEvent::Faulty(why);
+                    self.state.outbox.push_back(PathReport { path: None, event });
+                }
             }
         }
     }

@@ -8,9 +8,13 @@ use super::{DEFAULTS, Settings, SettingsError, read_error};
 pub(super) fn type_faults(found: &Value, first: &ConfigError) -> SettingsError {
     let fault = |key: &str, value: Value| {
         let defaults = File::from_str(DEFAULTS, FileFormat::Toml);
+        let origin = value.origin().map(str::to_owned);
         let one = Config::builder().add_source(defaults).set_override(key, value);
         let read = one.and_then(|one| one.build()).and_then(Config::try_deserialize::<Settings>);
-        read.err().map(|error| error.to_string())
+        let text = read.err()?.to_string();
+        // The reader names it only where the value itself has the wrong type.
+        let unnamed = origin.filter(|origin| !text.contains(origin.as_str()));
+        Some(unnamed.map_or_else(|| text.clone(), |origin| format!("{text} in {origin}")))
     };
     let ValueKind::Table(tables) = &found.kind else { return read_error(first) };
     let mut texts = Vec::new();

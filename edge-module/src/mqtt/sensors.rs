@@ -17,7 +17,9 @@ use shared_proto::model::MachineId;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::source::{Credentials, Filters, Session, SessionError, SessionEvent, SessionKind};
+use super::source::{
+    Credentials, Filters, Session, SessionError, SessionEvent, SessionKind, check_refused,
+};
 use crate::actuation::TaskEnd;
 use crate::config::Settings;
 use crate::intake::{InputKind, InputTopics};
@@ -55,6 +57,8 @@ struct Line {
     events: mpsc::Receiver<SessionEvent>,
     is_running: bool,
     is_connected: bool,
+    /// Filters that the broker refuses.
+    refused: Vec<String>,
 }
 
 /// All sessions of the stop path's sensors.
@@ -182,6 +186,7 @@ impl SensorSessions {
             events,
             is_running: false,
             is_connected: false,
+            refused: Vec::new(),
         };
         self.prepared.push((session, sender));
         line
@@ -233,6 +238,11 @@ impl SensorSessions {
             }
             SessionEvent::Connected => {
                 self.lines[index].is_connected = true;
+                self.lines[index].refused.clear();
+                Some(SensorEvent::Health(self.health()))
+            }
+            SessionEvent::Subscribed { refused } => {
+                self.lines[index].refused = refused;
                 Some(SensorEvent::Health(self.health()))
             }
             SessionEvent::Disconnected => {
@@ -243,14 +253,17 @@ impl SensorSessions {
         }
     }
 
-    /// Whether all sessions are connected, or how many are.
+    /// Whether all sessions are connected and have what they subscribe to.
     ///
     /// # Errors
-    /// Some are not.
+    /// Some are not, or the broker refuses something.
     pub fn health(&self) -> Result<(), String> {
         let sessions = self.lines.len();
         match self.lines.iter().filter(|line| line.is_connected).count() {
-            connected if connected == sessions => Ok(()),
+            connected if connected == sessions => {
+                let refused = self.lines.iter().flat_map(|line| line.refused.clone());
+                check_refused(&refused.collect::<Vec<_>>())
+            }
             0 => Err("broker not connected".to_owned()),
             connected => Err(format!("{connected} of {sessions} broker sessions are connected")),
         }
@@ -363,6 +376,10 @@ mod tests {
         let half = Err("1 of 2 broker sessions are connected".to_owned());
         assert_eq!(health(1, SessionEvent::Connected), half);
         assert_eq!(health(0, SessionEvent::Connected), Ok(()));
+        let refused = vec!["plant/a/readings".to_owned()];
+        let why = health(0, SessionEvent::Subscribed { refused }).expect_err("one is refused");
+        assert!(why.contains("plant/a/readings") && why.contains("access list"), "{why}");
+        assert_eq!(health(0, SessionEvent::Connected), Ok(()), "until it is refused again");
         assert_eq!(health(1, SessionEvent::Disconnected), half);
         let none = Err("broker not connected".to_owned());
         assert_eq!(health(0, SessionEvent::Disconnected), none);

@@ -5,7 +5,7 @@
 //! whether the broker kept the session or not. A session whose events nobody takes for a while stays connected. The wait between attempts doubles from `reconnect-min` to `reconnect-max`,
 //! with jitter, and starts over when the broker accepts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,9 +27,10 @@ const SHORT_LIVES_MAX: u32 = 3;
 const REQUESTS_MAX: usize = 65_536;
 /// For writing what the client library does not write by itself.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Unacknowledged publications of ours to machines. The other sessions publish nothing.
+/// Unacknowledged publications of ours to machines. The client library takes its packet identifiers from as many.
 const INFLIGHT_MAX: u16 = 1_000;
-const INFLIGHT_MAX_OF_READERS: u16 = 1;
+/// The other sessions publish nothing: identifiers for subscriptions that are not answered yet.
+const INFLIGHT_MAX_OF_READERS: u16 = 64;
 
 /// What a session is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +74,11 @@ impl SessionKind {
 pub enum SessionEvent {
     /// The broker accepted; the filters are being subscribed.
     Connected,
+    /// The broker has answered a subscription: it brings all filters but these.
+    Subscribed {
+        /// Filters that the broker refused, of all.
+        refused: Vec<String>,
+    },
     /// The connection is gone; it is tried again.
     Disconnected,
     /// A message for us.
@@ -120,7 +126,29 @@ impl Credentials {
 
 /// What a session subscribes to with each connection.
 #[derive(Clone, Debug)]
-pub struct Filters(Arc<Mutex<Vec<String>>>);
+pub struct Filters(Arc<Mutex<Wanted>>);
+
+#[derive(Debug)]
+struct Wanted {
+    filters: Vec<String>,
+    /// Subscriptions on their way to the socket, the oldest first.
+    requested: VecDeque<Vec<String>>,
+}
+
+impl Wanted {
+    /// Gives the client library a subscription.
+    fn subscribe(
+        &mut self,
+        client: &AsyncClient,
+        filters: Vec<String>,
+    ) -> Result<(), rumqttc::ClientError> {
+        let requests =
+            filters.iter().map(|filter| SubscribeFilter::new(filter.clone(), QoS::AtLeastOnce));
+        client.try_subscribe_many(requests)?;
+        self.requested.push_back(filters);
+        Ok(())
+    }
+}
 
 impl Filters {
     /// Subscribes to these with the next connection, and over `client`, the session's own, to what is new at once; what is gone
@@ -128,12 +156,11 @@ impl Filters {
     pub fn exchange(&self, client: &AsyncClient, filters: Vec<String>) {
         let before: BTreeSet<String> = self.replace(filters.clone()).into_iter().collect();
         let now: BTreeSet<String> = filters.into_iter().collect();
-        let mut added = now.difference(&before).peekable();
-        if added.peek().is_some() {
-            let added = added.map(|filter| SubscribeFilter::new(filter.clone(), QoS::AtLeastOnce));
-            if let Err(error) = client.try_subscribe_many(added) {
-                error!(%error, "topics of new machines not subscribed; the next connection does it");
-            }
+        let added: Vec<String> = now.difference(&before).cloned().collect();
+        if !added.is_empty()
+            && let Err(error) = self.lock().subscribe(client, added)
+        {
+            error!(%error, "topics of new machines not subscribed; the next connection does it");
         }
         for gone in before.difference(&now) {
             if let Err(error) = client.try_unsubscribe(gone) {
@@ -144,16 +171,17 @@ impl Filters {
 
     /// Subscribes to these with the next connection. Gives back what they were before.
     pub fn replace(&self, filters: Vec<String>) -> Vec<String> {
-        std::mem::replace(&mut *self.lock(), filters)
+        std::mem::replace(&mut self.lock().filters, filters)
     }
 
     /// What they are.
     #[must_use]
     pub fn get(&self) -> Vec<String> {
-        self.lock().clone()
+        self.lock().filters.clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<String>> {
+    // A panic while holding the lock leaves lists that are still lists.
+    fn lock(&self) -> MutexGuard<'_, Wanted> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -171,6 +199,9 @@ pub struct Session {
     reconnect_max: Duration,
     connected: Option<Instant>,
     short_lives: u32,
+    /// Subscriptions on the socket that are not answered yet, by packet identifier.
+    asked: BTreeMap<u16, Vec<String>>,
+    refused: BTreeSet<String>,
 }
 
 impl Session {
@@ -218,11 +249,13 @@ impl Session {
             client,
             connection: 0,
             event_loop,
-            filters: Filters(Arc::new(Mutex::new(filters))),
+            filters: Filters(Arc::new(Mutex::new(Wanted { filters, requested: VecDeque::new() }))),
             reconnect_min: mqtt.reconnect_min,
             reconnect_max: mqtt.reconnect_max,
             connected: None,
             short_lives: 0,
+            asked: BTreeMap::new(),
+            refused: BTreeSet::new(),
         }
     }
 
@@ -274,8 +307,10 @@ impl Session {
                     wait = (wait * 2).min(self.reconnect_max);
                     if !self.kind.is_persistent() {
                         // What was to be sent before the connection broke is old: whoever wants it asks again.
+                        let mut wanted = self.filters.lock();
                         self.event_loop.clean();
                         self.event_loop.pending.clear();
+                        wanted.requested.clear();
                     }
                     continue;
                 }
@@ -283,7 +318,10 @@ impl Session {
             is_leaving |= matches!(event, Event::Outgoing(Outgoing::Disconnect));
             let Some(event) = self.translate(event) else { continue };
             if matches!(event, SessionEvent::Connected) {
-                wait = self.reconnect_min;
+                // After short lives it grows: two clients with one name must not chase each other without pause.
+                if self.short_lives < SHORT_LIVES_MAX {
+                    wait = self.reconnect_min;
+                }
                 self.connected = Some(Instant::now());
             }
             if !self.hand_on(event, &events).await {
@@ -378,41 +416,52 @@ impl Session {
                 self.subscribe();
                 Some(SessionEvent::Connected)
             }
-            Event::Incoming(Packet::SubAck(acknowledgement)) => {
-                let filters = self.filters.lock();
-                let codes = &acknowledgement.return_codes;
-                // Of another length: the answer to filters that were added meanwhile.
-                let is_whole = filters.len() == codes.len();
-                for (index, code) in codes.iter().enumerate() {
-                    if *code == rumqttc::SubscribeReasonCode::Failure {
-                        let named = filters.get(index).filter(|_| is_whole);
-                        let filter = named.map_or("of a machine added lately", String::as_str);
-                        error!(
-                            session = self.kind.as_str(),
-                            filter, "broker refused the subscription: check its access list"
-                        );
-                    }
-                }
+            Event::Outgoing(Outgoing::Subscribe(packet_id)) => {
+                let requested = self.filters.lock().requested.pop_front();
+                self.asked.insert(packet_id, requested.unwrap_or_default());
                 None
+            }
+            Event::Incoming(Packet::SubAck(answer)) => {
+                let asked = self.asked.remove(&answer.pkid).unwrap_or_default();
+                Some(self.handle_answer(&asked, &answer.return_codes))
             }
             Event::Outgoing(Outgoing::Publish(_)) => Some(SessionEvent::Written),
             Event::Incoming(_) | Event::Outgoing(_) => None,
         }
     }
 
-    fn subscribe(&self) {
-        let filters = self.filters.lock();
+    fn subscribe(&mut self) {
+        self.asked.clear();
+        self.refused.clear();
+        let mut wanted = self.filters.lock();
+        let filters = wanted.filters.clone();
         if filters.is_empty() {
             return;
         }
-        let requests =
-            filters.iter().map(|filter| SubscribeFilter::new(filter.clone(), QoS::AtLeastOnce));
-        match self.client.try_subscribe_many(requests) {
-            Ok(()) => {
-                debug!(session = self.kind.as_str(), filters = filters.len(), "subscribed")
-            }
-            Err(error) => error!(session = self.kind.as_str(), %error, "cannot subscribe"),
+        let (session, count) = (self.kind.as_str(), filters.len());
+        match wanted.subscribe(&self.client, filters) {
+            Ok(()) => debug!(session, filters = count, "subscribing"),
+            Err(error) => error!(session, %error, "cannot subscribe"),
         }
+    }
+
+    fn handle_answer(
+        &mut self,
+        asked: &[String],
+        codes: &[rumqttc::SubscribeReasonCode],
+    ) -> SessionEvent {
+        let session = self.kind.as_str();
+        for (filter, code) in asked.iter().zip(codes) {
+            if *code == rumqttc::SubscribeReasonCode::Failure {
+                error!(session, filter, "broker refused the subscription: check its access list");
+                self.refused.insert(filter.clone());
+            } else {
+                self.refused.remove(filter);
+            }
+        }
+        let wanted = self.filters.get();
+        self.refused.retain(|filter| wanted.contains(filter));
+        SessionEvent::Subscribed { refused: self.refused.iter().cloned().collect() }
     }
 
     /// A message over the packet limit in a kept session would come back for ever: the session is begun anew, once.
@@ -427,6 +476,19 @@ impl Session {
             self.event_loop.mqtt_options.set_clean_session(true);
         }
     }
+}
+
+/// What to show of a session that hears nothing of these filters.
+///
+/// # Errors
+/// There are some.
+pub fn check_refused(refused: &[String]) -> Result<(), String> {
+    let Some(first) = refused.first() else { return Ok(()) };
+    let more = match refused.len() - 1 {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Err(format!("broker refuses the subscription to {first}{more}: check its access list"))
 }
 
 fn describe(error: &ConnectionError) -> String {

@@ -126,6 +126,7 @@ impl Protection {
     fn remove_machine(&mut self, machine_id: &MachineId) {
         self.interlocks.remove(machine_id);
         self.unsaved.remove(machine_id);
+        self.refused.remove(machine_id);
         self.waiting_events.extend(self.trips.remove(machine_id).and_then(|trip| trip.event));
         self.sinks.board.forget_latch(machine_id);
     }

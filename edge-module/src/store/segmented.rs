@@ -1,10 +1,13 @@
 //! The journal in service: lanes of sled segments and the books.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shared_proto::model::{EventTime, Generation, Sequence};
@@ -42,6 +45,8 @@ pub(super) struct Shared {
     handed_out: PerLane<AtomicU64>,
     /// Everything of each lane up to here was delivered: what is gone of it is no loss.
     acknowledged: PerLane<AtomicU64>,
+    /// A reader found damage in the segment that is written: the writer is to leave it, so that it can be salvaged.
+    is_suspect: PerLane<AtomicBool>,
     gaps: Mutex<Vec<Gap>>,
 }
 
@@ -59,6 +64,7 @@ impl Shared {
             last: PerLane::default(),
             handed_out: PerLane::default(),
             acknowledged: PerLane::default(),
+            is_suspect: PerLane::default(),
             gaps: Mutex::default(),
         }
     }
@@ -252,6 +258,16 @@ impl SegmentedJournal {
             let previous = segment.previous().unwrap_or_default();
             segment.close();
             segment.mark_closed(Closed { previous, last, records: old.records }, false)?;
+        }
+        Ok(())
+    }
+
+    /// Begins another segment where a reader found damage in the one that is written.
+    fn leave_suspect(&mut self, lane: Lane) -> Result<(), JournalError> {
+        let is_suspect = self.shared.is_suspect.get(lane);
+        if is_suspect.load(Ordering::Acquire) {
+            is_suspect.store(false, Ordering::Release);
+            self.roll(lane, self.books.next, *self.books.last.get(lane))?;
         }
         Ok(())
     }
@@ -505,6 +521,7 @@ impl Journal for SegmentedJournal {
             return Ok(());
         }
         for lane in Lane::ALL {
+            self.leave_suspect(lane)?;
             self.shrink(lane)?;
         }
         self.sync_head()
@@ -695,6 +712,7 @@ impl Shared {
                 Err(error) if segment.is_salvaged => return Err(error),
                 Err(error) if is_written => {
                     warn!(error = %error, "segment that is written cannot be read");
+                    self.is_suspect.get(lane).store(true, Ordering::Release);
                     return Err(segment.damaged_while_written());
                 }
                 Err(error) => {
@@ -709,6 +727,7 @@ impl Shared {
             }
             let is_suspect = attempt.has_damage || self.has_new_hole(lane, &attempt);
             if is_suspect && is_written {
+                self.is_suspect.get(lane).store(true, Ordering::Release);
                 return Err(segment.damaged_while_written());
             }
             if is_suspect && !segment.is_salvaged {

@@ -1,5 +1,6 @@
 //! What the interlock asks for and reports: data for the rim to perform.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -123,6 +124,27 @@ impl TripCause {
         self.as_str() == other.as_str()
             && self.rule() == other.rule()
             && self.sensor() == other.sensor()
+    }
+}
+
+impl fmt::Display for TripCause {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Limit { rule, sensor, value, limit } => {
+                write!(formatter, "{sensor} is {value}, past {limit} of limit {rule}")
+            }
+            Self::Score { sensor, score, threshold, votes } => {
+                write!(formatter, "{sensor} scores {score}, threshold {threshold}, {votes} votes")
+            }
+            Self::Silence { sensor, limit_ms } => {
+                write!(formatter, "{sensor} has been silent for {limit_ms} ms")
+            }
+            Self::SensorFault { sensor, fault } => {
+                write!(formatter, "{sensor} is at fault: {}", fault.as_str())
+            }
+            Self::UnknownLatch => formatter.write_str("the latch before cannot be read"),
+            Self::Restart => formatter.write_str("a person releases the machine after a restart"),
+        }
     }
 }
 

@@ -7,7 +7,10 @@ use tokio::net::{TcpListener, TcpStream};
 use super::*;
 
 const CONNACK: [u8; 4] = [0x20, 2, 0, 0];
+const SUBSCRIBE: u8 = 0x82;
 const SUBACK: u8 = 0x90;
+const FAILURE: u8 = 0x80;
+const UNSUBSCRIBE: u8 = 0xa2;
 const PUBACK: u8 = 0x40;
 const PINGREQ: u8 = 0xc0;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -145,5 +148,39 @@ async fn messages_count_as_the_brokers_sign_of_life() {
         }
     };
     tokio::time::timeout(PATIENCE, talk).await.expect("the connection is kept");
+    session.abort();
+}
+
+/// A machine that is added later has a subscription of its own, which the broker may refuse.
+#[tokio::test]
+async fn each_answer_is_held_against_the_filters_that_it_answers() {
+    let (session, listener) = session(Duration::from_secs(15)).await;
+    let (client, filters) = (session.client(), session.filters());
+    let (sender, mut events) = mpsc::channel(16);
+    let session = tokio::spawn(session.run(sender));
+    let mut broker = Broker::accept(&listener).await;
+    let mut refused = async || loop {
+        if let SessionEvent::Subscribed { refused } = events.recv().await.expect("the session") {
+            return refused;
+        }
+    };
+    assert!(refused().await.is_empty());
+    let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+    filters.exchange(&client, names(&["t", "u", "v"]));
+    filters.exchange(&client, names(&["t", "u", "v", "w"]));
+    let (kind, first) = broker.read().await;
+    assert_eq!(kind, SUBSCRIBE);
+    let (_, second) = broker.read().await;
+    broker.write(&[SUBACK, 3, second[0], second[1], FAILURE]).await;
+    assert_eq!(refused().await, ["w"]);
+    broker.write(&[SUBACK, 4, first[0], first[1], 1, FAILURE]).await;
+    assert_eq!(refused().await, ["v", "w"]);
+    filters.exchange(&client, names(&["t", "u"]));
+    for _ in 0..2 {
+        assert_eq!(broker.read().await.0, UNSUBSCRIBE);
+    }
+    drop(broker);
+    let _broker = Broker::accept(&listener).await;
+    assert!(refused().await.is_empty(), "only what is wanted is asked for again");
     session.abort();
 }
