@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo aggregator test lint long audit bench bench-edge
+.PHONY: help setup demo aggregator test lint long audit bench bench-aggregator bench-edge
 
 SETUP := deployment-manifests/local/setup
 # Where rustup puts cargo, for shells that were opened before it was installed.
@@ -62,6 +62,11 @@ audit: ## Licences, bans, sources and advisories of the dependencies
 bench: ## The benchmarks, in the release profile
 	@$(SETUP) demo
 	cargo bench --workspace --locked
+
+bench-aggregator: ## What counting and storing costs, with Apache Kafka: BENCH_RECORDS, BENCH_RUNS
+	@$(SETUP) test
+	cargo build --workspace --locked --bins --features e2e-tests/services --profile $(PROFILE)
+	@BENCH_PROFILE=$(PROFILE) CLOUD_AGGREGATOR_BIN=$(PROFILE_DIR)/cloud-aggregator $(PROFILE_DIR)/bench_aggregator
 
 bench-edge: ## How fast a stop is and a backlog leaves, with mosquitto and Apache Kafka: BENCH_SHARE=0.1 for a short run
 	@$(SETUP) test

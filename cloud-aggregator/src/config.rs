@@ -177,6 +177,8 @@ pub struct Topics {
 pub struct Lake {
     /// Folder or URL.
     pub location: String,
+    /// Every reading becomes a row of `telemetry`.
+    pub keeps_readings: bool,
     /// Options of the storage.
     pub storage_options: BTreeMap<String, String>,
     /// Options of the storage whose values are in files.

@@ -14,7 +14,7 @@ use deltalake::arrow::datatypes::SchemaRef;
 use deltalake::arrow::error::ArrowError;
 use deltalake::arrow::record_batch::RecordBatch;
 use metrics::counter;
-use shared_proto::codec::{DecodeError, decode_dead_letter, decode_machine_event, decode_reading};
+use shared_proto::codec::{DecodeError, Decoder, decode_dead_letter, decode_machine_event};
 use shared_proto::model::{
     DEAD_LETTER_RAW_BYTES_MAX, DeadLetter, Identity, MachineEvent, MachineEventDetails,
     MachineEventType, MachineId, Reading,
@@ -95,20 +95,29 @@ pub struct Counting {
     settings: Arc<Settings>,
     /// In the order of the assignment's slots.
     pub partitions: Vec<Partition>,
+    decoder: Decoder,
     telemetry: ReadingColumns,
+    keeps_readings: bool,
     tally: Tally,
     outputs: Outputs,
     is_dirty: bool,
 }
 
 impl Counting {
-    /// Takes partitions into service. `schema` is that of `telemetry`.
+    /// Takes partitions into service. `schema` is that of `telemetry`, to which readings go if it `keeps_readings`.
     #[must_use]
-    pub fn new(settings: Arc<Settings>, schema: SchemaRef, partitions: Vec<Partition>) -> Self {
+    pub fn new(
+        settings: Arc<Settings>,
+        schema: SchemaRef,
+        keeps_readings: bool,
+        partitions: Vec<Partition>,
+    ) -> Self {
         Self {
             settings,
             partitions,
+            decoder: Decoder::default(),
             telemetry: ReadingColumns::new(schema),
+            keeps_readings,
             tally: Tally::default(),
             outputs: Outputs::default(),
             is_dirty: false,
@@ -157,7 +166,7 @@ impl Counting {
             }
         };
         match partition.kind {
-            TopicKind::Readings => match decode_reading(payload, encoding) {
+            TopicKind::Readings => match self.decoder.decode_reading(payload, encoding) {
                 Ok(decoded) => {
                     if decoded.unknown_fields > 0 {
                         counter!(names::UNKNOWN_FIELDS_TOTAL)
@@ -199,7 +208,9 @@ impl Counting {
         let settings = &self.settings;
         match partition.state.handle_reading(&reading, now, settings, &mut self.outputs) {
             Disposition::Counted => {
-                self.telemetry.push(&reading, &partition.id, record.offset)?;
+                if self.keeps_readings {
+                    self.telemetry.push(&reading, &partition.id, record.offset)?;
+                }
                 self.tally.counted += 1;
             }
             Disposition::Late => {

@@ -84,6 +84,8 @@ pub struct Pipeline {
     backoff: Backoff,
     last_assignment: AssignmentId,
     last_epoch: Option<EpochId>,
+    /// Committed by this process.
+    records: u64,
     epoch_since: Option<Instant>,
     ends_asked_at: Option<Instant>,
     /// Ends of the partitions at the start, while only those are to be read.
@@ -113,6 +115,7 @@ impl Pipeline {
             backoff: Backoff::new(settings.lake.retry_min, settings.lake.retry_max),
             last_assignment: AssignmentId::default(),
             last_epoch: None,
+            records: 0,
             epoch_since: None,
             ends_asked_at: None,
             goals: None,
@@ -146,6 +149,7 @@ impl Pipeline {
         self.parts.health.update(|status| status.stage = HealthStage::Stopping);
         self.commit_if(true).await?;
         if self.is_drained {
+            info!(records = self.records, "all is read that was there at the start");
             self.await_deliveries().await;
         }
         if self.has_outcomes
@@ -363,7 +367,9 @@ impl Pipeline {
             }
         }
         let schema = self.parts.lake.telemetry_schema();
-        let counting = Box::new(Counting::new(Arc::clone(&self.core), schema, in_service));
+        let keeps_readings = self.parts.settings.lake.keeps_readings;
+        let core = Arc::clone(&self.core);
+        let counting = Box::new(Counting::new(core, schema, keeps_readings, in_service));
         self.last_assignment = AssignmentId(self.last_assignment.0 + 1);
         let assignment = self.last_assignment;
         self.parts.source.send(Command::Assign { round, assignment, plan });
@@ -473,6 +479,7 @@ impl Pipeline {
         let offsets = offsets.map(|partition| (partition.id.clone(), partition.next_offset));
         self.parts.source.send(Command::Commit(offsets.collect()));
         self.epoch_since = None;
+        self.records += tally.records_in;
         self.report(epoch, tally, began.elapsed());
         Ok(())
     }

@@ -19,8 +19,11 @@ use crate::model::{
 };
 use crate::wire::{CONTENT_TYPE_JSON, CONTENT_TYPE_PROTOBUF, v1};
 
+mod names;
 mod waveform;
 
+pub use names::Decoder;
+use names::{Fresh, Names};
 pub use waveform::{
     counts, decode_waveform_block, decode_waveform_snapshot, encode_waveform_block,
     encode_waveform_snapshot, waveform_scale,
@@ -170,16 +173,24 @@ pub struct Decoded {
 /// # Errors
 /// Anything that is not one valid reading.
 pub fn decode_reading(bytes: &[u8], encoding: Encoding) -> Result<Decoded, DecodeError> {
+    decode_reading_with(bytes, encoding, &mut Fresh)
+}
+
+fn decode_reading_with(
+    bytes: &[u8],
+    encoding: Encoding,
+    names: &mut impl Names,
+) -> Result<Decoded, DecodeError> {
     if bytes.is_empty() {
         return Err(DecodeError::Empty);
     }
     match encoding {
         Encoding::Json => {
-            reading_from_json(serde_json::from_slice(bytes).map_err(DecodeError::Json)?)
+            reading_from_json(serde_json::from_slice(bytes).map_err(DecodeError::Json)?, names)
         }
         Encoding::Protobuf => {
             let message = v1::Reading::decode(bytes).map_err(DecodeError::Protobuf)?;
-            Ok(Decoded { reading: reading_from_protobuf(message)?, unknown_fields: 0 })
+            Ok(Decoded { reading: reading_from_protobuf(message, names)?, unknown_fields: 0 })
         }
     }
 }
@@ -218,18 +229,18 @@ pub fn decode_readings(bytes: &[u8]) -> Result<Vec<Element<'_>>, DecodeError> {
         .collect())
 }
 
-fn reading_from_json(raw: RawReading<'_>) -> Result<Decoded, DecodeError> {
+fn reading_from_json(raw: RawReading<'_>, names: &mut impl Names) -> Result<Decoded, DecodeError> {
     let sensor_id = raw.sensor_id.ok_or(DecodeError::Missing("sensor_id"))?.0;
     let timestamp = raw.timestamp.ok_or(DecodeError::Missing("timestamp"))?.0;
     let metric_type = raw.metric_type.ok_or(DecodeError::Missing("metric_type"))?.0;
     let value = raw.value.ok_or(DecodeError::Missing("value"))?;
-    let machine_id = raw.machine_id.map(|text| MachineId::new(&text.0)).transpose()?;
-    let unit = raw.unit.map(|text| checked_unit(&text.0)).transpose()?;
-    let device_id = raw.device_id.map(|text| DeviceId::new(&text.0)).transpose()?;
+    let machine_id = raw.machine_id.map(|text| names.machine(&text.0)).transpose()?;
+    let unit = raw.unit.map(|text| names.unit(&text.0)).transpose()?;
+    let device_id = raw.device_id.map(|text| names.device(&text.0)).transpose()?;
     let reading = Reading {
-        sensor_id: SensorId::new(&sensor_id)?,
+        sensor_id: names.sensor(&sensor_id)?,
         timestamp: parse_timestamp(&timestamp)?,
-        metric_type: MetricType::new(&metric_type)?,
+        metric_type: names.metric_type(&metric_type)?,
         value: finite("value", value)?,
         machine_id,
         unit,
@@ -241,7 +252,10 @@ fn reading_from_json(raw: RawReading<'_>) -> Result<Decoded, DecodeError> {
     Ok(Decoded { reading, unknown_fields: raw.unknown_fields })
 }
 
-fn reading_from_protobuf(message: v1::Reading) -> Result<Reading, DecodeError> {
+fn reading_from_protobuf(
+    message: v1::Reading,
+    names: &mut impl Names,
+) -> Result<Reading, DecodeError> {
     let quality = match v1::Quality::try_from(message.quality) {
         Ok(v1::Quality::Unspecified) => None,
         Ok(v1::Quality::Good) => Some(Quality::Good),
@@ -252,15 +266,15 @@ fn reading_from_protobuf(message: v1::Reading) -> Result<Reading, DecodeError> {
         }
     };
     Ok(Reading {
-        sensor_id: SensorId::new(&message.sensor_id)?,
+        sensor_id: names.sensor(&message.sensor_id)?,
         timestamp: timestamp_from_micros(message.timestamp_micros)?,
-        metric_type: MetricType::new(&message.metric_type)?,
+        metric_type: names.metric_type(&message.metric_type)?,
         value: finite("value", message.value.ok_or(DecodeError::Missing("value"))?)?,
-        machine_id: present(message.machine_id).map(|text| MachineId::new(&text)).transpose()?,
-        unit: present(message.unit).map(|text| checked_unit(&text)).transpose()?,
+        machine_id: present(message.machine_id).map(|text| names.machine(&text)).transpose()?,
+        unit: present(message.unit).map(|text| names.unit(&text)).transpose()?,
         quality,
         identity: identity(
-            present(message.device_id).map(|text| DeviceId::new(&text)).transpose()?,
+            present(message.device_id).map(|text| names.device(&text)).transpose()?,
             message.generation,
             message.sequence,
         )?,

@@ -169,6 +169,9 @@ impl EventTime {
     /// Parses RFC 3339; more than six fractional digits are cut off.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
+        if let Some(micros) = parse_common(text.as_bytes()) {
+            return Some(Self(micros));
+        }
         let parsed = DateTime::parse_from_rfc3339(text).ok()?;
         Some(Self(parsed.timestamp_micros()))
     }
@@ -190,6 +193,50 @@ impl EventTime {
     pub const fn micros_since(self, earlier: Self) -> i64 {
         self.0.saturating_sub(earlier.0)
     }
+}
+
+/// Microseconds since 1970 of the form that nearly all producers write, `2026-03-01T08:15:30.123456Z` with no or up to nine
+/// digits behind the point; nothing of any other, also where that is RFC 3339.
+fn parse_common(text: &[u8]) -> Option<i64> {
+    let (head, tail) = text.split_at_checked(19)?;
+    let number = |from: usize, to: usize| {
+        head[from..to].iter().try_fold(0_i64, |number, byte| {
+            byte.is_ascii_digit().then(|| number * 10 + i64::from(byte - b'0'))
+        })
+    };
+    if [head[4], head[7], head[10], head[13], head[16]] != *b"--T::" {
+        return None;
+    }
+    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+    // What is not in the calendar for sure is left to the calendar.
+    if !(1..=12).contains(&month) || !(1..=28).contains(&day) {
+        return None;
+    }
+    if hour > 23 || minute > 59 || second > 59 {
+        return None;
+    }
+    let fraction = match tail {
+        [b'Z'] => 0,
+        [b'.', digits @ .., b'Z'] if (1..=9).contains(&digits.len()) => {
+            let mut micros = 0;
+            for place in 0..6 {
+                let digit = digits.get(place).copied().unwrap_or(b'0');
+                micros = micros * 10 + i64::from(digit.wrapping_sub(b'0'));
+            }
+            digits.iter().all(u8::is_ascii_digit).then_some(micros)?
+        }
+        _ => return None,
+    };
+    // Days by the algorithm of Howard Hinnant, "chrono-compatible low-level date algorithms", days_from_civil; years from 0.
+    let shifted = if month <= 2 { year - 1 } else { year };
+    let era = shifted.div_euclid(400);
+    let year_of_era = shifted - era * 400;
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    let days = era * 146_097 + day_of_era - 719_468;
+    let seconds = days * 86_400 + hour * 3_600 + minute * 60 + second;
+    Some(seconds * 1_000_000 + fraction)
 }
 
 /// RFC 3339 in UTC with microseconds, for example `2026-03-01T08:15:30.123456Z`.
@@ -536,6 +583,9 @@ impl DeadLetter {
 
 #[cfg(test)]
 mod tests {
+    use chrono::Datelike as _;
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -549,6 +599,37 @@ mod tests {
         check("2026-03-01t08:15:30z", "2026-03-01T08:15:30.000000Z");
         check("2026-03-01T08:15:30.123456789Z", "2026-03-01T08:15:30.123456Z");
         check("1969-12-31T23:59:59.999999Z", "1969-12-31T23:59:59.999999Z");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+
+        /// The short way gives what the calendar gives, or leaves it to the calendar.
+        #[test]
+        fn common_forms_are_read_as_the_calendar_reads_them(
+            micros in -62_167_219_200_000_000_i64..=253_402_300_799_999_999,
+            digits in 0_usize..=10,
+            spoilt in proptest::option::of((0_usize..32, any::<u8>())),
+        ) {
+            let time = DateTime::<Utc>::from_timestamp_micros(micros).expect("in the calendar");
+            let mut text = time.format("%Y-%m-%dT%H:%M:%S").to_string().into_bytes();
+            if digits > 0 {
+                let fraction = format!(".{:06}0000", micros.rem_euclid(1_000_000));
+                text.extend_from_slice(&fraction.as_bytes()[..=digits]);
+            }
+            text.push(b'Z');
+            if let Some((place, byte)) = spoilt {
+                let place = place % text.len();
+                text[place] = byte & 0x7f;
+            }
+            if let Some(found) = parse_common(&text) {
+                let text = std::str::from_utf8(&text).expect("ASCII");
+                let expected = DateTime::parse_from_rfc3339(text).ok();
+                prop_assert_eq!(Some(found), expected.map(|time| time.timestamp_micros()), "{}", text);
+            } else if spoilt.is_none() && digits <= 9 {
+                prop_assert!(time.day() > 28, "{:?} is a common form", text);
+            }
+        }
     }
 
     #[test]

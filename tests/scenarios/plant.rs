@@ -98,6 +98,7 @@ impl Plant {
             lake: dir.join("lake"),
             webhook_url: webhook.url(),
             environment: Vec::new(),
+            more: String::new(),
         };
         Ok(Self { dir, mosquitto, webhook, edge_settings, aggregator_settings, prefix })
     }

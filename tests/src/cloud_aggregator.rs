@@ -30,6 +30,8 @@ pub struct CloudAggregatorSettings {
     pub webhook_url: String,
     /// Other settings as environment variables.
     pub environment: Vec<(String, String)>,
+    /// More tables of the file.
+    pub more: String,
 }
 
 impl CloudAggregatorSettings {
@@ -45,11 +47,12 @@ impl CloudAggregatorSettings {
              [lake]\nlocation = \"{}\"\n\n[trigger]\nprocessing-time = \"500ms\"\n\n\
              [counting]\nidle-timeout = \"3s\"\n\n\
              [alerts]\ntopic = \"{prefix}alerts\"\nwebhook-url = \"{}\"\n\n\
-             [admin]\nlisten = \"127.0.0.1:{admin_port}\"\n",
+             [admin]\nlisten = \"127.0.0.1:{admin_port}\"\n\n{}",
             self.kafka_bootstrap,
             self.group,
             self.lake.display(),
             self.webhook_url,
+            self.more,
         )
     }
 }

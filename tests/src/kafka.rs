@@ -12,6 +12,7 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Message, OwnedMessage};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use rdkafka::{Offset, TopicPartitionList};
@@ -38,6 +39,8 @@ pub const TOPICS: [&str; 7] = [
 const FORMAT_DEADLINE: Duration = Duration::from_secs(60);
 const START_DEADLINE: Duration = Duration::from_secs(90);
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a loader lets the client work when its queue is full.
+const LOADER_PAUSE: Duration = Duration::from_millis(10);
 const CLUSTER_ID: &str = "4L6g3nShT-eMCtK--X86sw";
 const LOGGING: &str = r#"<Configuration status="WARN"><Appenders><Console name="console"><PatternLayout
 pattern="%d{ISO8601} %p %c{1}: %m%n"/></Console></Appenders><Loggers><Root level="INFO"><AppenderRef
@@ -149,6 +152,22 @@ impl Kafka {
         producer.flush(REQUEST_DEADLINE).context("waiting for acknowledgements")
     }
 
+    /// Sends many records to any topics, compressed as edge modules do.
+    ///
+    /// # Errors
+    /// The client refuses its properties.
+    pub fn loader(&self) -> anyhow::Result<Loader> {
+        let producer = self
+            .client_config()
+            .set("enable.idempotence", "true")
+            .set("compression.codec", "snappy")
+            .set("linger.ms", "50")
+            .set("partitioner", "murmur2_random")
+            .set("queue.buffering.max.messages", "200000")
+            .create()?;
+        Ok(Loader { producer })
+    }
+
     /// Everything that a topic holds now, partition by partition.
     ///
     /// # Errors
@@ -210,6 +229,39 @@ impl Kafka {
             anyhow::ensure!(!metadata.brokers().is_empty(), "no broker yet");
             anyhow::Ok(Ok(()))
         })?
+    }
+}
+
+/// See [`Kafka::loader`].
+pub struct Loader {
+    producer: ThreadedProducer<DefaultProducerContext>,
+}
+
+impl Loader {
+    /// Hands one record over; waits while too many are on their way.
+    ///
+    /// # Errors
+    /// The client refuses it.
+    pub fn send(&self, topic: &str, key: &str, payload: &[u8]) -> anyhow::Result<()> {
+        loop {
+            match self.producer.send(BaseRecord::to(topic).key(key).payload(payload)) {
+                Ok(()) => return Ok(()),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => {
+                    self.producer.poll(LOADER_PAUSE);
+                }
+                Err((error, _)) => {
+                    return Err(error).with_context(|| format!("sending to {topic}"));
+                }
+            }
+        }
+    }
+
+    /// Waits until all are acknowledged.
+    ///
+    /// # Errors
+    /// They are not within 30 s.
+    pub fn finish(self) -> anyhow::Result<()> {
+        self.producer.flush(REQUEST_DEADLINE).context("waiting for acknowledgements")
     }
 }
 

@@ -19,6 +19,7 @@ pub mod ports;
 pub mod process;
 pub mod proxy;
 pub mod publisher;
+pub mod random;
 pub mod recordings;
 pub mod signal;
 

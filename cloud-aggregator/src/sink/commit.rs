@@ -353,8 +353,8 @@ async fn within<T>(
     }
 }
 
-/// Ends the process at the n-th passage of a step, when `AGGREGATOR_FAULT=<step>:<n>` says so. For tests.
-#[cfg(feature = "fault-points")]
+/// Ends the process at the n-th passage of a step, when `AGGREGATOR_FAULT=<step>:<n>` says so. For tests: not there in releases.
+#[cfg(debug_assertions)]
 fn fault_point(step: &str) {
     use std::sync::atomic::{AtomicU64, Ordering};
     static PASSED: AtomicU64 = AtomicU64::new(0);
@@ -367,7 +367,7 @@ fn fault_point(step: &str) {
     }
 }
 
-#[cfg(not(feature = "fault-points"))]
+#[cfg(not(debug_assertions))]
 fn fault_point(_step: &str) {}
 
 #[cfg(test)]

@@ -126,6 +126,8 @@ pub fn start(
         ("session.timeout.ms", &millis(settings.session_timeout)),
         ("queued.max.messages.kbytes", &(settings.prefetch_bytes / 1024).to_string()),
         ("queued.min.messages", "100000"),
+        // The client's own second of waiting, each time its queue was full, would be most of a backlog's time.
+        ("fetch.queue.backoff.ms", "10"),
         ("fetch.message.max.bytes", &settings.record_bytes_max.to_string()),
         ("client.id", &settings.group),
         ("socket.keepalive.enable", "true"),

@@ -1,10 +1,12 @@
-//! The benchmark of the whole edge module with a real mosquitto and a real Apache Kafka.
+//! The benchmarks of both programs with a real mosquitto and a real Apache Kafka: [`aggregator`] is that of the aggregator, the
+//! rest that of the edge module.
 //!
 //! [`stops`] trips machines while [`load`] keeps the module busy, in four states of its world; [`drain`] lets a backlog
 //! wait and leave. [`park`] is the machine side, [`world`] the servers and the module, [`usage`] what the kernel says of
 //! its process, [`figures`] what is printed. Nothing of it is part of the module: it is measured from outside, through
 //! MQTT, Kafka, `/metrics` and `/proc`.
 
+pub mod aggregator;
 pub mod drain;
 pub mod figures;
 pub mod load;
