@@ -394,6 +394,20 @@ fn read_error(error: &ConfigError) -> SettingsError {
     SettingsError::Read(error.to_string())
 }
 
+/// The reader leaves the dot out behind an index, at times.
+fn with_dots(text: &str) -> String {
+    let mut whole = String::with_capacity(text.len());
+    let mut last = ' ';
+    for character in text.chars() {
+        if last == ']' && (character.is_ascii_lowercase() || character == '_') {
+            whole.push('.');
+        }
+        whole.push(character);
+        last = character;
+    }
+    whole
+}
+
 /// Every value of a wrong type: the reader stops at the first, so each key is read alone, the others as by default.
 fn type_faults(found: &Value, first: &ConfigError) -> SettingsError {
     let fault = |key: &str, value: Value| {
@@ -419,9 +433,8 @@ fn type_faults(found: &Value, first: &ConfigError) -> SettingsError {
             ValueKind::Array(elements) => {
                 texts.extend(elements.iter().enumerate().filter_map(|(place, element)| {
                     let text = fault(name, Value::new(None, vec![element.clone()]))?;
-                    // The reader leaves the dot out behind an index, at times.
-                    let text = text.replace(&format!("{name}[0]."), &format!("{name}[0]"));
-                    Some(text.replace(&format!("{name}[0]"), &format!("{name}[{place}].")))
+                    let text = text.replace(&format!("{name}[0]"), &format!("{name}[{place}]"));
+                    Some(with_dots(&text))
                 }));
             }
             ValueKind::Nil

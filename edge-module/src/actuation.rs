@@ -133,6 +133,13 @@ pub enum PathEvent {
         /// When we had it.
         received: Instant,
     },
+    /// A person asks for something that cannot be understood.
+    Unclear {
+        /// `reset` or `shelve`.
+        request: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 /// An event of one path.
@@ -182,6 +189,15 @@ pub enum Told {
         request: ShelveRequest,
         /// When we had it.
         received: Instant,
+    },
+    /// A person asks for something that cannot be understood.
+    Unclear {
+        /// Which machine.
+        machine_id: MachineId,
+        /// `reset` or `shelve`.
+        request: &'static str,
+        /// What is wrong with it.
+        reason: String,
     },
     /// The broker is back: the latches are to be shown again.
     ShowLatches,
@@ -326,8 +342,12 @@ impl Actuation {
                 return is_open.then_some(Told::Written { machine_id, at, path });
             }
             PathEvent::Failed { trip_id, why } => {
-                error!(%machine_id, path = path.name, trip_id, why, "stop not delivered");
-                path.count_failure("delivery");
+                if path.health == Health::Starting {
+                    info!(%machine_id, path = path.name, trip_id, why, "stop is ordered again when this path is there");
+                } else {
+                    error!(%machine_id, path = path.name, trip_id, why, "stop not delivered");
+                    path.count_failure("delivery");
+                }
                 if machine.open.as_ref().is_some_and(|open| open.trip_id == trip_id) {
                     machine.order_rest(&machine_id);
                 }
@@ -342,6 +362,9 @@ impl Actuation {
             PathEvent::Reset { operator } => return Some(Told::Reset { machine_id, operator }),
             PathEvent::Shelve { request, received } => {
                 return Some(Told::Shelve { machine_id, request, received });
+            }
+            PathEvent::Unclear { request, reason } => {
+                return Some(Told::Unclear { machine_id, request, reason });
             }
         }
         None
@@ -391,7 +414,8 @@ impl Actuation {
             | PathEvent::Failed { .. }
             | PathEvent::State { .. }
             | PathEvent::Reset { .. }
-            | PathEvent::Shelve { .. } => None,
+            | PathEvent::Shelve { .. }
+            | PathEvent::Unclear { .. } => None,
         }
     }
 
@@ -425,7 +449,7 @@ impl PathEvent {
     /// Whether a person asks for something.
     const fn is_asked(&self) -> bool {
         match self {
-            Self::Reset { .. } | Self::Shelve { .. } => true,
+            Self::Reset { .. } | Self::Shelve { .. } | Self::Unclear { .. } => true,
             Self::Ready
             | Self::Lost(_)
             | Self::Faulty(_)
@@ -472,7 +496,9 @@ impl Path {
             return false;
         }
         let obstacle = self.health.obstacle();
-        if let Some(why) = obstacle {
+        if self.health == Health::Starting {
+            info!(%machine_id, path = self.name, trip_id, attempt, "stop ordered on a path that is starting");
+        } else if let Some(why) = obstacle {
             error!(%machine_id, path = self.name, trip_id, attempt, why, "stop ordered on a path that is not ready");
             self.count_failure("not-ready");
         }

@@ -16,6 +16,8 @@ use serde::Serialize;
 use shared_proto::model::{EventTime, MachineId};
 use tokio::net::TcpListener;
 
+use crate::telemetry;
+
 /// A part that is at work for longer is shown.
 const BUSY_MAX: Duration = Duration::from_secs(5);
 
@@ -110,12 +112,17 @@ impl Board {
 
     /// Shows whether a part is ready, or why not.
     pub fn set(&self, part: Part, state: Result<(), String>) {
+        let is_ready = if state.is_ok() { 1.0 } else { 0.0 };
+        metrics::gauge!(telemetry::PART_READY, "part" => part.as_str()).set(is_ready);
         self.with(|shown| shown.parts.insert(part, state));
     }
 
     /// Takes note that a part begins what may hang, on a disk that does not answer.
     pub fn begin(&self, part: Part) {
-        self.with(|shown| shown.busy.insert(part, Instant::now()));
+        self.with(|shown| {
+            shown.parts.entry(part).or_insert(Ok(()));
+            shown.busy.insert(part, Instant::now());
+        });
     }
 
     /// Takes note that it has come back.

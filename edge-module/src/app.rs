@@ -39,7 +39,7 @@ use crate::mqtt::acknowledgements::Acknowledgements;
 use crate::mqtt::sensors::SensorSessions;
 use crate::mqtt::source::{Session, SessionEvent, SessionKind};
 use crate::protection::{self, Protection, Sinks};
-use crate::recognition::{InputLog, InputMark, Recognition};
+use crate::recognition::{InputLog, Noted, Recognition};
 use crate::recording::{self, Recording};
 use crate::reload::{Reached, Reloader};
 use crate::scoring::Bundle;
@@ -66,12 +66,19 @@ const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
 pub fn check(settings: Settings) -> ExitCode {
     match load_model(&settings) {
         Ok(model) => {
+            let beyond = model.as_ref().map(|model| settings.bands_beyond(bands_of(model)));
+            let beyond = beyond.unwrap_or_default();
+            if !beyond.is_empty() {
+                say(format_args!("wrong settings\n{}", beyond.join("\n")));
+                return ExitCode::from(EXIT_CONFIG);
+            }
             let model = model.map_or("none".to_owned(), |model| model.identity());
             say(format_args!(
                 "settings are valid: device {}, {} machines, model {model}",
                 settings.device.id,
                 settings.machines.len()
             ));
+            settings.describe_machines().iter().for_each(say);
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -182,7 +189,13 @@ fn load_model(settings: &Settings) -> anyhow::Result<Option<Bundle>> {
 /// A model that does not pass is no reason to leave the machines without their limits.
 fn model_or_event(settings: &Settings) -> (Option<Bundle>, Option<MachineEvent>) {
     match load_model(settings) {
-        Ok(model) => (model, None),
+        Ok(model) => {
+            let beyond = model.as_ref().map(|model| settings.bands_beyond(bands_of(model)));
+            for limit in beyond.unwrap_or_default() {
+                error!(limit, "a limit is judged by nobody");
+            }
+            (model, None)
+        }
         Err(error) => {
             error!(error = format!("{error:#}"), "model refused; limits alone protect");
             let details = MachineEventDetails {
@@ -193,6 +206,10 @@ fn model_or_event(settings: &Settings) -> (Option<Bundle>, Option<MachineEvent>)
             (None, Some(own_event(settings, MachineEventType::ModelRefused, details)))
         }
     }
+}
+
+fn bands_of(model: &Bundle) -> usize {
+    model.metadata().features.band_edges_hz.len().saturating_sub(1)
 }
 
 fn own_event(
@@ -488,8 +505,8 @@ fn start_rest(
     let filters = InputTopics::new(&settings.mqtt).filters();
     let session = Session::new(settings, SessionKind::Recording, filters)?;
     let reader = journal.reader();
-    let (inputs, marks) = open_inputs(&generation_folder(&settings.device.data_dir, generation));
-    let recognition = Recognition::new(&*reader, &marks);
+    let (inputs, noted) = open_inputs(&generation_folder(&settings.device.data_dir, generation));
+    let recognition = Recognition::new(&*reader, &noted);
     let recording = Recording::new(settings, model, recognition, commands.clone(), board.clone())?
         .linked(links);
     let durable = watch::Sender::new(durable_at_start(&journal));
@@ -525,9 +542,9 @@ fn start_rest(
 }
 
 /// The journal goes on without: then less is known again after a crash.
-fn open_inputs(folder: &Path) -> (Option<InputLog>, Vec<InputMark>) {
+fn open_inputs(folder: &Path) -> (Option<InputLog>, Vec<Noted>) {
     match InputLog::open(folder) {
-        Ok((log, marks)) => (Some(log), marks),
+        Ok((log, noted)) => (Some(log), noted),
         Err(error) => {
             error!(folder = %folder.display(), %error, "inputs-0 and inputs-1 cannot be opened: what the broker repeats after a crash may be recorded twice");
             (None, Vec::new())

@@ -19,6 +19,7 @@ mod actuator;
 mod filters;
 mod keys;
 mod machine;
+mod plausible;
 mod types;
 mod validate;
 

@@ -1,7 +1,9 @@
 //! Latches on disk: `<data-dir>/latches/<machine, hexadecimal>.json`, one [`LatchSnapshot`] each.
 //!
 //! Written beside the stop, never before it: new file, synced, renamed, folder synced. A file that is there and cannot be
-//! read is an unknown latch, which the configured fail-safe rule decides. No file means that there never was a trip.
+//! read is an unknown latch, which the configured fail-safe rule decides. No file means that there never was a trip. A new file
+//! that was not renamed is a write that the end of the process cut short: of both files the one with a trip counts, and if the
+//! new one cannot be read and the other has none, nobody knows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -51,16 +53,20 @@ impl LatchFolder {
             error!(%machine_id, path = %path.display(), reason, "latch of the previous run cannot be read");
             Some(RestoredLatch::Unknown(machine_id.clone()))
         };
-        match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => unknown(error.to_string()),
-            Ok(bytes) => match serde_json::from_slice::<Box<LatchSnapshot>>(&bytes) {
-                Ok(snapshot) if snapshot.machine_id == *machine_id => {
-                    Some(RestoredLatch::Known(snapshot))
-                }
-                Ok(snapshot) => unknown(format!("it is the latch of {}", snapshot.machine_id)),
-                Err(error) => unknown(error.to_string()),
-            },
+        let cut_short = path.with_extension("new");
+        let old = match read_file(&path, machine_id) {
+            Err(reason) => return unknown(reason),
+            Ok(old) if !cut_short.is_file() => return old.map(RestoredLatch::Known),
+            Ok(old) => old,
+        };
+        let new = read_file(&cut_short, machine_id);
+        let both = [new.as_ref().ok(), Some(&old)];
+        let tripped = both.into_iter().flatten().flatten().find(|latch| latch.trip.is_some());
+        let tripped = tripped.cloned();
+        match (tripped, new) {
+            (Some(tripped), _) => Some(RestoredLatch::Known(tripped)),
+            (None, Ok(new)) => new.or(old).map(RestoredLatch::Known),
+            (None, Err(reason)) => unknown(format!("it was being written: {reason}")),
         }
     }
 
@@ -96,6 +102,20 @@ impl LatchFolder {
     }
 }
 
+/// The latch in a file, if there is one.
+fn read_file(path: &Path, machine_id: &MachineId) -> Result<Option<Box<LatchSnapshot>>, String> {
+    let bytes = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(|error| error.to_string())?,
+    };
+    let latch: Box<LatchSnapshot> =
+        serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+    if latch.machine_id != *machine_id {
+        return Err(format!("it is the latch of {}", latch.machine_id));
+    }
+    Ok(Some(latch))
+}
+
 /// Writes latches as they come, on a thread of its own, until the sender is gone. Of each machine only the newest counts; one
 /// that the disk refuses is tried again until it is durable.
 pub fn write_all(folder: &LatchFolder, latches: &Receiver<LatchSnapshot>, board: &Board) {
@@ -118,6 +138,7 @@ pub fn write_all(folder: &LatchFolder, latches: &Receiver<LatchSnapshot>, board:
             Err(RecvTimeoutError::Disconnected) => return,
         }
         let had_failed = waiting.len();
+        board.begin(Part::Latches);
         waiting.retain(|machine_id, latch| match folder.write(latch) {
             Ok(()) => false,
             Err(error) => {
@@ -125,6 +146,7 @@ pub fn write_all(folder: &LatchFolder, latches: &Receiver<LatchSnapshot>, board:
                 true
             }
         });
+        board.end(Part::Latches);
         if had_failed > 0 {
             let state = match waiting.len() {
                 0 => Ok(()),
@@ -237,6 +259,43 @@ mod tests {
             drop(sender);
         });
         assert!(matches!(latches.read(&latch.machine_id), Some(RestoredLatch::Known(_))));
+    }
+
+    #[test]
+    fn a_write_that_was_cut_short_arms_nothing() {
+        let folder = tempfile::tempdir().expect("folder");
+        let latches = LatchFolder::open(folder.path()).expect("opened");
+        let armed = latch("press-1");
+        let trip = LatchedTrip {
+            trip_id: "press-1-1".to_owned(),
+            cause: TripCause::Restart,
+            since: EventTime::from_micros(0),
+            stop: StopProgress::Confirmed,
+            later_causes: Vec::new(),
+            rule_version: String::new(),
+        };
+        let tripped = LatchSnapshot { trip: Some(trip), ..armed.clone() };
+        let json = |latch: &LatchSnapshot| serde_json::to_vec(latch).expect("JSON");
+        let path = latches.path(&armed.machine_id);
+        let read = |old: Option<&LatchSnapshot>, new: &[u8]| {
+            fs::remove_file(&path).ok();
+            old.into_iter().for_each(|old| latches.write(old).expect("written"));
+            fs::write(path.with_extension("new"), new).expect("written");
+            match latches.read(&armed.machine_id) {
+                Some(RestoredLatch::Known(latch)) if latch.trip.is_some() => "tripped",
+                Some(RestoredLatch::Known(_)) => "armed",
+                Some(RestoredLatch::Unknown(_)) => "unknown",
+                None => "none",
+            }
+        };
+        assert_eq!(read(Some(&armed), b""), "unknown");
+        assert_eq!(read(None, b"{"), "unknown");
+        assert_eq!(read(Some(&tripped), b""), "tripped");
+        assert_eq!(read(Some(&armed), &json(&tripped)), "tripped");
+        assert_eq!(read(Some(&tripped), &json(&armed)), "tripped", "a reset that nobody saw done");
+        assert_eq!(read(Some(&armed), &json(&armed)), "armed");
+        latches.write(&armed).expect("written");
+        assert!(!path.with_extension("new").exists());
     }
 
     #[test]

@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
-use edge_core::interlock::{Action, Interlock, LatchSnapshot, Moment, ShelveRequest, TripCause};
+use edge_core::interlock::{
+    Action, Interlock, LatchSnapshot, Moment, ShelveRequest, StopProgress, TripCause,
+};
 use shared_proto::model::{
     MachineEvent, MachineEventDetails, MachineEventType, MachineId, SensorId, WaveformBlock,
 };
@@ -37,6 +39,10 @@ pub use reload::{Links, NewMachines};
 
 /// The longest sleep of the loop: a deadline that is missed by a bug is missed by no more than this.
 const TIMEOUT_MAX: Duration = Duration::from_millis(500);
+/// Refused requests of a machine's operators are told at most this often; each is counted.
+const REFUSAL_INTERVAL: Duration = Duration::from_millis(500);
+/// What a sensor sends in vain is logged at most this often; each is counted.
+const MISMATCH_LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// The longest time for which messages are taken in before one unit of what waits is done.
 const TAKE_IN_MAX: Duration = Duration::from_millis(1);
 
@@ -61,6 +67,9 @@ pub struct Protection {
     unsaved: BTreeSet<MachineId>,
     /// The last request of a person that was refused, if none was granted since.
     refused: BTreeMap<MachineId, RefusedRequest>,
+    /// When a refusal of each machine was told last.
+    refused_at: BTreeMap<MachineId, Instant>,
+    mismatch_logged: Option<Instant>,
     links: Option<Links>,
 }
 
@@ -124,6 +133,8 @@ impl Protection {
             confirming_path: String::new(),
             unsaved: BTreeSet::new(),
             refused: BTreeMap::new(),
+            refused_at: BTreeMap::new(),
+            mismatch_logged: None,
             links: None,
         };
         this.restore(restored);
@@ -284,12 +295,21 @@ impl Protection {
         let received = pieces.received;
         for piece in pieces.pieces {
             match piece {
+                // What a producer sends from its memory says nothing of the machine now: it neither stops nor clears.
+                Piece::Reading(reading) if reading.historical => {
+                    metrics::counter!(telemetry::INPUT_NOT_JUDGED, "reason" => "historical")
+                        .increment(1);
+                }
                 Piece::Reading(reading) => {
+                    self.notice_mismatch(&reading.sensor_id, true);
                     self.judge_one(&reading.sensor_id, received, |interlock, now| {
                         interlock.handle_reading(&reading.sensor_id, &reading, now)
                     });
                 }
-                Piece::Block(block, depth) => self.judge_block(&block, depth, received),
+                Piece::Block(block, depth) => {
+                    self.notice_mismatch(&block.sensor_id, false);
+                    self.judge_block(&block, depth, received);
+                }
                 // A number that is none is a fault of its sensor.
                 Piece::Unusable(sensor) => self.judge_one(&sensor, received, |interlock, now| {
                     interlock.handle_reading(&sensor, f64::NAN, now)
@@ -298,6 +318,28 @@ impl Protection {
         }
         if pieces.is_last {
             metrics::histogram!(telemetry::PROTECTION_LATENCY).record(received.elapsed());
+        }
+    }
+
+    /// Tells of a sensor whose rules look at something else than it sends: it would be watched by nobody, and silent to nobody.
+    fn notice_mismatch(&mut self, sensor: &SensorId, is_reading: bool) {
+        let machine_id = self.machine_of_sensor.get(sensor);
+        let Some(interlock) = machine_id.and_then(|id| self.interlocks.get(id)) else { return };
+        let is_judged = match is_reading {
+            true => interlock.judges_values(sensor),
+            false => interlock.judges_blocks(sensor),
+        };
+        if is_judged {
+            return;
+        }
+        metrics::counter!(telemetry::INPUT_NOT_JUDGED, "reason" => "quantity").increment(1);
+        if self.mismatch_logged.is_none_or(|logged| logged.elapsed() > MISMATCH_LOG_INTERVAL) {
+            self.mismatch_logged = Some(Instant::now());
+            let (sends, remedy) = match is_reading {
+                true => ("scalar readings", "quantity = \"value\""),
+                false => ("waveform blocks", "a feature as quantity, for example \"rms\""),
+            };
+            error!(%sensor, machine_id = machine_id.map(MachineId::as_str), sends, remedy, "no rule judges what this sensor sends");
         }
     }
 
@@ -362,6 +404,9 @@ impl Protection {
             Some(Told::Shelve { machine_id, request, received }) => {
                 self.shelve(&machine_id, &request, received);
             }
+            Some(Told::Unclear { machine_id, request, reason }) => {
+                self.refuse_unclear(&machine_id, request, reason);
+            }
             Some(Told::ShowLatches) => {
                 for machine_id in self.interlocks.keys().cloned().collect::<Vec<_>>() {
                     self.publish_latch(&machine_id);
@@ -380,8 +425,11 @@ impl Protection {
         self.perform(machine_id, actions, received);
         if let Err(refusal) = result {
             let ShelveRequest { operator, rule, .. } = request;
-            warn!(%machine_id, operator, rule, reason = %refusal, "shelving refused");
             metrics::counter!(telemetry::INPUT_REFUSED, "reason" => "shelving").increment(1);
+            if !self.may_tell_refusal(machine_id) {
+                return;
+            }
+            warn!(%machine_id, operator, rule, reason = %refusal, "shelving refused");
             self.refuse(machine_id, "shelve", operator, refusal.to_string());
         }
     }
@@ -396,6 +444,10 @@ impl Protection {
                 self.publish_latch(machine_id);
             }
             Err(refusal) => {
+                metrics::counter!(telemetry::INPUT_REFUSED, "reason" => "reset").increment(1);
+                if !self.may_tell_refusal(machine_id) {
+                    return;
+                }
                 self.tell_reset_refused(machine_id, operator, &refusal);
                 self.refuse(machine_id, "reset", operator, refusal.to_string());
             }
@@ -518,6 +570,9 @@ impl Protection {
             // Handed over with the next look around, in its newest state.
             self.unsaved.insert(machine_id.clone());
         }
+        let not_confirmed =
+            latch.trip.as_ref().is_some_and(|trip| trip.stop == StopProgress::NotConfirmed);
+        show_machine(machine_id, latch.trip.is_some(), not_confirmed);
         self.sinks.board.show_latch(latch);
         self.count_states();
     }
@@ -528,6 +583,24 @@ impl Protection {
         if let Err(error) = self.actuation.show(ShownLatch { latch, refused }) {
             warn!(%machine_id, %error, "state of the latch not published");
         }
+    }
+
+    fn refuse_unclear(&mut self, machine_id: &MachineId, request: &'static str, reason: String) {
+        if self.interlocks.contains_key(machine_id) && self.may_tell_refusal(machine_id) {
+            warn!(%machine_id, request, reason, "request not understood");
+            self.refuse(machine_id, request, "", reason);
+        }
+    }
+
+    /// A flood of requests must fill neither log nor broker, nor push machine events out: each is counted.
+    fn may_tell_refusal(&mut self, machine_id: &MachineId) -> bool {
+        let now = Instant::now();
+        let told = self.refused_at.get(machine_id);
+        let may = told.is_none_or(|told| now.duration_since(*told) >= REFUSAL_INTERVAL);
+        if may {
+            self.refused_at.insert(machine_id.clone(), now);
+        }
+        may
     }
 
     /// Tells whoever asked, on the topic that shows the latch.
@@ -590,6 +663,18 @@ impl Protection {
                 error!(machine_id = %event.machine_id, event_type = event.event_type.as_str(), "machine event dropped: the journal takes nothing");
             }
         }
+    }
+}
+
+/// One series for each machine and state.
+fn show_machine(machine_id: &MachineId, is_tripped: bool, is_not_confirmed: bool) {
+    let states = [
+        (telemetry::MACHINE_TRIPPED, is_tripped),
+        (telemetry::MACHINE_NOT_CONFIRMED, is_not_confirmed),
+    ];
+    for (name, is_set) in states {
+        metrics::gauge!(name, "machine_id" => machine_id.to_string())
+            .set(f64::from(u8::from(is_set)));
     }
 }
 

@@ -7,14 +7,17 @@
 //! | memory | knows again | reaches back | survives a crash |
 //! |---|---|---|---|
 //! | messages, by topic and payload | DUP, retained | [`RECENT_MESSAGES_MAX`], more than MQTT has packet identifiers | in [`InputLog`], written after the records are durable |
-//! | the last message of each topic | retained | [`TOPICS_MAX`] topics | likewise |
+//! | the last message of each topic, and the last that came as retained | retained | [`TOPICS_MAX`] topics | likewise |
 //! | readings, by sensor, metric, time and value | DUP, retained | [`RECENT_READINGS_MAX`] | in the journal's own segments |
+//!
+//! What a message says decides, since a packet identifier says nothing after a reconnect: of two messages that are the same to
+//! the byte, the second is lost if the broker repeats it. Readings carry their time; nothing is lost with such a pair of them.
 //!
 //! The third closes the moment between a durable group and its entry in the log; a group is smaller than that.
 
 mod log;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use rumqttc::Publish;
@@ -22,7 +25,7 @@ use shared_proto::Encoding;
 use shared_proto::codec;
 use shared_proto::model::Reading;
 
-pub use self::log::InputLog;
+pub use self::log::{InputLog, Noted};
 use crate::store::{JournalReader, Lane};
 
 /// Readings known again.
@@ -35,7 +38,7 @@ pub const TOPICS_MAX: usize = 65_536;
 /// A message in short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InputMark {
-    /// Hash of its topic.
+    /// Hash of its topic; the complement of it if the message came as retained.
     pub topic: u64,
     /// Hash of topic and payload.
     pub message: u64,
@@ -49,6 +52,8 @@ impl InputMark {
         publish.topic.hash(&mut hasher);
         let topic = hasher.finish();
         publish.payload.hash(&mut hasher);
+        // What came as retained stays known although the topic goes on with messages that are not.
+        let topic = if publish.retain { !topic } else { topic };
         Self { topic, message: hasher.finish() }
     }
 }
@@ -61,9 +66,9 @@ pub struct Recognition {
 }
 
 impl Recognition {
-    /// Knows the last readings of the journal, and `marks`, the oldest first.
+    /// Knows the last readings of the journal, and what was `noted`, the oldest first.
     #[must_use]
-    pub fn new(journal: &dyn JournalReader, marks: &[InputMark]) -> Self {
+    pub fn new(journal: &dyn JournalReader, noted: &[Noted]) -> Self {
         let mut this = Self {
             readings: Recent::new(RECENT_READINGS_MAX),
             messages: Recent::new(RECENT_MESSAGES_MAX),
@@ -74,8 +79,11 @@ impl Recognition {
                 this.note_reading(&decoded.reading);
             }
         }
-        for mark in marks {
-            this.note_message(*mark);
+        for noted in noted {
+            match noted {
+                Noted::Message(mark) => this.note_message(*mark),
+                Noted::LastOfTopic(mark) => this.topics.note(*mark),
+            }
         }
         this
     }
@@ -84,7 +92,8 @@ impl Recognition {
     #[must_use]
     pub fn is_repeat(&self, publish: &Publish, mark: InputMark) -> bool {
         let is_known = || self.messages.contains(mark.message);
-        let is_last = || self.topics.last(mark.topic) == Some(mark.message);
+        let is_last_of = |topic: u64| self.topics.last(topic) == Some(mark.message);
+        let is_last = || is_last_of(mark.topic) || is_last_of(!mark.topic);
         (publish.dup || publish.retain) && is_known() || publish.retain && is_last()
     }
 
@@ -108,30 +117,33 @@ impl Recognition {
 
 /// Hashes of what came last, the newest `max`.
 struct Recent {
-    set: HashSet<u64>,
+    /// How often each is in the order.
+    counts: HashMap<u64, u32>,
     order: VecDeque<u64>,
     max: usize,
 }
 
 impl Recent {
     fn new(max: usize) -> Self {
-        Self { set: HashSet::new(), order: VecDeque::new(), max }
+        Self { counts: HashMap::new(), order: VecDeque::new(), max }
     }
 
     fn insert(&mut self, hash: u64) {
-        if !self.set.insert(hash) {
-            return;
-        }
+        *self.counts.entry(hash).or_default() += 1;
         self.order.push_back(hash);
         if self.order.len() > self.max
             && let Some(oldest) = self.order.pop_front()
+            && let Some(count) = self.counts.get_mut(&oldest)
         {
-            self.set.remove(&oldest);
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&oldest);
+            }
         }
     }
 
     fn contains(&self, hash: u64) -> bool {
-        self.set.contains(&hash)
+        self.counts.contains_key(&hash)
     }
 }
 

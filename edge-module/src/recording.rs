@@ -234,8 +234,8 @@ impl Recording {
                 metrics::counter!(telemetry::MQTT_MESSAGES, "session" => "recording").increment(1);
                 let mark = InputMark::of(&publish);
                 let records = self.records_of(&publish, mark);
-                // What became no record need not be known after a crash.
-                let mark = Some(mark).filter(|_| !records.is_empty());
+                // What became no record need not be known after a crash; what is retained comes again and again.
+                let mark = Some(mark).filter(|_| !records.is_empty() || publish.retain);
                 return self.hand_over_input(records, receipt, mark, stop).await;
             }
         }

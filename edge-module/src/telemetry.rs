@@ -6,106 +6,124 @@ use tracing_subscriber::{EnvFilter, reload};
 use crate::config::{LogFormat, Telemetry};
 use crate::log_output::LogOutput;
 
-/// MQTT messages received, by `session`.
-pub const MQTT_MESSAGES: &str = "mqtt_messages_total";
-/// Connections lost or refused, by `session`.
-pub const MQTT_DISCONNECTS: &str = "mqtt_disconnects_total";
-/// Kept sessions begun anew because of a message over the packet limit.
-pub const MQTT_SESSIONS_DISCARDED: &str = "mqtt_sessions_discarded_total";
-/// Input refused, by `reason`.
-pub const INPUT_REFUSED: &str = "input_refused_total";
-/// JSON fields that this version does not know.
-pub const INPUT_UNKNOWN_FIELDS: &str = "input_unknown_fields_total";
-/// Messages that the broker delivered again after they had been journalled.
-pub const INPUT_REDELIVERED: &str = "input_redelivered_total";
-/// Input of sensors that a rule names, on a topic of no machine under protection: recorded, not judged.
-pub const INPUT_ASTRAY: &str = "input_astray_total";
-/// Log lines that could not be written.
-pub const LOG_LINES_LOST: &str = "log_lines_lost_total";
-/// Panics after which a task was started again.
-pub const TASK_PANICS: &str = "task_panics_total";
-/// Readings taken in, scalars and windows.
-pub const READINGS: &str = "readings_total";
-/// Readings held back by the dead band.
-pub const READINGS_FILTERED: &str = "readings_filtered_total";
-/// Records that filtering saved, by `reason`: deadband or aggregation.
-pub const SAVED_RECORDS: &str = "readings_saved_total";
-/// Bytes of records that filtering saved, by `reason`.
-pub const SAVED_BYTES: &str = "readings_saved_bytes_total";
-/// Pieces of waveform snapshots handed to the journal.
-pub const WAVEFORM_PIECES: &str = "waveform_pieces_total";
-/// Snapshots not taken, by `reason`.
-pub const WAVEFORM_SNAPSHOTS_DROPPED: &str = "waveform_snapshots_dropped_total";
-/// Blocks that no ring had room for.
-pub const WAVEFORM_BLOCKS_NOT_KEPT: &str = "waveform_blocks_not_kept_total";
-/// Samples over a snapshot's limits.
-pub const WAVEFORM_SAMPLES_CUT: &str = "waveform_samples_cut_total";
-/// Settings read again, by `result`: changed or refused.
-pub const SETTINGS_RELOADS: &str = "settings_reloads_total";
-/// Each limit of the settings, by `name`: the key's path. Durations in seconds.
-pub const LIMIT: &str = "edge_limit";
-/// What is in use of a limit, by `name`, where that is known.
-pub const IN_USE: &str = "edge_in_use";
-/// Vibration windows judged by the stop path.
-pub const PROTECTION_WINDOWS: &str = "protection_windows_total";
-/// Samples that fell out of a window because of a gap, an overlap or a rate change.
-pub const VIBRATION_SAMPLES_DISCARDED: &str = "vibration_samples_discarded_total";
-/// Windows that the model could not score, by `reason`.
-pub const SCORE_FAILURES: &str = "score_failures_total";
-/// Trips, by `cause`.
-pub const INTERLOCK_TRIPS: &str = "interlock_trips_total";
-/// Stops that were not confirmed in time.
-pub const INTERLOCK_STOPS_NOT_CONFIRMED: &str = "interlock_stops_not_confirmed_total";
-/// Machines whose latch is set.
-pub const INTERLOCK_TRIPPED: &str = "interlock_tripped_machines";
-/// Violations that did not stop a machine, by `reason`.
-pub const INTERLOCK_SUPPRESSED: &str = "interlock_trips_suppressed_total";
-/// Alarms raised, by `cause`.
-pub const INTERLOCK_ALARMS: &str = "interlock_alarms_total";
-/// Rules that people took out of force.
-pub const INTERLOCK_SHELVED: &str = "interlock_shelved_rules";
-/// Machines in dry run.
-pub const INTERLOCK_DRY_RUN: &str = "interlock_dry_run_machines";
-/// Sensor faults raised, by `kind`.
-pub const SENSOR_FAULTS: &str = "sensor_faults_total";
-/// Sensor faults that are present.
-pub const SENSOR_FAULTS_PRESENT: &str = "sensor_faults_present";
-/// Last sample received to stop command written, in seconds.
-pub const STOP_COMMAND_LATENCY: &str = "stop_command_latency_seconds";
-/// Last sample received to standstill confirmed, in seconds.
-pub const STOP_CONFIRMATION_LATENCY: &str = "stop_confirmation_latency_seconds";
-/// Message received to judged, in seconds.
-pub const PROTECTION_LATENCY: &str = "protection_latency_seconds";
-/// Stops ordered, by `kind` of path.
-pub const ACTUATOR_COMMANDS: &str = "actuator_commands_total";
-/// Stops that a path did not deliver, by `kind` and `reason`.
-pub const ACTUATOR_FAILURES: &str = "actuator_failures_total";
-/// Stop on the socket to the device's answer (modbus-tcp) or the machine's first report (mqtt), in seconds, by `kind`.
-pub const ACTUATOR_ROUND_TRIP: &str = "actuator_round_trip_seconds";
-/// Messages that were judged by their limits or extremes alone because too many waited, by `kind`: block, array.
-pub const PROTECTION_SHED: &str = "protection_shed_messages_total";
-/// Blocks and arrays that wait to be judged.
-pub const PROTECTION_BACKLOG: &str = "protection_backlog";
-/// Machine events dropped because the journal did not take them.
-pub const EVENTS_DROPPED: &str = "machine_events_dropped_total";
-/// Records durable in the journal, by `lane`.
-pub const JOURNAL_RECORDS: &str = "journal_records_total";
-/// Bytes of the journal on disk.
-pub const JOURNAL_BYTES: &str = "journal_disk_bytes";
-/// Records lost, by `lane` and `cause`.
-pub const JOURNAL_LOST: &str = "journal_lost_records_total";
-/// Appends that failed and were tried again.
-pub const JOURNAL_FAILURES: &str = "journal_append_failures_total";
-/// From taking a group to its fsync, in seconds.
-pub const JOURNAL_APPEND_LATENCY: &str = "journal_append_latency_seconds";
-/// Records acknowledged by Kafka, by `lane`.
-pub const KAFKA_DELIVERED: &str = "kafka_delivered_records_total";
-/// Deliveries that failed, by `disposition`.
-pub const KAFKA_FAILURES: &str = "kafka_delivery_failures_total";
-/// Records journalled and not yet delivered, upper bound, by `lane`.
-pub const OUTBOX_RECORDS: &str = "outbox_records";
-/// Age of the oldest record not yet delivered.
-pub const OUTBOX_OLDEST_AGE: &str = "outbox_oldest_record_age_seconds";
+/// Names of metrics, each with the text that `/metrics` tells of it.
+macro_rules! metrics_of_this_program {
+    ($($(#[doc = $text:literal])+ $name:ident = $metric:literal;)+) => {
+        $($(#[doc = $text])+ pub const $name: &str = $metric;)+
+        const DESCRIPTIONS: &[(&str, &[&str])] = &[$(($metric, &[$($text),+])),+];
+    };
+}
+
+metrics_of_this_program! {
+    /// MQTT messages received, by `session`.
+    MQTT_MESSAGES = "mqtt_messages_total";
+    /// Connections lost or refused, by `session`.
+    MQTT_DISCONNECTS = "mqtt_disconnects_total";
+    /// Kept sessions begun anew because of a message over the packet limit.
+    MQTT_SESSIONS_DISCARDED = "mqtt_sessions_discarded_total";
+    /// Input refused, by `reason`.
+    INPUT_REFUSED = "input_refused_total";
+    /// JSON fields that this version does not know.
+    INPUT_UNKNOWN_FIELDS = "input_unknown_fields_total";
+    /// Messages that the broker delivered again after they had been journalled.
+    INPUT_REDELIVERED = "input_redelivered_total";
+    /// Input of sensors that a rule names, on a topic of no machine under protection: recorded, not judged.
+    INPUT_ASTRAY = "input_astray_total";
+    /// Log lines that could not be written.
+    LOG_LINES_LOST = "log_lines_lost_total";
+    /// Panics after which a task was started again.
+    TASK_PANICS = "task_panics_total";
+    /// Readings taken in, scalars and windows.
+    READINGS = "readings_total";
+    /// Readings held back by the dead band.
+    READINGS_FILTERED = "readings_filtered_total";
+    /// Records that filtering saved, by `reason`: deadband or aggregation.
+    SAVED_RECORDS = "readings_saved_total";
+    /// Bytes of records that filtering saved, by `reason`.
+    SAVED_BYTES = "readings_saved_bytes_total";
+    /// Pieces of waveform snapshots handed to the journal.
+    WAVEFORM_PIECES = "waveform_pieces_total";
+    /// Snapshots not taken, by `reason`.
+    WAVEFORM_SNAPSHOTS_DROPPED = "waveform_snapshots_dropped_total";
+    /// Blocks that no ring had room for.
+    WAVEFORM_BLOCKS_NOT_KEPT = "waveform_blocks_not_kept_total";
+    /// Samples over a snapshot's limits.
+    WAVEFORM_SAMPLES_CUT = "waveform_samples_cut_total";
+    /// Settings read again, by `result`: changed or refused.
+    SETTINGS_RELOADS = "settings_reloads_total";
+    /// Each limit of the settings, by `name`: the key's path. Durations in seconds.
+    LIMIT = "edge_limit";
+    /// What is in use of a limit, by `name`, where that is known.
+    IN_USE = "edge_in_use";
+    /// Vibration windows judged by the stop path.
+    PROTECTION_WINDOWS = "protection_windows_total";
+    /// Samples that fell out of a window because of a gap, an overlap or a rate change.
+    VIBRATION_SAMPLES_DISCARDED = "vibration_samples_discarded_total";
+    /// Windows that the model could not score, by `reason`.
+    SCORE_FAILURES = "score_failures_total";
+    /// Trips, by `cause`.
+    INTERLOCK_TRIPS = "interlock_trips_total";
+    /// Stops that were not confirmed in time.
+    INTERLOCK_STOPS_NOT_CONFIRMED = "interlock_stops_not_confirmed_total";
+    /// Machines whose latch is set.
+    INTERLOCK_TRIPPED = "interlock_tripped_machines";
+    /// Violations that did not stop a machine, by `reason`.
+    INTERLOCK_SUPPRESSED = "interlock_trips_suppressed_total";
+    /// Alarms raised, by `cause`.
+    INTERLOCK_ALARMS = "interlock_alarms_total";
+    /// Rules that people took out of force.
+    INTERLOCK_SHELVED = "interlock_shelved_rules";
+    /// Machines in dry run.
+    INTERLOCK_DRY_RUN = "interlock_dry_run_machines";
+    /// Sensor faults raised, by `kind`.
+    SENSOR_FAULTS = "sensor_faults_total";
+    /// Sensor faults that are present.
+    SENSOR_FAULTS_PRESENT = "sensor_faults_present";
+    /// Last sample received to stop command written, in seconds.
+    STOP_COMMAND_LATENCY = "stop_command_latency_seconds";
+    /// Last sample received to standstill confirmed, in seconds.
+    STOP_CONFIRMATION_LATENCY = "stop_confirmation_latency_seconds";
+    /// Message received to judged, in seconds.
+    PROTECTION_LATENCY = "protection_latency_seconds";
+    /// Stops ordered, by `kind` of path.
+    ACTUATOR_COMMANDS = "actuator_commands_total";
+    /// Stops that a path did not deliver, by `kind` and `reason`.
+    ACTUATOR_FAILURES = "actuator_failures_total";
+    /// Stop on the socket to the device's answer (modbus-tcp) or the machine's first report (mqtt), in seconds, by `kind`.
+    ACTUATOR_ROUND_TRIP = "actuator_round_trip_seconds";
+    /// Messages that were judged by their limits or extremes alone because too many waited, by `kind`: block, array.
+    PROTECTION_SHED = "protection_shed_messages_total";
+    /// Blocks and arrays that wait to be judged.
+    PROTECTION_BACKLOG = "protection_backlog";
+    /// Machine events dropped because the journal did not take them.
+    EVENTS_DROPPED = "machine_events_dropped_total";
+    /// Records durable in the journal, by `lane`.
+    JOURNAL_RECORDS = "journal_records_total";
+    /// Bytes of the journal on disk.
+    JOURNAL_BYTES = "journal_disk_bytes";
+    /// Records lost, by `lane` and `cause`.
+    JOURNAL_LOST = "journal_lost_records_total";
+    /// Appends that failed and were tried again.
+    JOURNAL_FAILURES = "journal_append_failures_total";
+    /// From taking a group to its fsync, in seconds.
+    JOURNAL_APPEND_LATENCY = "journal_append_latency_seconds";
+    /// Records acknowledged by Kafka, by `lane`.
+    KAFKA_DELIVERED = "kafka_delivered_records_total";
+    /// Deliveries that failed, by `disposition`.
+    KAFKA_FAILURES = "kafka_delivery_failures_total";
+    /// Records journalled and not yet delivered, upper bound, by `lane`.
+    OUTBOX_RECORDS = "outbox_records";
+    /// Age of the oldest record not yet delivered.
+    OUTBOX_OLDEST_AGE = "outbox_oldest_record_age_seconds";
+    /// Input of sensors that rules name and that no rule judges, by `reason`: historical, or a quantity that no rule looks at.
+    INPUT_NOT_JUDGED = "input_not_judged_total";
+    /// 1 while a part is ready, by `part`, as `/readyz` says it; kafka is not needed for that.
+    PART_READY = "part_ready";
+    /// 1 while a latch is set, by `machine_id`.
+    MACHINE_TRIPPED = "interlock_machine_tripped";
+    /// 1 while the stop of a tripped machine is not confirmed and its deadline has passed, by `machine_id`.
+    MACHINE_NOT_CONFIRMED = "interlock_machine_stop_not_confirmed";
+}
 
 /// Labels of a counter, with the values that are there from the beginning.
 type Labels = &'static [(&'static str, &'static [&'static str])];
@@ -118,17 +136,18 @@ const CAUSES: (&str, &[&str]) =
 
 /// Every counter. Each shows as 0 before it counts, so that an alarm on its rise sees the first rise, too. Values of `reason` and
 /// `kind` that are not here come with what they count.
-pub const COUNTERS: [(&str, Labels); 35] = [
+pub const COUNTERS: [(&str, Labels); 36] = [
     (MQTT_MESSAGES, &[("session", &["protection", "recording"])]),
     (MQTT_DISCONNECTS, &[("session", &["protection", "recording", "actuator"])]),
     (MQTT_SESSIONS_DISCARDED, &[]),
     (
         INPUT_REFUSED,
-        &[("reason", &["json", "protobuf", "too-large", "machine-report", "shelving"])],
+        &[("reason", &["json", "protobuf", "too-large", "machine-report", "reset", "shelving"])],
     ),
     (INPUT_UNKNOWN_FIELDS, &[]),
     (INPUT_REDELIVERED, &[]),
     (INPUT_ASTRAY, &[]),
+    (INPUT_NOT_JUDGED, &[("reason", &["historical", "quantity"])]),
     (READINGS, &[]),
     (READINGS_FILTERED, &[]),
     (SAVED_RECORDS, &[SAVINGS]),
@@ -214,11 +233,21 @@ pub fn start_metrics() -> Result<PrometheusHandle, BuildError> {
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &LATENCY_BUCKETS_SECONDS)?
         .install_recorder()?;
     show_counters();
-    metrics::describe_gauge!(
-        OUTBOX_RECORDS,
-        "Sequences not yet delivered, by lane: an upper bound of its records, since lanes share sequences; 0 means none."
-    );
+    describe();
     Ok(handle)
+}
+
+fn describe() {
+    for (name, lines) in DESCRIPTIONS {
+        let text = lines.concat().trim().to_owned();
+        if name.ends_with("_total") {
+            metrics::describe_counter!(*name, text);
+        } else if name.ends_with("latency_seconds") {
+            metrics::describe_histogram!(*name, text);
+        } else {
+            metrics::describe_gauge!(*name, text);
+        }
+    }
 }
 
 fn show_counters() {
@@ -240,6 +269,20 @@ fn show_counters() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_counter_says_what_it_counts() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        metrics::with_local_recorder(&recorder, || {
+            describe();
+            show_counters();
+        });
+        let shown = recorder.handle().render();
+        for (name, _) in COUNTERS {
+            let help = shown.lines().find(|line| line.starts_with(&format!("# HELP {name} ")));
+            assert!(help.is_some_and(|line| line.len() > name.len() + 20), "{name}: {help:?}");
+        }
+    }
 
     #[test]
     fn each_counter_shows_as_0_with_its_labels_alone() {

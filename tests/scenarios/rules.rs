@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use e2e_tests::eventually::eventually;
+use e2e_tests::http::metric;
 use e2e_tests::machine::{FakeMachine, Obedience};
 use e2e_tests::publisher::{Publisher, reading_json};
 
@@ -109,5 +110,81 @@ fn wait_for_events(plant: &Plant, expected: &[&str]) -> anyhow::Result<()> {
             ensure!(is_there, "no {event_type} among {}", events.len());
         }
         Ok(())
+    })
+}
+
+/// What a producer sends from its memory stopped the machine, or cleared the cause that was present; a limit on a feature that the
+/// sensor does not send was judged by nobody, in silence; a change to dry run was shown with the next event.
+#[test]
+fn what_is_not_judged_is_counted_and_what_is_in_force_is_shown_at_once() -> anyhow::Result<()> {
+    let mut plant = Plant::new("not-judged")?;
+    let limit = |name: &str, sensor: &str, quantity: &str| {
+        format!(
+            "[[machines.limits]]\nname = \"{name}\"\nsensor = \"press-1/{sensor}\"\nquantity = \"{quantity}\"\nabove = 90.0\n"
+        )
+    };
+    let limits = limit("hot", "oil", "value") + &limit("shakes", "frame", "rms");
+    plant.edge_settings.machines =
+        format!("[[machines]]\nid = \"press-1\"\ndry-run = false\n{limits}");
+    let port = plant.mosquitto.port();
+    let fake = FakeMachine::start(port, "press-1", Obedience::SpinsDown(Duration::ZERO))?;
+    let edge = plant.start_edge_module()?;
+    let mut publisher = Publisher::connect(port, "sensors");
+    let count = |reason: &str| -> anyhow::Result<f64> {
+        Ok(metric(&edge.metrics()?, "input_not_judged_total", reason).unwrap_or_default())
+    };
+    let old = |value: f64| {
+        let reading = reading_json("press-1", "press-1/oil", "temperature", now(), value);
+        reading.replacen('{', "{\"historical\":true,", 1)
+    };
+    let mut send = |payload: String| publisher.publish("plant/press-1/readings", payload);
+    send(old(95.0))?;
+    send(reading_json("press-1", "press-1/frame", "vibration", now(), 95.0))?;
+    eventually("both are counted", DEADLINE, || {
+        let counts = (count("historical")?, count("quantity")?);
+        ensure!(counts == (1.0, 1.0), "{counts:?}");
+        Ok(())
+    })?;
+    assert!(fake.is_running() && fake.commands().is_empty());
+
+    send(reading_json("press-1", "press-1/oil", "temperature", now(), 95.0))?;
+    fake.wait_for_interlock("stopped", DEADLINE)?;
+    send(old(20.0))?;
+    eventually("it is counted", DEADLINE, || {
+        ensure!(count("historical")? == 2.0, "not yet");
+        Ok(())
+    })?;
+    let wait_for = |what: &str, is_there: &dyn Fn(&Value) -> bool| {
+        eventually(what, DEADLINE, || {
+            let states = fake.interlock_states();
+            ensure!(states.last().is_some_and(is_there), "{:?}", states.last());
+            Ok(())
+        })
+    };
+    fake.ask_for_reset(" ")?;
+    wait_for("what was asked wrongly is told", &|state| {
+        state["refused"]["reason"].as_str().is_some_and(|reason| reason.contains("operator"))
+    })?;
+    let reset = |what: &str, is_there: &dyn Fn(&Value) -> bool| {
+        eventually(what, DEADLINE, || {
+            fake.ask_for_reset("Kim")?;
+            let states = fake.interlock_states();
+            ensure!(states.last().is_some_and(is_there), "{:?}", states.last());
+            Ok(())
+        })
+    };
+    reset("an old value does not clear the cause", &|state| {
+        let reason = state["refused"]["reason"].as_str().unwrap_or_default();
+        state["state"] == "stopped" && reason.contains("latest value 95")
+    })?;
+    send(reading_json("press-1", "press-1/oil", "temperature", now(), 20.0))?;
+    reset("reset", &|state| state["state"] == "armed" && state["refused"].is_null())?;
+
+    let version = fake.interlock_states().last().map(|state| state["rule_version"].clone());
+    let file = plant.dir.join("edge-module/edge-module.toml");
+    let text = std::fs::read_to_string(&file)?;
+    std::fs::write(&file, text.replace("dry-run = false", "dry-run = true"))?;
+    wait_for("the dry run is shown", &|state| {
+        state["state"] == "dry-run" && Some(&state["rule_version"]) != version.as_ref()
     })
 }

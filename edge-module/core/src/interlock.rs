@@ -177,6 +177,18 @@ impl Interlock {
         self.shelf.rules().count()
     }
 
+    /// Whether a rule looks at scalar readings of this sensor, or none at anything else of it.
+    #[must_use]
+    pub fn judges_values(&self, sensor: &SensorId) -> bool {
+        self.sensors.get(sensor).is_none_or(|watched| watched.judges_values())
+    }
+
+    /// Whether a rule looks at waveform blocks of this sensor, or none at anything else of it.
+    #[must_use]
+    pub fn judges_blocks(&self, sensor: &SensorId) -> bool {
+        self.sensors.get(sensor).is_none_or(|watched| watched.judges_blocks())
+    }
+
     /// Faults of sensors that are present.
     #[must_use]
     pub fn sensor_faults(&self) -> usize {

@@ -193,6 +193,18 @@ impl Topics {
         self.incoming.keys().map(String::as_str).collect()
     }
 
+    /// What a person asks for on a topic, and of which machine.
+    #[must_use]
+    pub fn asked_on(&self, topic: &str) -> Option<(&MachineId, &'static str)> {
+        let (machine_id, kind) = self.incoming.get(topic)?;
+        let request = match kind {
+            ReportKind::State => return None,
+            ReportKind::Reset => "reset",
+            ReportKind::Shelve => "shelve",
+        };
+        Some((machine_id, request))
+    }
+
     /// The machine whose state comes on a topic.
     #[must_use]
     pub fn confirmed_on(&self, topic: &str) -> Option<&MachineId> {

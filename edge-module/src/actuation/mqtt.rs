@@ -6,7 +6,7 @@
 //! Which machines a broker is a path to may change while it is connected: what is new is subscribed to, what is gone no more, and
 //! the retained latch of a machine that is gone is taken back, with the next connection at the latest.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -233,6 +233,10 @@ struct State {
     outbox: VecDeque<PathReport>,
     /// Topics of latches whose retained state is to be taken back.
     taken_back: Vec<String>,
+    /// Machines whose reports the broker withholds.
+    deaf: BTreeSet<MachineId>,
+    /// It withholds requests of people.
+    is_refused: bool,
 }
 
 impl Link {
@@ -394,6 +398,8 @@ impl Link {
             SessionEvent::Connected => {
                 self.state.is_connected = true;
                 self.state.is_loss_told = false;
+                self.state.deaf.clear();
+                self.state.is_refused = false;
                 self.take_back();
                 self.tell_all(&PathEvent::Ready);
             }
@@ -415,16 +421,31 @@ impl Link {
 
     /// Stops can be ordered all the same; whether the machine stands is not heard.
     fn handle_refused(&mut self, refused: &[String]) {
+        let mut of_people = Vec::new();
+        let mut deaf = BTreeSet::new();
         for filter in refused {
-            let Err(why) = check_refused(std::slice::from_ref(filter)) else { continue };
             match self.table.topics.confirmed_on(filter).cloned() {
-                Some(machine_id) => self.tell(&machine_id, PathEvent::Faulty(why)),
-                None => {
-                    let event = PathEvent::Faulty(why);
-                    self.state.outbox.push_back(PathReport { path: None, event });
+                Some(machine_id) => {
+                    if let Err(why) = check_refused(std::slice::from_ref(filter)) {
+                        self.tell(&machine_id, PathEvent::Faulty(why));
+                    }
+                    deaf.insert(machine_id);
                 }
+                None => of_people.push(filter.clone()),
             }
         }
+        for machine_id in std::mem::replace(&mut self.state.deaf, deaf.clone()) {
+            if !deaf.contains(&machine_id) {
+                self.tell(&machine_id, PathEvent::Ready);
+            }
+        }
+        let was_refused = std::mem::replace(&mut self.state.is_refused, !of_people.is_empty());
+        let event = match check_refused(&of_people) {
+            Err(why) => PathEvent::Faulty(why),
+            Ok(()) if was_refused => PathEvent::Ready,
+            Ok(()) => return,
+        };
+        self.state.outbox.push_back(PathReport { path: None, event });
     }
 
     /// The oldest publication not yet on the socket has got there.
@@ -453,9 +474,17 @@ impl Link {
                 self.tell_asked(machine_id, PathEvent::Shelve { request, received });
             }
             Err(error) => {
-                warn!(error = %crate::journal::chain(&error), "report of the machine side ignored");
+                let reason = crate::journal::chain(&error);
                 metrics::counter!(telemetry::INPUT_REFUSED, "reason" => "machine-report")
                     .increment(1);
+                let asked = self.table.topics.asked_on(&publish.topic);
+                match asked.map(|(machine_id, request)| (machine_id.clone(), request)) {
+                    // What the broker kept from before was asked by nobody now.
+                    Some((machine_id, request)) if !publish.retain => {
+                        self.tell_asked(machine_id, PathEvent::Unclear { request, reason });
+                    }
+                    Some(_) | None => warn!(reason, "report of the machine side ignored"),
+                }
             }
         }
     }

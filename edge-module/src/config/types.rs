@@ -29,9 +29,8 @@ pub(super) fn type_faults(found: &Value, first: &ConfigError) -> SettingsError {
             ValueKind::Array(elements) => {
                 texts.extend(elements.iter().enumerate().filter_map(|(place, element)| {
                     let text = fault(name, Value::new(None, vec![element.clone()]))?;
-                    // The reader leaves the dot out behind an index, at times.
-                    let text = text.replace(&format!("{name}[0]."), &format!("{name}[0]"));
-                    Some(text.replace(&format!("{name}[0]"), &format!("{name}[{place}].")))
+                    let text = text.replace(&format!("{name}[0]"), &format!("{name}[{place}]"));
+                    Some(with_dots(&text))
                 }));
             }
             ValueKind::Nil
@@ -45,4 +44,18 @@ pub(super) fn type_faults(found: &Value, first: &ConfigError) -> SettingsError {
         }
     }
     if texts.is_empty() { read_error(first) } else { SettingsError::Read(texts.join("\n")) }
+}
+
+/// The reader leaves the dot out behind an index, at times.
+fn with_dots(text: &str) -> String {
+    let mut whole = String::with_capacity(text.len());
+    let mut last = ' ';
+    for character in text.chars() {
+        if last == ']' && (character.is_ascii_lowercase() || character == '_') {
+            whole.push('.');
+        }
+        whole.push(character);
+        last = character;
+    }
+    whole
 }

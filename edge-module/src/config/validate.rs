@@ -65,6 +65,7 @@ impl Settings {
         self.check_protection(&mut faults);
         self.check_vibration(&mut faults);
         self.check_machines(&mut faults);
+        self.check_plausible(&mut faults);
         self.check_storage(&mut faults);
         self.check_filters(&mut faults);
         self.check_kafka(&mut faults);
@@ -99,7 +100,8 @@ impl Settings {
             ("mqtt.reading-topics", &mqtt.reading_topics),
             ("mqtt.waveform-topics", &mqtt.waveform_topics),
         ];
-        let mut seen: Vec<String> = Vec::new();
+        // What was written, and what it matches.
+        let mut seen: Vec<(&String, String)> = Vec::new();
         for (path, filters) in filters {
             for filter in filters {
                 let of_all = filter.replace(MACHINE_PLACEHOLDER, "+");
@@ -107,11 +109,13 @@ impl Settings {
                     faults.add(path, format!("{filter:?} is no MQTT topic filter"));
                 } else if filter.matches(MACHINE_PLACEHOLDER).count() > 1 {
                     faults.add(path, format!("{filter:?} has {{machine}} more than once"));
-                } else if let Some(other) = seen.iter().find(|other| overlap(other, &of_all)) {
+                } else if let Some((other, _)) =
+                    seen.iter().find(|(_, other)| overlap(other, &of_all))
+                {
                     let text = format!("{filter:?} overlaps {other:?}: input would count twice");
                     faults.add(path, text);
                 }
-                seen.push(of_all);
+                seen.push((filter, of_all));
             }
         }
         if mqtt.reading_topics.is_empty() && mqtt.waveform_topics.is_empty() {
@@ -389,7 +393,7 @@ fn is_noncharacter(character: char) -> bool {
 }
 
 /// Whether a topic can match both filters.
-fn overlap(one: &str, other: &str) -> bool {
+pub(super) fn overlap(one: &str, other: &str) -> bool {
     let (mut one, mut other) = (one.split('/'), other.split('/'));
     loop {
         match (one.next(), other.next()) {

@@ -25,6 +25,8 @@ const SHORT_LIFE: Duration = Duration::from_secs(5);
 const SHORT_LIVES_MAX: u32 = 3;
 /// Requests that may wait inside the client library.
 const REQUESTS_MAX: usize = 65_536;
+/// Refused topics that the page names; the rest is counted.
+const REFUSED_NAMED_MAX: usize = 16;
 /// For writing what the client library does not write by itself.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Unacknowledged publications of ours to machines. The client library takes its packet identifiers from as many.
@@ -425,6 +427,7 @@ impl Session {
                 let asked = self.asked.remove(&answer.pkid).unwrap_or_default();
                 Some(self.handle_answer(&asked, &answer.return_codes))
             }
+            Event::Incoming(Packet::UnsubAck(_)) => Some(self.tell_refused()),
             Event::Outgoing(Outgoing::Publish(_)) => Some(SessionEvent::Written),
             Event::Incoming(_) | Event::Outgoing(_) => None,
         }
@@ -459,6 +462,11 @@ impl Session {
                 self.refused.remove(filter);
             }
         }
+        self.tell_refused()
+    }
+
+    /// What the broker withholds of what is wanted now.
+    fn tell_refused(&mut self) -> SessionEvent {
         let wanted = self.filters.get();
         self.refused.retain(|filter| wanted.contains(filter));
         SessionEvent::Subscribed { refused: self.refused.iter().cloned().collect() }
@@ -483,12 +491,16 @@ impl Session {
 /// # Errors
 /// There are some.
 pub fn check_refused(refused: &[String]) -> Result<(), String> {
-    let Some(first) = refused.first() else { return Ok(()) };
-    let more = match refused.len() - 1 {
+    if refused.is_empty() {
+        return Ok(());
+    }
+    let named = refused.iter().take(REFUSED_NAMED_MAX).map(String::as_str).collect::<Vec<_>>();
+    let more = match refused.len() - named.len() {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    Err(format!("broker refuses the subscription to {first}{more}: check its access list"))
+    let named = named.join(", ");
+    Err(format!("broker refuses the subscription to {named}{more}: check its access list"))
 }
 
 fn describe(error: &ConnectionError) -> String {

@@ -111,6 +111,8 @@ impl Protection {
             let actions = previous.map(|previous| interlock.take_over(previous, super::moment()));
             self.interlocks.insert(machine_id.clone(), interlock);
             self.perform(&machine_id, actions.unwrap_or_default(), Instant::now());
+            // Also without an action: other rules have another version, and may be dry.
+            self.publish_latch(&machine_id);
         }
         for (interlock, latch) in added {
             let machine_id = interlock.machine_id().clone();
@@ -127,7 +129,9 @@ impl Protection {
         self.interlocks.remove(machine_id);
         self.unsaved.remove(machine_id);
         self.refused.remove(machine_id);
+        self.refused_at.remove(machine_id);
         self.waiting_events.extend(self.trips.remove(machine_id).and_then(|trip| trip.event));
+        super::show_machine(machine_id, false, false);
         self.sinks.board.forget_latch(machine_id);
     }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! <generation>/inputs-0, inputs-1   blocks, each as one write
-//! block: magic u32 | marks u32 | number of its first mark u64 | CRC-32C of all else u32 | marks
+//! block: magic u32 | marks u32 | number of its first mark u64 | CRC-32C of all else u32 | marks; another magic number for
+//!        the block of last messages of topics
 //! mark:  hash of the topic u64 | hash of the message u64
 //! ```
 //!
@@ -23,6 +24,8 @@ use super::{InputMark, RECENT_MESSAGES_MAX, Topics};
 const FILES: [&str; 2] = ["inputs-0", "inputs-1"];
 const HEADER_BYTES: usize = 20;
 const MARK_BYTES: usize = 16;
+/// A file is not longer: marks of both kinds, and headers, with room to spare. What is behind this is not ours.
+const FILE_BYTES_MAX: usize = 16 << 20;
 /// Marks that could not be written are kept for the next attempt, the newest.
 const UNWRITTEN_MAX: usize = RECENT_MESSAGES_MAX;
 
@@ -44,33 +47,65 @@ pub struct InputLog {
 /// A file's content up to the first block that is not whole.
 #[derive(Default)]
 struct Found {
-    blocks: Vec<(u64, Vec<InputMark>)>,
+    blocks: Vec<Block>,
     length: u64,
 }
 
+struct Block {
+    kind: Kind,
+    /// Of its first mark.
+    number: u64,
+    marks: Vec<InputMark>,
+}
+
+/// What a block holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Messages as they came.
+    Messages,
+    /// The last message of each topic.
+    Topics,
+}
+
+/// What a log holds when it is opened, the oldest first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Noted {
+    /// A message.
+    Message(InputMark),
+    /// The last message of a topic; it may be long ago.
+    LastOfTopic(InputMark),
+}
+
 impl InputLog {
-    /// Opens or makes the files in a folder. Gives the marks in them, the oldest first.
+    /// Opens or makes the files in a folder. Gives what is in them, the oldest first.
     ///
     /// # Errors
-    /// A file cannot be opened or read.
-    pub fn open(folder: &Path) -> io::Result<(Self, Vec<InputMark>)> {
+    /// A file cannot be opened, read, or cut where it is damaged.
+    pub fn open(folder: &Path) -> io::Result<(Self, Vec<Noted>)> {
         let open = |name| {
             let path = folder.join(name);
             File::options().read(true).write(true).create(true).truncate(false).open(path)
         };
         let files = [open(FILES[0])?, open(FILES[1])?];
         let found = [find(&files[0])?, find(&files[1])?];
-        let newest = |found: &Found| found.blocks.last().map(|(number, _)| *number);
+        let newest = |found: &Found| found.blocks.last().map(|block| block.number);
         let current = usize::from(newest(&found[1]) > newest(&found[0]));
         let length = found[current].length;
-        let count = |(_, marks): &(u64, Vec<InputMark>)| marks.len();
-        let marks = found[current].blocks.iter().map(count).sum();
+        let messages = found[current].blocks.iter().filter(|block| block.kind == Kind::Messages);
+        let marks = messages.map(|block| block.marks.len()).sum();
         let mut blocks: Vec<_> = found.into_iter().flat_map(|found| found.blocks).collect();
-        blocks.sort_by_key(|(number, _)| *number);
-        let number = blocks.last().map_or(0, |(number, marks)| number + marks.len() as u64);
-        let all: Vec<InputMark> = blocks.into_iter().flat_map(|(_, marks)| marks).collect();
+        blocks.sort_by_key(|block| block.number);
+        let number = blocks.last().map_or(0, |block| block.number + block.marks.len() as u64);
         let mut topics = Topics::default();
-        all.iter().for_each(|mark| topics.note(*mark));
+        blocks.iter().flat_map(|block| &block.marks).for_each(|mark| topics.note(*mark));
+        let noted = |block: Block| {
+            let noted = match block.kind {
+                Kind::Messages => Noted::Message,
+                Kind::Topics => Noted::LastOfTopic,
+            };
+            block.marks.into_iter().map(noted)
+        };
+        let all: Vec<Noted> = blocks.into_iter().flat_map(noted).collect();
         let (unwritten, is_synced) = (Vec::new(), true);
         let this = Self { files, current, length, marks, number, topics, unwritten, is_synced };
         Ok((this, all))
@@ -91,7 +126,8 @@ impl InputLog {
         if self.marks >= RECENT_MESSAGES_MAX {
             self.change_files()?;
         }
-        self.write(&self.unwritten.clone())?;
+        self.write(Kind::Messages, &self.unwritten.clone())?;
+        self.marks += self.unwritten.len();
         self.unwritten.clear();
         Ok(())
     }
@@ -113,33 +149,33 @@ impl InputLog {
         let other = 1 - self.current;
         self.files[other].set_len(0)?;
         (self.current, self.length, self.marks) = (other, 0, 0);
-        self.write(&self.topics.marks())?;
-        // They are beside those that are kept anyway.
-        self.marks = 0;
-        Ok(())
+        self.write(Kind::Topics, &self.topics.marks())
     }
 
-    fn write(&mut self, marks: &[InputMark]) -> io::Result<()> {
-        let block = encode(self.number, marks);
+    fn write(&mut self, kind: Kind, marks: &[InputMark]) -> io::Result<()> {
+        let block = encode(kind, self.number, marks);
         self.is_synced = false;
         self.files[self.current].write_all_at(&block, self.length)?;
         self.length += block.len() as u64;
-        self.marks += marks.len();
         self.number += marks.len() as u64;
         Ok(())
     }
 }
 
-fn magic() -> u32 {
+fn magic(kind: Kind) -> u32 {
     let mut hasher = DefaultHasher::new();
-    "marks of journalled messages, version 1".hash(&mut hasher);
+    let text = match kind {
+        Kind::Messages => "marks of journalled messages, version 1",
+        Kind::Topics => "marks of last messages of topics, version 1",
+    };
+    text.hash(&mut hasher);
     (hasher.finish() >> 32) as u32
 }
 
-fn encode(number: u64, marks: &[InputMark]) -> Vec<u8> {
+fn encode(kind: Kind, number: u64, marks: &[InputMark]) -> Vec<u8> {
     let mut block = Vec::with_capacity(HEADER_BYTES + marks.len() * MARK_BYTES);
     let count = u32::try_from(marks.len()).unwrap_or(u32::MAX);
-    block.extend_from_slice(&magic().to_le_bytes());
+    block.extend_from_slice(&magic(kind).to_le_bytes());
     block.extend_from_slice(&count.to_le_bytes());
     block.extend_from_slice(&number.to_le_bytes());
     block.extend_from_slice(&[0; 4]);
@@ -157,24 +193,28 @@ fn checksum(block: &[u8]) -> u32 {
 }
 
 fn find(file: &File) -> io::Result<Found> {
-    let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).unwrap_or_default()];
+    let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+    let mut bytes = vec![0; length.min(FILE_BYTES_MAX)];
     file.read_exact_at(&mut bytes, 0)?;
     let mut found = Found::default();
     let mut rest = &bytes[..];
-    while let Some((number, marks, after)) = split_block(rest) {
-        found.blocks.push((number, marks));
+    while let Some((block, after)) = split_block(rest) {
+        found.blocks.push(block);
         rest = after;
     }
     found.length = (bytes.len() - rest.len()) as u64;
+    if found.length < length as u64 {
+        // Nothing behind what is written next must look as if it came after it.
+        file.set_len(found.length)?;
+    }
     Ok(found)
 }
 
-fn split_block(bytes: &[u8]) -> Option<(u64, Vec<InputMark>, &[u8])> {
+fn split_block(bytes: &[u8]) -> Option<(Block, &[u8])> {
     let header = bytes.get(..HEADER_BYTES)?;
     let u32_at = |at: usize| Some(u32::from_le_bytes(header.get(at..at + 4)?.try_into().ok()?));
-    if u32_at(0)? != magic() {
-        return None;
-    }
+    let found = u32_at(0)?;
+    let kind = [Kind::Messages, Kind::Topics].into_iter().find(|kind| magic(*kind) == found)?;
     let length = usize::try_from(u32_at(4)?).ok()?.checked_mul(MARK_BYTES)?;
     let block = bytes.get(..HEADER_BYTES.checked_add(length)?)?;
     if u32_at(16)? != checksum(block) {
@@ -186,5 +226,5 @@ fn split_block(bytes: &[u8]) -> Option<(u64, Vec<InputMark>, &[u8])> {
         let (topic, message) = (topic.try_into().ok()?, message.try_into().ok()?);
         Some(InputMark { topic: u64::from_le_bytes(topic), message: u64::from_le_bytes(message) })
     });
-    Some((number, marks.collect(), &bytes[block.len()..]))
+    Some((Block { kind, number, marks: marks.collect() }, &bytes[block.len()..]))
 }

@@ -10,6 +10,10 @@ fn mark(number: u64) -> InputMark {
     InputMark { topic: number % 7, message: number }
 }
 
+fn messages(numbers: std::ops::Range<u64>) -> Vec<Noted> {
+    numbers.map(|number| Noted::Message(mark(number))).collect()
+}
+
 fn publish(topic: &str, payload: &str) -> Publish {
     Publish::new(topic, QoS::AtLeastOnce, payload)
 }
@@ -21,14 +25,15 @@ fn recognition() -> Recognition {
 #[test]
 fn what_is_recent_is_known_until_it_is_forgotten() {
     let mut recent = Recent::new(3);
-    for hash in [0, 0, 1, 2] {
+    for hash in [0, 1, 0, 2] {
         recent.insert(hash);
     }
-    assert!(recent.contains(0));
     recent.insert(3);
-    assert!(!recent.contains(0), "three others came after it");
-    assert!(recent.contains(1));
-    assert_eq!(recent.order.len(), 3);
+    assert!(recent.contains(0), "it came again meanwhile");
+    assert!(!recent.contains(1), "three others came after it");
+    recent.insert(4);
+    assert!(!recent.contains(0));
+    assert_eq!((recent.order.len(), recent.counts.len()), (3, 3));
 }
 
 #[test]
@@ -77,7 +82,12 @@ fn what_the_broker_retains_is_known_however_much_came_on_other_topics() {
     assert!(known.is_repeat(&retained, InputMark::of(&retained)));
     known.note_message(InputMark::of(&publish("plant/a/readings", "2")));
     (0..3).for_each(|number| known.note_message(mark(number)));
-    assert!(!known.is_repeat(&retained, InputMark::of(&retained)), "it is no longer the last");
+    assert!(known.is_repeat(&retained, InputMark::of(&retained)), "it came as retained once");
+    let mut other = publish("plant/a/readings", "3");
+    other.retain = true;
+    known.note_message(InputMark::of(&other));
+    (0..3).for_each(|number| known.note_message(mark(number)));
+    assert!(!known.is_repeat(&retained, InputMark::of(&retained)), "another is retained now");
 }
 
 #[test]
@@ -106,13 +116,13 @@ fn the_log_holds_the_newest_and_the_last_of_each_topic() {
     drop(log);
     let (mut log, found) = InputLog::open(folder.path()).expect("opened");
     let newest = count - RECENT_MESSAGES_MAX as u64..count;
-    assert!(found.ends_with(&newest.map(mark).collect::<Vec<_>>()));
-    assert!(found.contains(&slow));
+    assert!(found.ends_with(&messages(newest)));
+    assert!(found.contains(&Noted::LastOfTopic(slow)));
     assert!(found.len() < 3 * RECENT_MESSAGES_MAX, "{}: the oldest are gone", found.len());
     log.add(&[mark(count)]).expect("added");
     drop(log);
     let (_, found) = InputLog::open(folder.path()).expect("opened");
-    assert_eq!(found.last(), Some(&mark(count)));
+    assert_eq!(found.last(), Some(&Noted::Message(mark(count))));
 }
 
 proptest! {
@@ -140,13 +150,12 @@ proptest! {
         if is_cut { bytes.truncate(at) } else { bytes[at] ^= 0x40 }
         std::fs::write(&path, &bytes).expect("written");
         let (mut log, found) = InputLog::open(folder.path()).expect("opened");
-        let expected: Vec<InputMark> = (0..found.len() as u64).map(mark).collect();
-        prop_assert_eq!(&found, &expected);
+        prop_assert_eq!(&found, &messages(0..found.len() as u64));
         prop_assert!((found.len() as u64) < number);
         log.add(&[mark(1_000)]).expect("added");
         drop(log);
         let (_, again) = InputLog::open(folder.path()).expect("opened");
-        prop_assert_eq!(again.last(), Some(&mark(1_000)));
+        prop_assert_eq!(again.last(), Some(&Noted::Message(mark(1_000))));
         prop_assert_eq!(&again[..found.len()], &found[..]);
     }
 }
@@ -164,5 +173,19 @@ fn marks_that_the_disk_refused_are_written_with_the_next() {
     log.add(&[mark(2)]).expect("added");
     drop(log);
     let (_, found) = InputLog::open(folder.path()).expect("opened");
-    assert_eq!(found, [mark(1), mark(2)]);
+    assert_eq!(found, messages(1..3));
+}
+
+#[test]
+fn a_file_far_too_long_is_read_no_further_than_ours_can_be() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (mut log, _) = InputLog::open(folder.path()).expect("opened");
+    log.add(&[mark(1)]).expect("added");
+    log.files[0].set_len(1 << 42).expect("sparse");
+    drop(log);
+    let (mut log, found) = InputLog::open(folder.path()).expect("opened");
+    assert_eq!(found, messages(1..2));
+    log.add(&[mark(2)]).expect("added");
+    drop(log);
+    assert_eq!(InputLog::open(folder.path()).expect("opened").1, messages(1..3));
 }

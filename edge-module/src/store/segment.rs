@@ -559,7 +559,11 @@ pub(super) fn move_aside(path: &Path, quarantine: &Path, what: &str) -> Result<(
         copy += 1;
         target = quarantine.join(format!("{what}-{name}-{copy}"));
     }
-    fs::rename(path, &target).map_err(JournalError::io("move aside", path))?;
+    match fs::rename(path, &target) {
+        // Somebody has been faster: it is out of the way.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(JournalError::io("move aside", path))?,
+    }
     sync_folder(quarantine)
 }
 

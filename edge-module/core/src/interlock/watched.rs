@@ -7,7 +7,7 @@ use shared_proto::model::SensorId;
 use super::action::{ResetRefused, Suppression, TripCause};
 use super::limit::Limit;
 use super::response::{Effect, Response};
-use super::settings::{DuringStartup, InterlockSettings, RuleAction};
+use super::settings::{DuringStartup, InterlockSettings, Quantity, RuleAction};
 use super::shelving::{RuleName, Shelf};
 use super::startup::Startup;
 use super::vote::Votes;
@@ -54,6 +54,17 @@ impl Force<'_> {
 pub(super) type Finding = (Effect, TripCause);
 
 impl Watched {
+    pub(super) fn judges_values(&self) -> bool {
+        let is_of_value = |limit: &Limit| limit.rule.quantity == Quantity::Value;
+        let is_alone = self.limits.is_empty() && self.votes.is_none();
+        is_alone || self.limits.iter().any(is_of_value)
+    }
+
+    pub(super) fn judges_blocks(&self) -> bool {
+        let is_of_feature = |limit: &Limit| limit.rule.quantity != Quantity::Value;
+        self.limits.is_empty() || self.votes.is_some() || self.limits.iter().any(is_of_feature)
+    }
+
     /// Acts on each rule of this sensor as it stands now.
     pub(super) fn settle(
         &mut self,

@@ -1,0 +1,223 @@
+//! Settings that are valid one by one and cannot do together what somebody expects of them.
+
+use std::collections::BTreeSet;
+
+use super::validate::{Faults, overlap};
+use super::{Limit, Machine, Settings};
+
+const MACHINE: &str = "{machine}";
+
+impl Settings {
+    /// Rules that could never act, and topics that are read twice.
+    pub(super) fn check_plausible(&self, faults: &mut Faults) {
+        for (index, machine) in self.machines.iter().enumerate() {
+            for (number, limit) in machine.limits.iter().enumerate() {
+                let path = format!("machines[{index}].limits[{number}]");
+                check_limit(&path, machine, limit, faults);
+            }
+        }
+        let protection = &self.protection;
+        let own = [
+            ("protection.command-topic", &protection.command_topic),
+            ("protection.state-topic", &protection.state_topic),
+            ("protection.reset-topic", &protection.reset_topic),
+            ("protection.shelve-topic", &protection.shelve_topic),
+            ("protection.interlock-topic", &protection.interlock_topic),
+            ("protection.heartbeat-topic", &protection.heartbeat_topic),
+        ];
+        for filter in self.mqtt.reading_topics.iter().chain(&self.mqtt.waveform_topics) {
+            for (path, topic) in own {
+                if overlap(&filter.replace(MACHINE, "+"), &topic.replace(MACHINE, "+")) {
+                    faults.add(path, format!("{topic:?} is also read as input, by {filter:?}"));
+                }
+            }
+        }
+    }
+
+    /// What each machine is watched for, in a line, and what a person may have meant otherwise.
+    #[must_use]
+    pub fn describe_machines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for machine in &self.machines {
+            let limits = machine.limits.iter().map(describe_limit).collect::<Vec<_>>();
+            let limits = if limits.is_empty() { "none".to_owned() } else { limits.join("; ") };
+            let scored = machine.scored_sensors.iter().map(ToString::to_string);
+            let scored = scored.collect::<Vec<_>>().join(", ");
+            let scored = if scored.is_empty() { "none".to_owned() } else { scored };
+            let dry = if machine.dry_run { ", DRY RUN: nothing is stopped" } else { "" };
+            lines.push(format!("{}: limits {limits}, scored sensors {scored}{dry}", machine.id));
+            lines.extend(notes(machine).map(|note| format!("note: {}: {note}", machine.id)));
+        }
+        lines
+    }
+
+    /// Limits on bands that the model of the bundle does not have, by their number.
+    #[must_use]
+    pub fn bands_beyond(&self, bands: usize) -> Vec<String> {
+        let limits = self
+            .machines
+            .iter()
+            .flat_map(|machine| machine.limits.iter().map(move |limit| (&machine.id, limit)));
+        let beyond = limits.filter(|(_, limit)| {
+            let number = limit.quantity.strip_prefix("band-").and_then(|text| text.parse().ok());
+            number.is_some_and(|number: usize| number >= bands)
+        });
+        beyond
+            .map(|(machine, limit)| {
+                let (name, quantity) = (&limit.name, &limit.quantity);
+                format!("machine {machine}, limit {name}: {quantity}: the model has {bands} bands, from band-00")
+            })
+            .collect()
+    }
+}
+
+fn check_limit(path: &str, machine: &Machine, limit: &Limit, faults: &mut Faults) {
+    if limit.quantity.starts_with("band-") && !machine.scored_sensors.contains(&limit.sensor) {
+        let text = format!(
+            "{:?}: bands are those of the model: add {} to scored-sensors",
+            limit.quantity, limit.sensor
+        );
+        faults.add(format!("{path}.quantity"), text);
+    }
+    let sensor = machine.sensors.iter().find(|sensor| sensor.id == limit.sensor);
+    let Some(range) = sensor.and_then(|sensor| sensor.range) else { return };
+    if limit.quantity != "value" {
+        return;
+    }
+    let (min, max, by) = (range.min, range.max, limit.hysteresis);
+    if let Some(above) = limit.above {
+        if above >= max {
+            let text = format!(
+                "{above} is never passed: what is over the sensor's range.max of {max} is a sensor fault"
+            );
+            faults.add(format!("{path}.above"), text);
+        } else if above - by < min {
+            let text = format!(
+                "{by} lets nobody reset: back at {} is below the sensor's range.min of {min}",
+                above - by
+            );
+            faults.add(format!("{path}.hysteresis"), text);
+        }
+    }
+    if let Some(below) = limit.below {
+        if below <= min {
+            let text = format!(
+                "{below} is never passed: what is under the sensor's range.min of {min} is a sensor fault"
+            );
+            faults.add(format!("{path}.below"), text);
+        } else if below + by > max {
+            let text = format!(
+                "{by} lets nobody reset: back at {} is above the sensor's range.max of {max}",
+                below + by
+            );
+            faults.add(format!("{path}.hysteresis"), text);
+        }
+    }
+}
+
+fn describe_limit(limit: &Limit) -> String {
+    let Limit { name, sensor, quantity, above, below, hysteresis, .. } = limit;
+    let above = above.map(|above| format!("above {above}, back at {}", above - hysteresis));
+    let below = below.map(|below| format!("below {below}, back at {}", below + hysteresis));
+    let bounds = above.into_iter().chain(below).collect::<Vec<_>>().join(", or ");
+    format!("{name} ({quantity} of {sensor} {bounds})")
+}
+
+fn notes(machine: &Machine) -> impl Iterator<Item = String> {
+    let named: BTreeSet<_> =
+        machine.limits.iter().map(|limit| &limit.sensor).chain(&machine.scored_sensors).collect();
+    let unnamed = machine.sensors.iter().filter(move |sensor| !named.contains(&sensor.id));
+    let unnamed = unnamed.map(|sensor| {
+        format!("sensor {} has conditions, and no limit or model looks at it", sensor.id)
+    });
+    let is_bare = machine.limits.is_empty() && machine.scored_sensors.is_empty();
+    let bare = is_bare.then(|| "no limit and no model watches it: nothing stops it".to_owned());
+    bare.into_iter().chain(unnamed)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Settings;
+
+    fn load_text(text: &str) -> Result<Settings, String> {
+        let file =
+            tempfile::NamedTempFile::with_suffix(".toml").map_err(|error| error.to_string())?;
+        std::fs::write(&file, text).map_err(|error| error.to_string())?;
+        Settings::load(Some(file.path())).map_err(|faults| faults.to_string())
+    }
+
+    fn load(machine: &str) -> Result<Settings, String> {
+        load_text(&format!("[[machines]]\nid = \"press-1\"\n{machine}"))
+    }
+
+    fn limit(bound: &str) -> String {
+        format!(
+            "[[machines.limits]]\nname = \"hot\"\nsensor = \"s\"\nquantity = \"value\"\n{bound}\n\
+             [[machines.sensors]]\nid = \"s\"\nrange = {{ min = -50.0, max = 300.0 }}\n"
+        )
+    }
+
+    #[test]
+    fn a_limit_that_could_never_act_or_never_be_reset_is_refused() {
+        for (bound, complaint) in [
+            ("above = 299.9", ""),
+            ("above = 300.0", "machines[0].limits[0].above: 300 is never passed"),
+            ("above = 120.0\nhysteresis = 170.0", ""),
+            ("above = 120.0\nhysteresis = 171.0", "hysteresis: 171 lets nobody reset"),
+            ("below = -50.0", "below: -50 is never passed"),
+            ("below = 0.0\nhysteresis = 301.0", "back at 301 is above the sensor's range.max"),
+        ] {
+            match load(&limit(bound)) {
+                Ok(_) => assert_eq!(complaint, "", "{bound} is taken"),
+                Err(faults) => {
+                    assert!(
+                        !complaint.is_empty() && faults.contains(complaint),
+                        "{bound}: {faults}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bands_need_a_model_that_has_them() {
+        let band = "[[machines.limits]]\nname = \"hum\"\nsensor = \"s\"\nquantity = \"band-08\"\nabove = 1.0\n";
+        let faults = load(band).expect_err("no model scores it");
+        assert!(faults.contains("add s to scored-sensors"), "{faults}");
+        let settings =
+            load(&format!("scored-sensors = [\"s\"]\n{band}[model]\nbundle-dir = \"b\"\n"))
+                .expect("valid");
+        assert_eq!(settings.bands_beyond(9), [""; 0]);
+        let beyond = settings.bands_beyond(8).concat();
+        assert!(beyond.contains("limit hum: band-08: the model has 8 bands"), "{beyond}");
+    }
+
+    #[test]
+    fn machines_are_described_with_what_may_be_a_mistake() {
+        let settings = load("dry-run = true\n[[machines.sensors]]\nid = \"press-1/oli\"\n");
+        let lines = settings.expect("valid").describe_machines().join("\n");
+        for expected in ["DRY RUN", "press-1/oli has conditions, and no limit", "nothing stops it"]
+        {
+            assert!(lines.contains(expected), "{expected}: {lines}");
+        }
+        let lines = load(&limit("above = 120.0\nhysteresis = 10.0")).expect("valid");
+        let lines = lines.describe_machines();
+        assert_eq!(
+            lines,
+            ["press-1: limits hot (value of s above 120, back at 110), scored sensors none"]
+        );
+    }
+
+    #[test]
+    fn the_modules_own_topics_are_no_input() {
+        let text =
+            "[mqtt]\nreading-topics = [\"plant/{machine}/readings\", \"plant/{machine}/state\"]\n";
+        let faults = load_text(text).expect_err("refused");
+        assert!(
+            faults.contains(
+                "protection.state-topic: \"plant/{machine}/state\" is also read as input"
+            ),
+            "{faults}"
+        );
+    }
+}
