@@ -13,7 +13,6 @@
 //!
 //! A panic on the protection thread ends the process: the machine side must take our silence as a trip.
 
-use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -31,6 +30,7 @@ use crate::actuation::Actuation;
 use crate::admin::{self, Board, Part};
 use crate::cli::{EXIT_CONFIG, EXIT_DATA_DIR, EXIT_FAILURE, say};
 use crate::config::{Keys, Settings};
+use crate::data_dir::{DataDir, Latches};
 use crate::intake::InputTopics;
 use crate::journal::{Connections, Delivered, JournalCommand, Recorder, chain, durable_at_start};
 use crate::kafka::{Forwarder, Start, now};
@@ -127,8 +127,8 @@ pub fn run(settings: Settings, keys: Keys, file: Option<PathBuf>) -> ExitCode {
             return ExitCode::from(EXIT_FAILURE);
         }
     };
-    let _lock = match open_data_dir(&settings.device.data_dir) {
-        Ok(lock) => lock,
+    let (mut data_dir, latches) = match DataDir::take(&settings) {
+        Ok(taken) => taken,
         Err(error) => {
             error!(
                 "device.data-dir {} cannot be used: {error:#}",
@@ -137,45 +137,14 @@ pub fn run(settings: Settings, keys: Keys, file: Option<PathBuf>) -> ExitCode {
             return ExitCode::from(EXIT_DATA_DIR);
         }
     };
-    match run_tasks(&settings, Sources { keys, file, log_filter }) {
+    let sources = Sources { keys, file, log_filter };
+    match run_tasks(&settings, sources, &mut data_dir, latches) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!("{error:#}");
             ExitCode::from(EXIT_FAILURE)
         }
     }
-}
-
-/// Takes the folder for this process alone and makes sure that it can be written.
-///
-/// # Errors
-/// It cannot be created or written, or another process has it.
-pub fn open_data_dir(folder: &Path) -> anyhow::Result<File> {
-    fs::create_dir_all(folder).context("it cannot be created; create it or choose another")?;
-    let path = folder.join("lock");
-    let lock =
-        File::create(&path).with_context(|| format!("{} cannot be written", path.display()))?;
-    if lock.try_lock().is_err() {
-        bail!("another edge module runs on it; stop that one or choose another folder");
-    }
-    Ok(lock)
-}
-
-/// Keeps the folder from being taken while it is only read. One that was never taken has no lock, and a copy on a disk that
-/// cannot be written needs none.
-///
-/// # Errors
-/// A process has taken it, or its lock cannot be opened.
-pub fn share_data_dir(folder: &Path) -> anyhow::Result<Option<File>> {
-    let path = folder.join("lock");
-    let lock = match File::open(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        other => other.with_context(|| format!("{} cannot be opened", path.display()))?,
-    };
-    if lock.try_lock_shared().is_err() {
-        bail!("an edge module runs on it; stop it first, or copy the folder");
-    }
-    Ok(Some(lock))
 }
 
 fn load_model(settings: &Settings) -> anyhow::Result<Option<Bundle>> {
@@ -262,7 +231,12 @@ struct Rest {
     threads: Threads,
 }
 
-fn run_tasks(settings: &Settings, sources: Sources) -> anyhow::Result<()> {
+fn run_tasks(
+    settings: &Settings,
+    sources: Sources,
+    data_dir: &mut DataDir,
+    latches: Latches,
+) -> anyhow::Result<()> {
     let metrics = telemetry::start_metrics().context("metrics do not start")?;
     let board = Board::new(&[Part::Protection, Part::Actuator, Part::Recording, Part::Journal]);
     let runtime = own_runtime()?;
@@ -277,7 +251,7 @@ fn run_tasks(settings: &Settings, sources: Sources) -> anyhow::Result<()> {
         journal: watch::Sender::new(false),
     };
     // First the machines are protected; a journal that does not open must not delay that.
-    let path = start_stop_path(settings, sources, model.clone(), &stops, &board)?;
+    let path = start_stop_path(settings, sources, model.clone(), latches, &stops, &board)?;
     yield_to_stop_path(settings.protection.background_nice);
     let device_id = settings.device.id.to_string();
     let result = runtime.block_on(async {
@@ -289,7 +263,7 @@ fn run_tasks(settings: &Settings, sources: Sources) -> anyhow::Result<()> {
             }));
         let mut signals = Signals::new()?;
         let opened = tokio::select! {
-            journal = open_patiently(settings, &board) => Ok(Some(journal)),
+            journal = open_journal(settings, data_dir, &board) => journal.map(Some),
             result = signals.wait_for_end(&path.protection, None, &board) => result.map(|()| None),
         };
         let result = match opened {
@@ -383,6 +357,19 @@ pub const fn journal_limits(settings: &Settings) -> JournalSettings {
     }
 }
 
+/// Waits for the folder, then for the journal in it.
+async fn open_journal(
+    settings: &Settings,
+    data_dir: &mut DataDir,
+    board: &Board,
+) -> anyhow::Result<SegmentedJournal> {
+    if data_dir.is_awaited() {
+        board.set(Part::Journal, Err("the disk of device.data-dir does not answer".to_owned()));
+    }
+    data_dir.wait().await?;
+    Ok(open_patiently(settings, board).await)
+}
+
 /// Opens the journal, however long that takes: a disk that is full at the start may have room later, and the machines are
 /// protected meanwhile.
 async fn open_patiently(settings: &Settings, board: &Board) -> SegmentedJournal {
@@ -454,13 +441,13 @@ fn start_stop_path(
     settings: &Settings,
     sources: Sources,
     model: Option<Bundle>,
+    latches: Latches,
     stops: &Stops,
     board: &Board,
 ) -> anyhow::Result<StopPath> {
     let (events, event_receiver) = mpsc::channel(settings.protection.event_queue_length);
-    let latch_folder = LatchFolder::open(&settings.device.data_dir)?;
-    let machines = settings.machines.iter().map(|machine| &machine.id).collect();
-    for latch in latch_folder.orphans(&machines) {
+    let Latches { folder: latch_folder, restored, orphans } = latches;
+    for latch in orphans {
         error!(machine_id = %latch.machine_id, state = latch.as_str(), "a trip is latched on a machine that the settings do not name: it is not watched; its latch is kept");
     }
     let (reloader, lines) =
@@ -473,7 +460,7 @@ fn start_stop_path(
         protection: spawn_protection(
             settings.clone(),
             model,
-            &latch_folder,
+            restored,
             sinks,
             lines.protection,
             intake,
@@ -746,31 +733,14 @@ fn spawn_latches(
     })
 }
 
-/// The latches to start from; an unknown one is what the fail-safe rule says.
-fn restored(settings: &Settings, folder: &LatchFolder) -> Vec<RestoredLatch> {
-    use crate::config::UnknownLatch;
-
-    let is_tripped = match settings.protection.unknown_latch {
-        UnknownLatch::Tripped => true,
-        UnknownLatch::Armed => false,
-    };
-    settings
-        .machines
-        .iter()
-        .filter_map(|machine| folder.read(&machine.id))
-        .filter(|latch| is_tripped || matches!(latch, RestoredLatch::Known(_)))
-        .collect()
-}
-
 fn spawn_protection(
     settings: Settings,
     model: Option<Bundle>,
-    latch_folder: &LatchFolder,
+    restored: Vec<RestoredLatch>,
     sinks: Sinks,
     links: protection::Links,
     stop: watch::Receiver<bool>,
 ) -> anyhow::Result<JoinHandle<()>> {
-    let restored = restored(&settings, latch_folder);
     let mut sensors = SensorSessions::new(&settings)?;
     let (actuation, paths) = Actuation::new(&settings, sinks.board.clone())?;
     let protection =

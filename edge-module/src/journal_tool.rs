@@ -20,33 +20,34 @@ use shared_proto::Encoding;
 use shared_proto::codec;
 use shared_proto::model::{DeviceId, Generation, Identity, Sequence};
 
-use crate::app::{self, journal_limits};
+use crate::app::journal_limits;
 use crate::cli::{EXIT_DATA_DIR, EXIT_FAILURE, JournalAction, say};
 use crate::config::Settings;
+use crate::data_dir;
 use crate::kafka::now;
 use crate::store::{Journal as _, Lane, LaneReport, Loss, SegmentedJournal, Stored, Survey};
 
 /// Does one of the actions.
 #[must_use]
 pub fn run(settings: &Settings, action: &JournalAction) -> ExitCode {
-    let data_dir = &settings.device.data_dir;
-    if !data_dir.join("journal").is_dir() {
+    let folder = &settings.device.data_dir;
+    if !folder.join("journal").is_dir() {
         say(format_args!(
             "{} holds no journal; device.data-dir names the folder",
-            data_dir.display()
+            folder.display()
         ));
         return ExitCode::from(EXIT_DATA_DIR);
     }
     let locked = match action {
-        JournalAction::Repair => app::open_data_dir(data_dir).map(Some),
+        JournalAction::Repair => data_dir::open(folder).map(Some),
         JournalAction::Inspect | JournalAction::Verify | JournalAction::Export { .. } => {
-            app::share_data_dir(data_dir)
+            data_dir::share(folder)
         }
     };
     let _lock = match locked {
         Ok(lock) => lock,
         Err(error) => {
-            say(format_args!("device.data-dir {}: {error:#}", data_dir.display()));
+            say(format_args!("device.data-dir {}: {error:#}", folder.display()));
             return ExitCode::from(EXIT_DATA_DIR);
         }
     };

@@ -40,9 +40,15 @@ impl LatchFolder {
     /// # Errors
     /// It cannot be created.
     pub fn open(data_dir: &Path) -> io::Result<Self> {
-        let folder = data_dir.join("latches");
-        fs::create_dir_all(&folder)?;
-        Ok(Self(folder))
+        let this = Self::at(data_dir);
+        fs::create_dir_all(&this.0)?;
+        Ok(this)
+    }
+
+    /// The folder, which somebody else creates.
+    #[must_use]
+    pub fn at(data_dir: &Path) -> Self {
+        Self(data_dir.join("latches"))
     }
 
     /// The latch of a machine; nothing if it has no file.

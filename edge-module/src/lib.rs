@@ -16,6 +16,7 @@ pub mod app;
 pub mod backlog;
 pub mod cli;
 pub mod config;
+pub mod data_dir;
 pub mod intake;
 pub mod journal;
 pub mod journal_tool;

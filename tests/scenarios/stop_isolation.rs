@@ -362,3 +362,37 @@ fn a_module_whose_disk_fills_up_waits_for_room_and_loses_nothing() -> anyhow::Re
     })?;
     check_nothing_lost(&plant, readings, press.stops)
 }
+
+/// The module waited for its disk before anything else: until it answered no machine was protected.
+#[test]
+fn a_start_on_a_disk_that_does_not_answer_protects_and_takes_the_worst_of_the_latches()
+-> anyhow::Result<()> {
+    let mut plant = Plant::new("silent-disk")?;
+    let data_dir = plant.edge_settings.data_dir.clone();
+    std::fs::create_dir_all(&data_dir)?;
+    let disk = FaultyDisk::new(&plant.dir, &data_dir, None)?;
+    plant.edge_settings.machines = MACHINES.to_owned();
+    plant.edge_settings.environment.extend_from_slice(disk.environment());
+    let mut press = Press::start(plant.mosquitto.port())?;
+    disk.set(Word::Stall, 1)?;
+    let mut edge = EdgeModule::start(&plant.dir.join("edge-module"), &plant.edge_settings)?;
+    press.machine.wait_for_interlock("stopped", DEADLINE)?;
+    let states = press.machine.interlock_states();
+    let cause = states.last().map(|state| state["trip"]["cause"]["kind"].clone());
+    assert_eq!(cause, Some("unknown-latch".into()), "nobody knows what was before");
+    let (status, page) = edge.get("/readyz")?;
+    assert!(status == 503 && page.contains("disk of device.data-dir does not answer"), "{page}");
+    press.machine.ask_for_reset("Kim")?;
+    press.machine.wait_for_interlock("armed", DEADLINE)?;
+    press.machine.switch_on()?;
+    press.stop_once()?;
+    assert!(disk.get(Word::StalledCalls)? > 0, "the disk has not answered until here");
+    disk.set(Word::Stall, 0)?;
+    edge.wait_ready()?;
+    eventually("both trips are on Kafka", DEADLINE, || {
+        let events = kafka()?.read_json(&plant.topic("machine-events"))?;
+        let trips = events.iter().filter(|event| event["event_type"] == "trip").count();
+        ensure!(trips == 2, "{trips}");
+        Ok(())
+    })
+}
