@@ -7,26 +7,27 @@
 //! a time, and the one that is refused alone goes to the dead letters. The Kafka timestamp is the time of sending: brokers
 //! refuse or expire records by it, and a backlog is neither wrong nor old.
 
+mod lanes;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use edge_core::outbox::{Disposition, Outbox, OutboxSettings};
+use edge_core::outbox::{Disposition, Outbox};
+use lanes::{disposition, encoding_of, in_flight_max_of, outbox_settings, reading_topic};
 use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 use shared_proto::codec::{self, DecodeError};
-use shared_proto::model::{
-    DeadLetter, DeviceId, EventTime, Generation, Identity, MetricType, Sequence,
-};
+use shared_proto::model::{DeadLetter, DeviceId, EventTime, Generation, Identity, Sequence};
 use shared_proto::{Encoding, wire};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use crate::admin::{Board, Part};
-use crate::config::{Kafka, Topics, read_secret};
+use crate::config::{Kafka, read_secret};
 use crate::journal::{Delivered, Durable, JournalCommand, chain};
 use crate::mqtt::source::random_fraction;
 use crate::store::{JournalReader, Lane, Stored};
@@ -48,8 +49,6 @@ const STALL_AFTER: Duration = Duration::from_secs(10);
 /// The same complaint of the client is logged no more often.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(600);
 
-/// Pieces of waveforms handed to the producer and not yet acknowledged: each may have the size of a journal record.
-const WAVEFORMS_IN_FLIGHT_MAX: usize = 64;
 const LANES: usize = Lane::ALL.len();
 
 /// Why the forwarder cannot start.
@@ -264,7 +263,10 @@ impl Forwarder {
                 "queue.buffering.max.messages",
                 (self.settings.in_flight_max * LANES + 1).to_string(),
             )
-            .set("queue.buffering.max.kbytes", "1048576")
+            // Also of the memory: more than a second of anything but raw bytes.
+            .set("queue.buffering.max.kbytes", "65536")
+            // A topic that is made later is found within this.
+            .set("topic.metadata.refresh.interval.ms", "10000")
             .set("partitioner", "murmur2_random")
             .set("reconnect.backoff.max.ms", "2000")
             .set("socket.keepalive.enable", "true");
@@ -723,14 +725,6 @@ impl Forwarder {
     }
 }
 
-fn outbox_settings(lane: Lane, settings: &Kafka) -> OutboxSettings {
-    OutboxSettings {
-        in_flight_max: in_flight_max_of(lane, settings.in_flight_max),
-        backoff_min: BACKOFF_MIN,
-        backoff_max: BACKOFF_MAX,
-    }
-}
-
 /// When a batch is handed to the producer.
 #[derive(Clone, Copy)]
 struct Moment {
@@ -743,43 +737,6 @@ struct Outgoing<'a> {
     topic: &'a str,
     key: String,
     payload: Vec<u8>,
-}
-
-fn reading_topic<'a>(topics: &'a Topics, metric_type: &MetricType) -> &'a str {
-    match metric_type.as_str() {
-        "temperature" => &topics.temperature,
-        "pressure" => &topics.pressure,
-        "vibration" => &topics.vibration,
-        _ => &topics.other,
-    }
-}
-
-/// Waveforms are always protobuf: samples as text would be several times their size.
-const fn encoding_of(lane: Lane, configured: Encoding) -> Encoding {
-    match lane {
-        Lane::Events | Lane::Readings | Lane::DeadLetters => configured,
-        Lane::Waveforms => Encoding::Protobuf,
-    }
-}
-
-fn in_flight_max_of(lane: Lane, configured: usize) -> usize {
-    match lane {
-        Lane::Events | Lane::Readings | Lane::DeadLetters => configured,
-        Lane::Waveforms => configured.min(WAVEFORMS_IN_FLIGHT_MAX),
-    }
-}
-
-/// What a delivery error means for the record: only what is about the record itself is final.
-fn disposition(code: RDKafkaErrorCode) -> Disposition {
-    let is_about_the_record = matches!(
-        code,
-        RDKafkaErrorCode::MessageSizeTooLarge
-            | RDKafkaErrorCode::InvalidMessageSize
-            | RDKafkaErrorCode::InvalidMessage
-            | RDKafkaErrorCode::InvalidRecord
-            | RDKafkaErrorCode::InvalidTimestamp
-    );
-    if is_about_the_record { Disposition::DeadLetter } else { Disposition::Retry }
 }
 
 async fn sleep_until(instant: Option<Instant>) {
