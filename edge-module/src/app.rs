@@ -73,12 +73,12 @@ pub fn check(settings: Settings) -> ExitCode {
                 return ExitCode::from(EXIT_CONFIG);
             }
             let model = model.map_or("none".to_owned(), |model| model.identity());
+            let machines = settings.describe_machines();
+            let lines: String = machines.iter().map(|line| format!("\n  {line}")).collect();
+            let (device, count) = (&settings.device.id, settings.machines.len());
             say(format_args!(
-                "settings are valid: device {}, {} machines, model {model}",
-                settings.device.id,
-                settings.machines.len()
+                "settings are valid: device {device}, {count} machines, model {model}{lines}"
             ));
-            settings.describe_machines().iter().for_each(say);
             ExitCode::SUCCESS
         }
         Err(error) => {

@@ -480,3 +480,30 @@ fn a_segment_that_is_written_stays_whatever_a_reader_expects() {
     drop(journal);
     assert_eq!(read_all(&open(folder.path()), Lane::Readings, 0).len(), 7);
 }
+
+/// What a check of the file system, or a hand, takes away in service: the rest must go on.
+#[test]
+fn a_segment_whose_folder_vanishes_is_a_loss_and_no_obstacle() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut journal = open(folder.path());
+    for _ in 0..30 {
+        journal.append(&large(10)).expect("appended");
+    }
+    let floors = floors(folder.path());
+    assert!(floors.len() >= 3, "{floors:?}");
+    let lane = lane_folder(folder.path(), Lane::Readings);
+    let newest = *floors.last().expect("some");
+    for floor in [floors[1], newest] {
+        fs::remove_dir_all(lane.join(digits(floor))).expect("taken away");
+    }
+    // The writer finds out and begins another.
+    let error = journal.append(&large(1)).expect_err("its file is gone");
+    assert!(!error.is_damage(), "{error}");
+    journal.reopen().expect("goes on");
+    journal.append(&large(1)).expect("in a new segment");
+    let (found, losses) = read_with_losses(&journal, Lane::Readings, Sequence(0));
+    let lost: Vec<_> = losses.iter().map(|loss| (loss.first.0, loss.last.0)).collect();
+    assert_eq!(lost, [(floors[1], floors[2] - 1), (newest, 300)]);
+    let expected: Vec<u64> = (1..floors[1]).chain(floors[2]..newest).chain([301]).collect();
+    assert_eq!(found.iter().map(|record| record.sequence.0).collect::<Vec<_>>(), expected);
+}
