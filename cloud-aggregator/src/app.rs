@@ -31,6 +31,8 @@ const EXIT_UNAVAILABLE: u8 = 69;
 const EXIT_SOFTWARE: u8 = 70;
 /// The storage cannot be written (`EX_IOERR`).
 const EXIT_STORAGE: u8 = 74;
+/// Stopped before the end; the next start goes on (`EX_TEMPFAIL`).
+const EXIT_TEMPORARY: u8 = 75;
 /// The configuration is wrong (`EX_CONFIG`).
 const EXIT_CONFIG: u8 = 78;
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
@@ -142,7 +144,8 @@ fn finished(result: Result<(), PipelineError>) -> Result<(), Failure> {
     result.map_err(|error| {
         let exit_code = match &error {
             PipelineError::Imbalance(_) | PipelineError::Epoch(_) => EXIT_SOFTWARE,
-            PipelineError::Source(_) => EXIT_UNAVAILABLE,
+            PipelineError::Source(_) | PipelineError::NothingToRead { .. } => EXIT_UNAVAILABLE,
+            PipelineError::Unfinished { .. } => EXIT_TEMPORARY,
         };
         Failure { cause: error.into(), exit_code }
     })

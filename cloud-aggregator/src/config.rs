@@ -210,6 +210,9 @@ pub struct Trigger {
     pub processing_time: Duration,
     /// Drain and exit.
     pub available_now: bool,
+    /// Longest wait for something to drain.
+    #[serde(with = "humantime_serde")]
+    pub available_now_patience: Duration,
 }
 
 /// `[epoch]`.

@@ -43,6 +43,24 @@ pub enum PipelineError {
     /// The consumer has ended.
     #[error("kafka consumer: {0}")]
     Source(String),
+    /// There is nothing to drain.
+    #[error(
+        "no partition was given within {} s (trigger.available-now-patience): no broker answers, no topic is there, or other \
+         members of the group have them all",
+        patience.as_secs()
+    )]
+    NothingToRead {
+        /// The limit.
+        patience: Duration,
+    },
+    /// Stopped before all was read that was there at the start.
+    #[error(
+        "stopped before all was read that was there at the start; {records} records are committed, the next start goes on"
+    )]
+    Unfinished {
+        /// Committed by this process.
+        records: u64,
+    },
 }
 
 enum Stage {
@@ -91,6 +109,8 @@ pub struct Pipeline {
     /// Ends of the partitions at the start, while only those are to be read.
     goals: Option<Vec<i64>>,
     cleaned_at: Instant,
+    /// The start, or the last loss of all partitions.
+    idle_since: Instant,
     is_drained: bool,
     /// Something was delivered or given up since the last epoch.
     has_outcomes: bool,
@@ -120,6 +140,7 @@ impl Pipeline {
             ends_asked_at: None,
             goals: None,
             cleaned_at: Instant::now(),
+            idle_since: Instant::now(),
             is_drained: false,
             has_outcomes: false,
             is_write_refused: false,
@@ -145,6 +166,7 @@ impl Pipeline {
                 () = tokio::time::sleep(wait) => {}
             }
             self.poll().await?;
+            self.check_patience()?;
         }
         self.parts.health.update(|status| status.stage = HealthStage::Stopping);
         self.commit_if(true).await?;
@@ -158,7 +180,22 @@ impl Pipeline {
             // The last state file still owes what has been delivered since: the next start would send it again.
             counting.mark_dirty();
         }
-        self.commit_if(true).await
+        self.commit_if(true).await?;
+        if self.parts.settings.trigger.available_now && !self.is_drained {
+            return Err(PipelineError::Unfinished { records: self.records });
+        }
+        Ok(())
+    }
+
+    /// Whoever waits for a drain to end must not wait for ever for it to begin.
+    fn check_patience(&self) -> Result<(), PipelineError> {
+        let trigger = &self.parts.settings.trigger;
+        let patience = trigger.available_now_patience;
+        let has_begun = matches!(self.stage, Stage::Running { .. }) || self.is_drained;
+        if trigger.available_now && !has_begun && self.idle_since.elapsed() > patience {
+            return Err(PipelineError::NothingToRead { patience });
+        }
+        Ok(())
     }
 
     /// Gives the channels the drain timeout to take what is owed; what they do not take stays owed.
@@ -194,6 +231,7 @@ impl Pipeline {
             SourceEvent::Revoked => {
                 info!("the group took all partitions");
                 self.drop_work();
+                self.idle_since = Instant::now();
                 self.stage = Stage::Idle;
             }
             SourceEvent::Started { assignment, positions } => self.start(assignment, &positions),

@@ -22,6 +22,8 @@ pub mod names {
     pub const KAFKA_GAP_RECORDS_TOTAL: &str = "aggregator_kafka_gap_records_total";
     /// Errors of the consumer.
     pub const KAFKA_ERRORS_TOTAL: &str = "aggregator_kafka_errors_total";
+    /// Records of a partition behind those that the lake holds, by `topic` and `partition`.
+    pub const LAG_RECORDS: &str = "aggregator_lag_records";
     /// Partitions of this instance.
     pub const PARTITIONS: &str = "aggregator_partitions";
     /// Assignments begun: rebalances and restarts after a failure.
@@ -107,6 +109,7 @@ fn describe() {
     describe_counter!(names::UNKNOWN_FIELDS_TOTAL, "Ignored fields of readings");
     describe_counter!(names::KAFKA_GAP_RECORDS_TOTAL, "Records lost to Kafka's retention");
     describe_counter!(names::KAFKA_ERRORS_TOTAL, "Errors of the consumer");
+    describe_gauge!(names::LAG_RECORDS, "Records in Kafka that are not committed to the lake yet");
     describe_gauge!(names::PARTITIONS, "Partitions of this instance");
     describe_counter!(names::ASSIGNMENTS_TOTAL, "Assignments begun");
     describe_counter!(names::EPOCHS_TOTAL, "Epochs committed");

@@ -255,6 +255,20 @@ fn wait_for_files(lake: &Path, before: usize, child: &mut Child) -> usize {
 }
 
 #[test]
+fn a_drain_that_finds_no_broker_ends_with_exit_code_69() {
+    let plant = Plant::new();
+    let variables = [
+        ("AGGREGATOR__KAFKA__BROKERS", "127.0.0.1:1"),
+        ("AGGREGATOR__TRIGGER__AVAILABLE_NOW", "true"),
+        ("AGGREGATOR__TRIGGER__AVAILABLE_NOW_PATIENCE", "2s"),
+    ];
+    let output = plant.command("run", &variables).output().expect("started");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(69), "{text}");
+    assert!(text.contains("trigger.available-now-patience"), "{text}");
+}
+
+#[test]
 fn an_unwritable_lake_is_a_clear_error_with_exit_code_74() {
     let plant = Plant::new();
     std::fs::write(plant.lake(), b"a file, no folder").expect("written");

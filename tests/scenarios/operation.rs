@@ -38,7 +38,8 @@ const EDGE_METRICS: [&str; 22] = [
     "kafka_delivered_records_total",
     "outbox_records",
 ];
-const AGGREGATOR_METRICS: [&str; 9] = [
+const AGGREGATOR_METRICS: [&str; 10] = [
+    "aggregator_lag_records",
     "aggregator_records_in_total",
     "aggregator_records_total",
     "aggregator_partitions",

@@ -91,8 +91,12 @@ def tables_of(lake):
 
 
 def main():
+    if len(sys.argv) < 3 or sys.argv[1] not in ("query", "protocol") or (sys.argv[1] == "query" and len(sys.argv) != 4):
+        raise SystemExit(__doc__)
     action, lake = sys.argv[1:3]
     tables = tables_of(lake)
+    if not tables and action == "query":
+        raise SystemExit(f"{lake} holds no Delta table (yet)")
     if action == "protocol":
         answer = {}
         for name, table in tables.items():
@@ -105,7 +109,11 @@ def main():
     connection.execute("SET TimeZone = 'UTC'")
     for name, table in tables.items():
         define(connection, name, table)
-    for (row,) in connection.execute(f"SELECT CAST(to_json(r) AS VARCHAR) FROM ({sys.argv[3]}) r").fetchall():
+    try:
+        rows = connection.execute(f"SELECT CAST(to_json(r) AS VARCHAR) FROM ({sys.argv[3]}) r").fetchall()
+    except duckdb.Error as error:
+        raise SystemExit(f"{error}\ntables of {lake}: {', '.join(tables)}") from None
+    for (row,) in rows:
         print(row)
 
 

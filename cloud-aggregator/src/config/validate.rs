@@ -68,6 +68,8 @@ impl Settings {
         self.check_alerts(&mut faults);
         let millisecond = Duration::from_millis(1);
         faults.duration("trigger.processing-time", self.trigger.processing_time, millisecond, DAY);
+        let patience = self.trigger.available_now_patience;
+        faults.duration("trigger.available-now-patience", patience, millisecond, DAY);
         faults.range("epoch.records-max", self.epoch.records_max, 1, 50_000_000);
         faults.range("epoch.bytes-max", self.epoch.bytes_max, 1, 16_384 * MEBIBYTE);
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.telemetry.filter) {

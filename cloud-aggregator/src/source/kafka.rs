@@ -11,13 +11,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use aggregator_core::checkpoint::TopicPartition;
-use metrics::counter;
+use metrics::{counter, gauge};
 use rdkafka::Message as _;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers as _};
+use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 use shared_proto::Encoding;
@@ -128,6 +129,7 @@ pub fn start(
         ("queued.min.messages", "100000"),
         // The client's own second of waiting, each time its queue was full, would be most of a backlog's time.
         ("fetch.queue.backoff.ms", "10"),
+        ("statistics.interval.ms", "5000"),
         ("fetch.message.max.bytes", &settings.record_bytes_max.to_string()),
         ("client.id", &settings.group),
         ("socket.keepalive.enable", "true"),
@@ -213,6 +215,22 @@ impl ClientContext for Context {
             | RDKafkaLogLevel::Warning => debug!(facility, message, "kafka client warns"),
             RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info | RDKafkaLogLevel::Debug => {
                 debug!(facility, message, "kafka client");
+            }
+        }
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        for (topic, of_topic) in &statistics.topics {
+            for (number, partition) in &of_topic.partitions {
+                // A high watermark below 0 is not known: never read here.
+                if partition.hi_offset < 0 {
+                    continue;
+                }
+                let known = partition.committed_offset.max(partition.lo_offset).max(0);
+                // What was given to another member is its to tell.
+                let lag = if partition.desired { (partition.hi_offset - known).max(0) } else { 0 };
+                let labels = [("topic", topic.clone()), ("partition", number.to_string())];
+                gauge!(names::LAG_RECORDS, &labels).set(lag as f64);
             }
         }
     }
