@@ -174,12 +174,10 @@ mod tests {
         let mut answer = [0; 4];
         open.write_all(b"ping").unwrap();
         open.read_exact(&mut answer).unwrap();
-        let before = proxy.forwarded_bytes();
         proxy.hold();
         open.write_all(b"pong").unwrap();
         open.set_read_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
         assert!(open.read(&mut answer).is_err(), "it waits");
-        assert_eq!(proxy.forwarded_bytes(), before);
         open.set_read_timeout(None).unwrap();
         proxy.release();
         open.read_exact(&mut answer).unwrap();

@@ -23,6 +23,9 @@ use tracing::{info, warn};
 
 use crate::config::{self, Secret, read_secret};
 
+/// How often missing columns are tried to be added.
+const COLUMN_ATTEMPTS_MAX: u32 = 3;
+
 /// Why the lake did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum LakeError {
@@ -157,6 +160,32 @@ fn table_error(table: &str, source: DeltaTableError) -> LakeError {
     LakeError::Table { table: table.to_owned(), source: Box::new(source) }
 }
 
+/// Another instance may do the same at the same time: then the table is read again.
+async fn add_missing_columns(
+    mut table: DeltaTable,
+    name: &'static str,
+    columns: &[StructField],
+) -> Result<DeltaTable, LakeError> {
+    let failed = |source| table_error(name, source);
+    for attempt in 1..=COLUMN_ATTEMPTS_MAX {
+        let snapshot = table.snapshot().map_err(failed)?;
+        let schema = snapshot.metadata().parse_schema().map_err(|error| failed(error.into()))?;
+        let is_missing = |column: &&StructField| schema.field(column.name()).is_none();
+        let missing: Vec<StructField> = columns.iter().filter(is_missing).cloned().collect();
+        if missing.is_empty() {
+            return Ok(table);
+        }
+        let names: Vec<&str> = missing.iter().map(|column| column.name().as_str()).collect();
+        match table.clone().add_columns().with_fields(missing.clone()).await {
+            Ok(_) => info!(table = name, columns = names.join(", "), "columns added"),
+            Err(error) if attempt == COLUMN_ATTEMPTS_MAX => return Err(failed(error)),
+            Err(error) => info!(table = name, %error, "columns were not added here"),
+        }
+        table.load().await.map_err(failed)?;
+    }
+    Ok(table)
+}
+
 /// One table.
 pub struct Table {
     name: &'static str,
@@ -174,7 +203,7 @@ impl std::fmt::Debug for Table {
 }
 
 impl Table {
-    /// Opens a table, or creates it.
+    /// Opens a table, or creates it. One that an older version made gets the columns that it lacks.
     ///
     /// # Errors
     /// The storage refuses, or what is there is no Delta table.
@@ -190,7 +219,7 @@ impl Table {
             let created = CreateBuilder::new()
                 .with_log_store(table.log_store())
                 .with_table_name(name)
-                .with_columns(columns)
+                .with_columns(columns.clone())
                 .with_partition_columns(partitions.clone())
                 .with_save_mode(SaveMode::Ignore)
                 .await;
@@ -201,6 +230,7 @@ impl Table {
             }
         }
         table.load().await.map_err(failed)?;
+        let table = add_missing_columns(table, name, &columns).await?;
         let snapshot = table.snapshot().map_err(failed)?;
         let kernel_schema =
             snapshot.metadata().parse_schema().map_err(|error| failed(error.into()))?;

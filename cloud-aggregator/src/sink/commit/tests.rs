@@ -260,3 +260,41 @@ fn every_batch_fits_a_schema_that_has_grown_a_column() {
         .expect("fits");
     assert_eq!((batch.num_rows(), batch.num_columns()), (1, 1));
 }
+
+/// A lake of an older version lacked the columns that came later, and their values were dropped.
+#[tokio::test]
+async fn a_table_of_an_older_version_gets_the_columns_that_it_lacks_and_stays_readable_by_all() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let settings = lake_settings(folder.path());
+    let location = Location::open(&settings).expect("writable");
+    let (mut columns, partitions) = rows::side_columns(SideTable::MachineEvents);
+    columns.retain(|column| {
+        !["rule_version", "trip_id", "operator"].contains(&column.name().as_str())
+    });
+    let name = SideTable::MachineEvents.as_str();
+    Table::open(&location, name, columns, partitions).await.expect("created");
+    for _ in 0..2 {
+        let lake = Lake::open(&settings).await.expect("opened");
+        let schema = lake.side_tables[&SideTable::MachineEvents].schema().clone();
+        for column in ["rule_version", "trip_id", "operator"] {
+            assert!(schema.field_with_name(column).is_ok(), "{column} in {schema:?}");
+        }
+    }
+    let log = folder.path().join(name).join("_delta_log");
+    let mut versions: Vec<_> = std::fs::read_dir(&log)
+        .expect("listed")
+        .map(|entry| entry.expect("entry").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
+        .collect();
+    versions.sort();
+    assert_eq!(versions.len(), 2, "made, and once completed");
+    for version in versions {
+        let text = std::fs::read_to_string(version).expect("read");
+        for line in text.lines().filter(|line| line.starts_with("{\"protocol\"")) {
+            assert!(
+                line.contains("\"minReaderVersion\":1") && line.contains("\"minWriterVersion\":2"),
+                "{line}"
+            );
+        }
+    }
+}
