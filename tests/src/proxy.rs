@@ -131,10 +131,11 @@ fn forward(shared: &Shared, mut from: TcpStream, mut to: TcpStream, can_be_held:
         if can_be_held {
             shared.wait_until_released();
         }
+        // Before: whoever has read them finds them counted.
+        shared.forwarded_bytes.fetch_add(length as u64, Ordering::Relaxed);
         if length == 0 || to.write_all(&buffer[..length]).is_err() {
             break;
         }
-        shared.forwarded_bytes.fetch_add(length as u64, Ordering::Relaxed);
     }
     // One direction has ended: end the other too.
     from.shutdown(Shutdown::Both).ok();
