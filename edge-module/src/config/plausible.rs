@@ -16,15 +16,7 @@ impl Settings {
                 check_limit(&path, machine, limit, faults);
             }
         }
-        let protection = &self.protection;
-        let own = [
-            ("protection.command-topic", &protection.command_topic),
-            ("protection.state-topic", &protection.state_topic),
-            ("protection.reset-topic", &protection.reset_topic),
-            ("protection.shelve-topic", &protection.shelve_topic),
-            ("protection.interlock-topic", &protection.interlock_topic),
-            ("protection.heartbeat-topic", &protection.heartbeat_topic),
-        ];
+        let own = self.protection.topics();
         for filter in self.mqtt.reading_topics.iter().chain(&self.mqtt.waveform_topics) {
             for (path, topic) in own {
                 if overlap(&filter.replace(MACHINE, "+"), &topic.replace(MACHINE, "+")) {

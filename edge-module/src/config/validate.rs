@@ -8,7 +8,7 @@ use edge_core::vibration::WindowShape;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaError;
 
-use super::{Actuator, Fault, Machine, ModbusTcp, Settings, read_secret};
+use super::{Actuator, Fault, Machine, ModbusTcp, Protection, Settings, read_secret};
 use crate::intake::MACHINE_PLACEHOLDER;
 
 /// Properties that the promises of the forwarder rest on.
@@ -54,6 +54,20 @@ impl Faults {
         if value.trim().is_empty() {
             self.add(path, "is empty");
         }
+    }
+}
+
+impl Protection {
+    /// Its own topics, with their keys.
+    pub(super) const fn topics(&self) -> [(&'static str, &String); 6] {
+        [
+            ("protection.command-topic", &self.command_topic),
+            ("protection.state-topic", &self.state_topic),
+            ("protection.reset-topic", &self.reset_topic),
+            ("protection.shelve-topic", &self.shelve_topic),
+            ("protection.interlock-topic", &self.interlock_topic),
+            ("protection.heartbeat-topic", &self.heartbeat_topic),
+        ]
     }
 }
 
@@ -126,14 +140,7 @@ impl Settings {
 
     fn check_protection(&self, faults: &mut Faults) {
         let protection = &self.protection;
-        let topics = [
-            ("protection.command-topic", &protection.command_topic),
-            ("protection.state-topic", &protection.state_topic),
-            ("protection.reset-topic", &protection.reset_topic),
-            ("protection.shelve-topic", &protection.shelve_topic),
-            ("protection.interlock-topic", &protection.interlock_topic),
-            ("protection.heartbeat-topic", &protection.heartbeat_topic),
-        ];
+        let topics = protection.topics();
         let mut seen = BTreeSet::new();
         for (path, topic) in topics {
             if !topic.contains("{machine}") {
