@@ -301,14 +301,14 @@ impl Protection {
                         .increment(1);
                 }
                 Piece::Reading(reading) => {
-                    self.notice_mismatch(&reading.sensor_id, true);
                     self.judge_one(&reading.sensor_id, received, |interlock, now| {
                         interlock.handle_reading(&reading.sensor_id, &reading, now)
                     });
+                    self.notice_mismatch(&reading.sensor_id, true);
                 }
                 Piece::Block(block, depth) => {
-                    self.notice_mismatch(&block.sensor_id, false);
                     self.judge_block(&block, depth, received);
+                    self.notice_mismatch(&block.sensor_id, false);
                 }
                 // A number that is none is a fault of its sensor.
                 Piece::Unusable(sensor) => self.judge_one(&sensor, received, |interlock, now| {
@@ -565,7 +565,7 @@ impl Protection {
     fn publish_latch(&mut self, machine_id: &MachineId) {
         let Some(interlock) = self.interlocks.get(machine_id) else { return };
         let latch = interlock.snapshot();
-        self.show_latch(machine_id);
+        self.show_latch(latch.clone());
         if self.sinks.latches.try_send(latch.clone()).is_err() {
             // Handed over with the next look around, in its newest state.
             self.unsaved.insert(machine_id.clone());
@@ -577,9 +577,9 @@ impl Protection {
         self.count_states();
     }
 
-    fn show_latch(&self, machine_id: &MachineId) {
-        let Some(interlock) = self.interlocks.get(machine_id) else { return };
-        let (latch, refused) = (interlock.snapshot(), self.refused.get(machine_id).cloned());
+    fn show_latch(&self, latch: LatchSnapshot) {
+        let machine_id = latch.machine_id.clone();
+        let refused = self.refused.get(&machine_id).cloned();
         if let Err(error) = self.actuation.show(ShownLatch { latch, refused }) {
             warn!(%machine_id, %error, "state of the latch not published");
         }
@@ -614,7 +614,9 @@ impl Protection {
         let (operator, at) = (operator.to_owned(), now().to_string());
         let refused = RefusedRequest { request, operator, reason, at };
         self.refused.insert(machine_id.clone(), refused);
-        self.show_latch(machine_id);
+        if let Some(interlock) = self.interlocks.get(machine_id) {
+            self.show_latch(interlock.snapshot());
+        }
     }
 
     fn count_states(&self) {
