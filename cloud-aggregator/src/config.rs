@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use aggregator_core::Comparison;
+use aggregator_core::{GroupBy, OutputMode};
 use config::{Case, Config, ConfigError, Environment, File, FileFormat, Value, ValueKind};
 use serde::Deserialize;
 
@@ -208,6 +208,9 @@ pub struct Trigger {
     /// Length of an epoch.
     #[serde(with = "humantime_serde")]
     pub processing_time: Duration,
+    /// Alerts record by record, and the length of an epoch then; zero is off.
+    #[serde(with = "humantime_serde")]
+    pub continuous: Duration,
     /// Drain and exit.
     pub available_now: bool,
     /// Longest wait for something to drain.
@@ -231,19 +234,46 @@ pub struct Epoch {
 pub struct Rule {
     /// Name, unique.
     pub name: String,
-    /// Which readings it looks at.
-    pub metric_type: String,
-    /// How a value is compared.
-    pub comparison: Comparison,
-    /// With what, in the unit of the readings.
-    pub value: f64,
+    /// Which readings it looks at: see [`aggregator_core::filter`].
+    pub filter: String,
     /// Length of a window.
     #[serde(with = "humantime_serde")]
     pub window: Duration,
-    /// Alert when a window holds more matches.
-    pub count_more_than: u64,
+    /// Between the starts of two windows; `None`: the window's length.
+    #[serde(default, with = "humantime_serde")]
+    pub slide: Option<Duration>,
+    /// `sensor` or `machine`.
+    #[serde(default = "by_sensor")]
+    pub by: String,
+    /// What makes a window an anomaly: see [`aggregator_core::Threshold`].
+    pub threshold: String,
+    /// `append`, `update` or `complete`.
+    #[serde(default = "append")]
+    pub output_mode: String,
     /// 0 (critical) to 4 (verbose).
     pub severity: u8,
+}
+
+fn by_sensor() -> String {
+    GroupBy::Sensor.as_str().to_owned()
+}
+
+fn append() -> String {
+    OutputMode::Append.as_str().to_owned()
+}
+
+impl Trigger {
+    /// How long an epoch lasts.
+    #[must_use]
+    pub fn epoch_length(&self) -> Duration {
+        if self.is_continuous() { self.continuous } else { self.processing_time }
+    }
+
+    /// Whether alerts leave before their epoch is committed.
+    #[must_use]
+    pub fn is_continuous(&self) -> bool {
+        !self.continuous.is_zero()
+    }
 }
 
 /// `[counting]`. Limits are for one Kafka partition.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use aggregator_core::checkpoint::{EpochError, EpochFile, EpochId, Nonce, TopicPartition};
-use aggregator_core::{PartitionState, ProcessingTime};
+use aggregator_core::{Alert, PartitionState, ProcessingTime};
 use metrics::{counter, gauge, histogram};
 use shared_proto::model::MachineId;
 use tokio::sync::{mpsc, watch};
@@ -342,7 +342,7 @@ impl Pipeline {
         let wait = match &self.stage {
             Stage::Recovering { retry_at, .. } => until(*retry_at),
             Stage::Running { .. } => match self.epoch_since {
-                Some(since) => until(since + self.parts.settings.trigger.processing_time),
+                Some(since) => until(since + self.parts.settings.trigger.epoch_length()),
                 None => TICK_MAX,
             },
             Stage::Idle | Stage::Starting { .. } => TICK_MAX,
@@ -465,7 +465,7 @@ impl Pipeline {
         let (tally, epoch) = (counting.tally(), &self.parts.settings.epoch);
         gauge!(names::OLDEST_UNCOMMITTED_AGE_SECONDS).set(since.elapsed().as_secs_f64());
         self.is_drained
-            || since.elapsed() >= self.parts.settings.trigger.processing_time
+            || since.elapsed() >= self.parts.settings.trigger.epoch_length()
             || tally.records_in >= epoch.records_max
             || tally.bytes >= epoch.bytes_max
     }
@@ -508,7 +508,7 @@ impl Pipeline {
             .committed(epoch, |id| file.partitions.remove(id).map(|partition| partition.state));
         counter!(names::ALERTS_TOTAL).increment(alerts.len() as u64);
         for (partition, alert) in alerts {
-            info!(rule = alert.rule, sensor = %alert.sensor_id, id = alert.id, "alert");
+            log_alert(&alert);
             if let Some(overflow) = self.parts.desk.add(partition, alert) {
                 bury(counting, &overflow);
             }
@@ -564,7 +564,7 @@ impl Pipeline {
     /// Asks where partitions with silent sensors end: while records wait there, nobody is known to be silent.
     fn ask_for_ends(&mut self) {
         let Stage::Running { counting, .. } = &self.stage else { return };
-        let interval = self.parts.settings.trigger.processing_time.max(TICK_MAX);
+        let interval = self.parts.settings.trigger.epoch_length().max(TICK_MAX);
         if self.ends_asked_at.is_some_and(|asked| asked.elapsed() < interval) {
             return;
         }
@@ -574,6 +574,20 @@ impl Pipeline {
         self.ends_asked_at = Some(Instant::now());
         self.parts.source.send(Command::LookUpEnds(counting.silent_slots(now())));
     }
+}
+
+fn log_alert(alert: &Alert) {
+    info!(
+        rule = alert.rule,
+        of = alert.group(),
+        window_start = %alert.window_start,
+        count = alert.count,
+        threshold = %alert.threshold,
+        observed = alert.observed,
+        historical = alert.historical,
+        id = alert.id,
+        "alert"
+    );
 }
 
 async fn wait_for_stop(stop: &mut watch::Receiver<bool>) {

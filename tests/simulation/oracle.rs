@@ -157,9 +157,10 @@ fn batch_windows(world: &World) -> BTreeMap<(SensorId, i64), u64> {
 fn check_windows(world: &World) -> BTreeMap<(SensorId, i64), u64> {
     let mut rows: Vec<_> = world.lake.anomalies.iter().collect();
     rows.sort_by_key(|row| (row.sensor_id.clone(), row.window_start, row.revision));
+    let sensor = |id: &Option<SensorId>| id.clone().expect("the rule counts by sensor");
     let mut latest: BTreeMap<(SensorId, i64), (u32, u64)> = BTreeMap::new();
     for row in rows {
-        let key = (row.sensor_id.clone(), row.window_start.micros());
+        let key = (sensor(&row.sensor_id), row.window_start.micros());
         let before = latest.insert(key, (row.revision, row.count));
         let (revision, count) = before.unwrap_or((0, 0));
         assert_eq!(row.revision, revision + 1, "revisions of {row:?}");
@@ -174,8 +175,9 @@ fn check_windows(world: &World) -> BTreeMap<(SensorId, i64), u64> {
 /// Every anomaly was alerted, and nothing else.
 fn check_alerts(world: &World, anomalies: &BTreeMap<(SensorId, i64), u64>) {
     let alerts = world.lake.alerts.iter();
+    let sensor = |id: &Option<SensorId>| id.clone().expect("the rule counts by sensor");
     let alerted: BTreeSet<(SensorId, i64)> =
-        alerts.map(|alert| (alert.sensor_id.clone(), alert.window_start.micros())).collect();
+        alerts.map(|alert| (sensor(&alert.sensor_id), alert.window_start.micros())).collect();
     let ids: BTreeSet<&str> = world.lake.alerts.iter().map(|alert| alert.id.as_str()).collect();
     assert_eq!(alerted, anomalies.keys().cloned().collect(), "alerts and anomalies");
     assert_eq!(ids.len(), alerted.len(), "one id a window");

@@ -30,6 +30,8 @@ pub mod reason {
     pub const METRIC_TYPES_LIMIT: &str = "metric-types-limit";
     /// One sensor more than `sensors_max`.
     pub const SENSORS_LIMIT: &str = "sensors-limit";
+    /// One machine more than `sensors_max`.
+    pub const MACHINES_LIMIT: &str = "machines-limit";
     /// One window more than `windows_per_sensor_max` or `windows_max`.
     pub const WINDOWS_LIMIT: &str = "windows-limit";
 }

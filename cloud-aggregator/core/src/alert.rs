@@ -1,24 +1,25 @@
-//! The early alert: fired by the match that makes a window an anomaly, once a window.
+//! The alert: fired once a window, by the match that makes it an anomaly for good, or at its close where only the close can tell.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use shared_proto::model::{EventTime, MachineId, SensorId};
 
 use crate::exact;
+use crate::rule::Threshold;
 use crate::time::ProcessingTime;
 
-/// One window has more matches than its rule allows. A repeat carries the same `id`.
+/// One window is an anomaly. A repeat carries the same `id`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Alert {
-    /// [`alert_id`] of rule, sensor and window start: the idempotency key of every action.
+    /// [`alert_id`] of rule, sensor or machine, and window start: the idempotency key of every action.
     pub id: String,
     /// Rule that fired.
     pub rule: String,
     /// 0 (critical) to 4 (verbose), as Azure Monitor counts.
     pub severity: u8,
-    /// Sensor whose window it is.
-    pub sensor_id: SensorId,
-    /// Machine the sensor sits on, if a matching reading told.
+    /// Sensor whose window it is; `None` where the rule counts by machine.
+    pub sensor_id: Option<SensorId>,
+    /// Machine whose window it is, or the machine the sensor sits on, if a matching reading told.
     pub machine_id: Option<MachineId>,
     /// First microsecond of the window.
     pub window_start: EventTime,
@@ -26,21 +27,35 @@ pub struct Alert {
     pub window_end: EventTime,
     /// Matches in the window when it fired.
     pub count: u64,
-    /// The rule's limit, in the unit of the metric.
+    /// What the window must not be.
+    pub threshold: Threshold,
+    /// What the threshold's aggregate was when it fired.
     #[serde(with = "exact::number")]
-    pub threshold: f64,
+    pub observed: f64,
     /// When the aggregator decided.
     pub fired_at: ProcessingTime,
     /// The window was closed, or over for longer than `historical_after`: for the record, not for a call-out.
     pub historical: bool,
 }
 
-/// Hexadecimal SHA-256 of rule, sensor and window start. Each text goes in behind its length (64 bits, little-endian),
+impl Alert {
+    /// The sensor or machine whose window it is.
+    #[must_use]
+    pub fn group(&self) -> &str {
+        match (&self.sensor_id, &self.machine_id) {
+            (Some(sensor), _) => sensor.as_str(),
+            (None, Some(machine)) => machine.as_str(),
+            (None, None) => "",
+        }
+    }
+}
+
+/// Hexadecimal SHA-256 of rule, sensor or machine, and window start. Each text goes in behind its length (64 bits, little-endian),
 /// so that no two triples share the bytes; the start goes in as 64 bits, little-endian, of its microseconds.
 #[must_use]
-pub fn alert_id(rule: &str, sensor_id: &SensorId, window_start: EventTime) -> String {
+pub fn alert_id(rule: &str, group: &str, window_start: EventTime) -> String {
     let mut hash = Sha256::new();
-    for text in [rule, sensor_id.as_str()] {
+    for text in [rule, group] {
         hash.update((text.len() as u64).to_le_bytes());
         hash.update(text);
     }

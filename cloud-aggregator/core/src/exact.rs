@@ -37,6 +37,34 @@ pub mod number {
     }
 }
 
+/// A number that may be absent as text, for `#[serde(with = …)]`.
+pub mod option {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(transparent)]
+    struct Number(#[serde(with = "super::number")] f64);
+
+    /// Writes the number as in [`super::number`], or nothing.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub fn serialize<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+        value.map(Number).serialize(serializer)
+    }
+
+    /// Reads what [`serialize`] wrote.
+    ///
+    /// # Errors
+    /// Not a number, or those of the deserializer.
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<f64>, D::Error> {
+        let value = Option::<Number>::deserialize(deserializer)?;
+        Ok(value.map(|Number(value)| value))
+    }
+}
+
 /// Names with numbers as text, for `#[serde(with = …)]`.
 pub mod number_map {
     use std::collections::BTreeMap;

@@ -1,57 +1,120 @@
 //! What the aggregator knows of one Kafka partition between two records.
 //!
-//! The state is saved whole in each epoch's state file (see [`crate::checkpoint`]) and read back after a restart or a
-//! rebalance. Its form carries [`FORMAT`]; another number, or a state that contradicts itself, is refused.
-//!
 //! Sensors must not be spread over partitions of one topic (the key of a reading is its `sensor_id`): each partition
-//! counts alone.
+//! counts alone. Rules that count by machine count what of a machine stands in the partition. How the state is saved: [`saved`].
 
 use std::collections::{BTreeMap, HashMap};
 
-use serde::{Deserialize, Serialize};
-use shared_proto::model::{EventTime, Identity, MachineId, MetricType, Quality, Reading, SensorId};
+use shared_proto::model::{EventTime, Identity, MachineId, MetricType, Reading, SensorId};
 
 use crate::accounting::{Accounting, Disposition, reason};
 use crate::dedup::HighWaterMarks;
-use crate::settings::{Rule, Settings};
+use crate::rule::{GroupBy, OutputMode, Rule};
+use crate::settings::Settings;
 use crate::time::ProcessingTime;
-use crate::watermark::{SensorIndex, SilenceQueue, Watermark};
+use crate::watermark::{GroupIndex, SilenceQueue, Watermark};
 pub use crate::window::Outputs;
-use crate::window::{Context, Match, RuleIndex, Windows};
+use crate::window::{AnomalyRow, Context, Group, Match, RuleIndex, Windows};
 
-/// Number of the saved form.
-pub const FORMAT: u32 = 1;
+mod matching;
+pub mod saved;
+
+use matching::{Found, MatchingRules};
+pub use saved::RestoreError;
 
 /// State of one Kafka partition of a reading topic, or (high-water marks only) of another topic.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(try_from = "Saved")]
+#[derive(Clone, Debug)]
 pub struct PartitionState {
-    format: u32,
     /// The rules in force: windows refer to them by position.
     rules: Vec<Rule>,
+    /// By rule: only windows that begin later are judged, because readings before were not held against the rule.
+    since: Vec<EventTime>,
     /// Metric types seen, with the rules that look at them.
-    metrics: BTreeMap<MetricType, Vec<RuleIndex>>,
+    metrics: BTreeMap<MetricType, MatchingRules>,
     sensors: Vec<Sensor>,
+    machines: Vec<Machine>,
     marks: HighWaterMarks,
     accounting: Accounting,
-    #[serde(skip)]
-    positions: HashMap<SensorId, SensorIndex>,
-    #[serde(skip)]
-    silence: SilenceQueue,
-    #[serde(skip)]
+    unmatched: Unmatched,
+    sensor_positions: HashMap<SensorId, GroupIndex>,
+    machine_positions: HashMap<MachineId, GroupIndex>,
+    silent_sensors: SilenceQueue,
+    silent_machines: SilenceQueue,
     windows_held: usize,
+    /// Windows whose row is due at the next trigger.
+    due: Vec<Due>,
+    /// Scratch: what the reading in hand matches.
+    found: Found,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Sensor {
-    sensor_id: SensorId,
-    machine_id: Option<MachineId>,
+/// What is counted together.
+#[derive(Clone, Debug, PartialEq)]
+struct Track {
     watermark: Watermark,
     heard: ProcessingTime,
     windows: Windows,
     /// Its entry in the silence queue.
-    #[serde(skip)]
     queued: Option<ProcessingTime>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Sensor {
+    sensor_id: SensorId,
+    machine_id: Option<MachineId>,
+    track: Track,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Machine {
+    machine_id: MachineId,
+    track: Track,
+}
+
+/// The groups of one reading.
+#[derive(Clone, Copy)]
+struct Groups {
+    sensor: GroupIndex,
+    machine: Option<GroupIndex>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Due {
+    by: GroupBy,
+    index: GroupIndex,
+    start: EventTime,
+    rule: RuleIndex,
+}
+
+/// When something happens, and under which settings.
+#[derive(Clone, Copy)]
+struct Moment<'a> {
+    now: ProcessingTime,
+    settings: &'a Settings,
+    rules: &'a [Rule],
+}
+
+impl<'a> Moment<'a> {
+    fn context(self, group: Group<'a>) -> Context<'a> {
+        let history = self.settings.historical_after.get();
+        let historical_before = self.now.as_event_time().saturating_sub_micros(history);
+        Context { rules: self.rules, group, now: self.now, historical_before }
+    }
+}
+
+/// What counting changes beside the windows.
+struct Effects<'a> {
+    windows_held: &'a mut usize,
+    due: &'a mut Vec<Due>,
+    out: &'a mut Outputs,
+}
+
+/// Matches of rules by machine that are in no window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Unmatched {
+    /// The reading names no machine.
+    pub without_machine: u64,
+    /// The machine's window is forgotten: another of its sensors is further ahead than the retention of closed windows.
+    pub behind_machine: u64,
 }
 
 /// Sizes for metrics.
@@ -59,6 +122,8 @@ struct Sensor {
 pub struct Figures {
     /// Sensors known.
     pub sensors: usize,
+    /// Machines known to rules that count by machine.
+    pub machines: usize,
     /// Metric types seen.
     pub metric_types: usize,
     /// Windows held, open or kept for correction.
@@ -67,38 +132,15 @@ pub struct Figures {
     pub devices: usize,
     /// Devices and generations forgotten at a limit so far.
     pub marks_evicted: u64,
+    /// Matches of rules by machine that are in no window, so far.
+    pub unmatched: Unmatched,
 }
 
-/// What a restart with other rules did to the windows held.
+/// What a change of the rules did to the windows held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Resumed {
     /// Windows of rules that are gone or count other readings now: forgotten.
     pub windows_forgotten: usize,
-}
-
-/// Why a saved state is refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RestoreError {
-    /// Written by another version.
-    #[error(
-        "partition state has format {found}, this version reads {FORMAT}: use the version that wrote it"
-    )]
-    Format {
-        /// Found.
-        found: u32,
-    },
-    /// A sensor stands twice.
-    #[error("partition state names sensor {sensor:?} twice: it is damaged")]
-    SensorTwice {
-        /// The sensor.
-        sensor: String,
-    },
-    /// Windows that fit no rule or are out of order.
-    #[error("windows of sensor {sensor:?} fit no rule of the partition state: it is damaged")]
-    Windows {
-        /// The sensor.
-        sensor: String,
-    },
 }
 
 impl PartitionState {
@@ -106,34 +148,60 @@ impl PartitionState {
     #[must_use]
     pub fn new(settings: &Settings) -> Self {
         Self {
-            format: FORMAT,
             rules: settings.rules.clone(),
+            since: vec![EventTime::from_micros(i64::MIN); settings.rules.len()],
             metrics: BTreeMap::new(),
             sensors: Vec::new(),
+            machines: Vec::new(),
             marks: HighWaterMarks::default(),
             accounting: Accounting::default(),
-            positions: HashMap::new(),
-            silence: SilenceQueue::default(),
+            unmatched: Unmatched::default(),
+            sensor_positions: HashMap::new(),
+            machine_positions: HashMap::new(),
+            silent_sensors: SilenceQueue::default(),
+            silent_machines: SilenceQueue::default(),
             windows_held: 0,
+            due: Vec::new(),
+            found: Found::default(),
         }
     }
 
     /// Takes a saved state into service: the rules of `settings` come into force, and the silence of each sensor
-    /// counts from `now`, because nobody listened in between.
-    ///
-    /// A window stays if its rule has the same name, metric type, comparison, value and length as before; its count
-    /// is then held against the new `count_more_than`. Others are forgotten: a rule that counts other readings starts
-    /// with what it sees from here on. Until this is called, the rules of the saved state stay in force.
+    /// counts from `now`, because nobody listened in between. Until this is called, the rules of the saved state stay in force.
     pub fn resume(&mut self, settings: &Settings, now: ProcessingTime) -> Resumed {
-        let new_positions = new_positions(&self.rules, &settings.rules);
-        self.rules.clone_from(&settings.rules);
-        for (metric_type, indices) in &mut self.metrics {
-            *indices = rules_for(metric_type, &self.rules);
+        let resumed = self.change_rules(&settings.rules);
+        let machines = self.machines.iter_mut().map(|machine| &mut machine.track);
+        for track in self.sensors.iter_mut().map(|sensor| &mut sensor.track).chain(machines) {
+            track.heard = now;
         }
+        self.watch_silence();
+        resumed
+    }
+
+    /// Brings other rules into force.
+    ///
+    /// A window stays if its rule has the same name, filter, length, slide and grouping as before; what it holds is
+    /// then held against the new threshold. Others are forgotten. A rule that is new, or counts other readings now, judges the windows
+    /// that begin after the newest event time seen: those before would be counted in part.
+    pub fn change_rules(&mut self, rules: &[Rule]) -> Resumed {
+        let newest = self.sensors.iter().map(|sensor| sensor.track.watermark.newest()).max();
+        let newest = newest.unwrap_or(EventTime::from_micros(i64::MIN));
+        let new_positions = matching::new_positions(&self.rules, rules);
+        let mut since = vec![newest; rules.len()];
+        for (old, new) in new_positions.iter().enumerate() {
+            if let Some(new) = new {
+                since[usize::from(*new)] = self.since[old];
+            }
+        }
+        self.since = since;
+        self.rules = rules.to_vec();
+        for (metric_type, matching) in &mut self.metrics {
+            *matching = MatchingRules::of(metric_type, &self.rules);
+        }
+        let machines = self.machines.iter_mut().map(|machine| &mut machine.track);
         let mut windows_forgotten = 0;
-        for sensor in &mut self.sensors {
-            windows_forgotten += sensor.windows.renumber(&new_positions);
-            sensor.heard = now;
+        for track in self.sensors.iter_mut().map(|sensor| &mut sensor.track).chain(machines) {
+            windows_forgotten += track.windows.renumber(&new_positions);
         }
         self.windows_held -= windows_forgotten;
         self.watch_silence();
@@ -172,44 +240,69 @@ impl PartitionState {
         self.accounting.record_undecodable();
     }
 
-    /// Closes the windows of sensors that have been silent for the idle timeout.
+    /// Closes the windows of sensors and machines that have been silent for the idle timeout.
     ///
     /// Call it when the time of [`Self::poll_timeout`] has come and the partition has been read to its end: while
     /// records wait in Kafka, nobody is known to be silent. Called early or late it does no harm: a window closed too
     /// soon is corrected by the readings that follow.
     /// A clock set back delays the close of who has fallen silent before by as much.
     pub fn handle_timeout(&mut self, now: ProcessingTime, settings: &Settings, out: &mut Outputs) {
-        let mut silent = Vec::new();
-        let mut heard_since = Vec::new();
-        while let Some(index) = self.silence.pop_due(now, settings.idle_timeout) {
-            let sensor = &mut self.sensors[index as usize];
-            sensor.queued = None;
-            if !sensor.windows.is_any_open() {
-                continue;
-            }
-            if sensor.heard.saturating_add(settings.idle_timeout) <= now {
-                silent.push(index);
-            } else {
-                heard_since.push(index);
-            }
+        let moment = Moment { now, settings, rules: &self.rules };
+        for index in take_silent(&mut self.sensors, &mut self.silent_sensors, moment) {
+            let Sensor { sensor_id, machine_id, track } = &mut self.sensors[index as usize];
+            let group = Group::Sensor(sensor_id, machine_id.as_ref());
+            track.windows.close_idle(&moment.context(group), out);
         }
-        for index in heard_since {
-            self.watch(index);
-        }
-        silent.sort_unstable();
-        let before = historical_before(now, settings);
-        for index in silent {
-            let sensor = &mut self.sensors[index as usize];
-            let Sensor { sensor_id, machine_id, .. } = sensor;
-            let context = Context::new(&self.rules, sensor_id, machine_id.as_ref(), now, before);
-            sensor.windows.close_idle(&context, out);
+        for index in take_silent(&mut self.machines, &mut self.silent_machines, moment) {
+            let Machine { machine_id, track } = &mut self.machines[index as usize];
+            track.windows.close_idle(&moment.context(Group::Machine(machine_id)), out);
         }
     }
 
     /// When to call [`Self::handle_timeout`]; `None` while no window is open.
     #[must_use]
     pub fn poll_timeout(&self, settings: &Settings) -> Option<ProcessingTime> {
-        self.silence.next_timeout(settings.idle_timeout)
+        let queues = [&self.silent_sensors, &self.silent_machines];
+        queues.into_iter().filter_map(|queue| queue.next_timeout(settings.idle_timeout)).min()
+    }
+
+    /// Writes the rows that are due at a trigger (output mode `update`).
+    pub fn handle_trigger(&mut self, now: ProcessingTime, settings: &Settings, out: &mut Outputs) {
+        let moment = Moment { now, settings, rules: &self.rules };
+        let mut all = std::mem::take(&mut self.due);
+        all.sort_unstable();
+        for due in all {
+            let (group, windows) = match due.by {
+                GroupBy::Sensor => {
+                    let Sensor { sensor_id, machine_id, track } =
+                        &mut self.sensors[due.index as usize];
+                    (Group::Sensor(sensor_id, machine_id.as_ref()), &mut track.windows)
+                }
+                GroupBy::Machine => {
+                    let Machine { machine_id, track } = &mut self.machines[due.index as usize];
+                    (Group::Machine(machine_id), &mut track.windows)
+                }
+            };
+            windows.row_at_trigger(due.start, due.rule, &moment.context(group), out);
+        }
+    }
+
+    /// All windows held of rules in output mode `complete`. Looks at every window if there is such a rule.
+    #[must_use]
+    pub fn current_rows(&self, now: ProcessingTime, settings: &Settings) -> Vec<AnomalyRow> {
+        let mut rows = Vec::new();
+        if self.rules.iter().all(|rule| rule.output_mode != OutputMode::Complete) {
+            return rows;
+        }
+        let moment = Moment { now, settings, rules: &self.rules };
+        for Sensor { sensor_id, machine_id, track } in &self.sensors {
+            let group = Group::Sensor(sensor_id, machine_id.as_ref());
+            track.windows.current_rows(&moment.context(group), &mut rows);
+        }
+        for Machine { machine_id, track } in &self.machines {
+            track.windows.current_rows(&moment.context(Group::Machine(machine_id)), &mut rows);
+        }
+        rows
     }
 
     /// Counts since the partition was first read, over all restarts.
@@ -223,30 +316,53 @@ impl PartitionState {
     pub fn figures(&self) -> Figures {
         Figures {
             sensors: self.sensors.len(),
+            machines: self.machines.len(),
             metric_types: self.metrics.len(),
             windows: self.windows_held,
             devices: self.marks.devices(),
             marks_evicted: self.marks.evicted(),
+            unmatched: self.unmatched,
         }
+    }
+
+    /// Rules in force, each with the event time after which its windows begin.
+    pub fn rules(&self) -> impl Iterator<Item = (&Rule, EventTime)> {
+        self.rules.iter().zip(self.since.iter().copied())
+    }
+
+    /// Sensors with the event time up to which their windows are closed by the watermark.
+    pub fn sensor_watermarks(
+        &self,
+        settings: &Settings,
+    ) -> impl Iterator<Item = (&SensorId, EventTime)> {
+        let lateness = settings.allowed_lateness;
+        self.sensors.iter().map(move |sensor| {
+            (
+                &sensor.sensor_id,
+                sensor.track.watermark.newest().saturating_sub_micros(lateness.get()),
+            )
+        })
     }
 
     /// Windows not closed yet. Looks at every window.
     #[must_use]
     pub fn open_windows(&self) -> usize {
-        self.sensors.iter().map(|sensor| sensor.windows.open_count()).sum()
+        let sensors = self.sensors.iter().map(|sensor| &sensor.track);
+        let machines = self.machines.iter().map(|machine| &machine.track);
+        sensors.chain(machines).map(|track| track.windows.open_count()).sum()
     }
 
     /// Watermark of a sensor: windows that end here or before are closed.
     #[must_use]
     pub fn watermark(&self, sensor_id: &str, settings: &Settings) -> Option<EventTime> {
-        let index = *self.positions.get(sensor_id)?;
-        Some(self.sensors[index as usize].watermark.time(settings))
+        let index = *self.sensor_positions.get(sensor_id)?;
+        Some(self.sensors[index as usize].track.watermark.time(settings))
     }
 
     /// The furthest watermark among the sensors. Looks at every sensor.
     #[must_use]
     pub fn newest_watermark(&self, settings: &Settings) -> Option<EventTime> {
-        self.sensors.iter().map(|sensor| sensor.watermark.time(settings)).max()
+        self.sensors.iter().map(|sensor| sensor.track.watermark.time(settings)).max()
     }
 
     fn judge(
@@ -264,30 +380,33 @@ impl PartitionState {
         if let Some(refusal) = refuse_timestamp(reading.timestamp, now, settings) {
             return refusal;
         }
-        let index = match self.sensor_index(reading, now, settings) {
-            Ok(index) => index,
+        let groups = match self.groups(reading, now, settings) {
+            Ok(groups) => groups,
             Err(refusal) => return refusal,
         };
-        let sensor = &mut self.sensors[index as usize];
-        sensor.heard = now;
-        let disposition = if sensor.watermark.is_late(reading.timestamp) {
+        let sensor = &mut self.sensors[groups.sensor as usize];
+        sensor.track.heard = now;
+        let disposition = if sensor.track.watermark.is_late(reading.timestamp) {
             Disposition::Late
         } else {
-            self.count(index, reading, now, settings, out)
+            self.count(groups, reading, now, settings, out)
         };
-        self.watch(index);
+        self.sensors[groups.sensor as usize].track.watch(groups.sensor, &mut self.silent_sensors);
+        if let Some(index) = groups.machine {
+            self.machines[index as usize].track.watch(index, &mut self.silent_machines);
+        }
         disposition
     }
 
-    /// Finds sensor and metric type, or makes room for them.
-    fn sensor_index(
+    /// Finds sensor, metric type and machine, or makes room for them.
+    fn groups(
         &mut self,
         reading: &Reading,
         now: ProcessingTime,
         settings: &Settings,
-    ) -> Result<SensorIndex, Disposition> {
-        let known_sensor = self.positions.get(reading.sensor_id.as_str()).copied();
-        let sensors_max = settings.sensors_max.min(SensorIndex::MAX as usize);
+    ) -> Result<Groups, Disposition> {
+        let known_sensor = self.sensor_positions.get(reading.sensor_id.as_str()).copied();
+        let sensors_max = settings.sensors_max.min(GroupIndex::MAX as usize);
         if known_sensor.is_none() && self.sensors.len() >= sensors_max {
             return Err(Disposition::DeadLetter {
                 reason: reason::SENSORS_LIMIT,
@@ -304,13 +423,44 @@ impl PartitionState {
                     ),
                 });
             }
-            let indices = rules_for(&reading.metric_type, &self.rules);
-            self.metrics.insert(reading.metric_type.clone(), indices);
+            let matching = MatchingRules::of(&reading.metric_type, &self.rules);
+            self.metrics.insert(reading.metric_type.clone(), matching);
         }
-        Ok(match known_sensor {
+        let machine = self.machine_index(reading, now, settings)?;
+        let sensor = match known_sensor {
             Some(index) => index,
             None => self.add_sensor(reading, now, settings),
-        })
+        };
+        Ok(Groups { sensor, machine })
+    }
+
+    /// The machine, where a rule counts by machine what such readings are.
+    fn machine_index(
+        &mut self,
+        reading: &Reading,
+        now: ProcessingTime,
+        settings: &Settings,
+    ) -> Result<Option<GroupIndex>, Disposition> {
+        let Some(machine_id) = &reading.machine_id else { return Ok(None) };
+        let matching = self.metrics.get(reading.metric_type.as_str());
+        if !matching.is_some_and(MatchingRules::is_any_by_machine) {
+            return Ok(None);
+        }
+        if let Some(index) = self.machine_positions.get(machine_id.as_str()) {
+            return Ok(Some(*index));
+        }
+        let machines_max = settings.sensors_max;
+        let room = GroupIndex::try_from(self.machines.len());
+        let Some(index) = room.ok().filter(|_| self.machines.len() < machines_max) else {
+            return Err(Disposition::DeadLetter {
+                reason: reason::MACHINES_LIMIT,
+                detail: format!("{machines_max} machines are known: raise sensors_max"),
+            });
+        };
+        self.machine_positions.insert(machine_id.clone(), index);
+        let track = Track::new(reading.timestamp, now, settings);
+        self.machines.push(Machine { machine_id: machine_id.clone(), track });
+        Ok(Some(index))
     }
 
     fn add_sensor(
@@ -318,154 +468,185 @@ impl PartitionState {
         reading: &Reading,
         now: ProcessingTime,
         settings: &Settings,
-    ) -> SensorIndex {
-        let index = SensorIndex::try_from(self.sensors.len())
+    ) -> GroupIndex {
+        let index = GroupIndex::try_from(self.sensors.len())
             .expect("the limit of sensors is at most the largest index");
-        self.positions.insert(reading.sensor_id.clone(), index);
+        self.sensor_positions.insert(reading.sensor_id.clone(), index);
         self.sensors.push(Sensor {
             sensor_id: reading.sensor_id.clone(),
             machine_id: None,
-            watermark: Watermark::first(reading.timestamp, settings),
-            heard: now,
-            windows: Windows::default(),
-            queued: None,
+            track: Track::new(reading.timestamp, now, settings),
         });
         index
     }
 
-    /// Moves the watermark, then counts what matches. A match without room for its window moves the watermark too:
+    /// Moves the watermarks, then counts what matches. A match without room for its window moves the watermarks too:
     /// else a full sensor would stay full for ever.
     fn count(
         &mut self,
-        index: SensorIndex,
+        groups: Groups,
         reading: &Reading,
         now: ProcessingTime,
         settings: &Settings,
         out: &mut Outputs,
     ) -> Disposition {
-        let Sensor { sensor_id, machine_id, watermark, windows, .. } =
-            &mut self.sensors[index as usize];
-        watermark.advance(reading.timestamp, settings);
-        let closed_up_to = watermark.time(settings);
-        let rules = &self.rules;
-        let before = historical_before(now, settings);
-        let context = Context::new(rules, sensor_id, machine_id.as_ref(), now, before);
-        let forgotten = windows.advance(closed_up_to, watermark.late_before(), &context, out);
-        self.windows_held -= forgotten;
-
-        let indices = self.metrics.get(reading.metric_type.as_str()).map_or(&[][..], Vec::as_slice);
-        let matches = || matches_of(reading, indices, rules);
-        let needed = matches().filter(|found| windows.is_new_for(*found, rules)).count();
-        if needed > 0 {
-            let refusal = refuse_windows(windows.len(), self.windows_held, needed, settings);
-            if let Some(refusal) = refusal {
-                return refusal;
-            }
+        let moment = Moment { now, settings, rules: &self.rules };
+        let Sensor { sensor_id, machine_id, track } = &mut self.sensors[groups.sensor as usize];
+        let context = moment.context(Group::Sensor(sensor_id, machine_id.as_ref()));
+        self.windows_held -= track.advance(reading.timestamp, settings, &context, out);
+        let mut machine = groups.machine.map(|index| &mut self.machines[index as usize]);
+        if let Some(Machine { machine_id, track }) = &mut machine {
+            track.heard = now;
+            let context = moment.context(Group::Machine(machine_id));
+            self.windows_held -= track.advance(reading.timestamp, settings, &context, out);
+        }
+        let Some(matching) = self.metrics.get(reading.metric_type.as_str()) else {
+            return Disposition::Counted;
+        };
+        let machine_horizon = machine.as_ref().map(|machine| machine.track.watermark.late_before());
+        let unmatched = &mut self.unmatched;
+        matching.find(
+            reading,
+            &self.rules,
+            &self.since,
+            machine_horizon,
+            &mut self.found,
+            unmatched,
+        );
+        if self.found.is_empty() {
+            return Disposition::Counted;
+        }
+        let tracks = (&*track, machine.as_ref().map(|machine| &machine.track));
+        if let Some(refusal) = refuse_windows(tracks, &self.found, self.windows_held, settings) {
+            return refusal;
         }
         if let Some(told) = &reading.machine_id
             && machine_id.as_ref() != Some(told)
-            && matches().next().is_some()
         {
             *machine_id = Some(told.clone());
         }
-        let context = Context::new(rules, sensor_id, machine_id.as_ref(), now, before);
-        for found in matches() {
-            self.windows_held += windows.add(found, closed_up_to, &context, out);
+        let mut effects = Effects { windows_held: &mut self.windows_held, due: &mut self.due, out };
+        let context = moment.context(Group::Sensor(sensor_id, machine_id.as_ref()));
+        let of_sensor = (GroupBy::Sensor, groups.sensor);
+        track.count(&self.found.by_sensor, of_sensor, &context, settings, &mut effects);
+        if let (Some(Machine { machine_id, track }), Some(index)) = (machine, groups.machine) {
+            let context = moment.context(Group::Machine(machine_id));
+            let of_machine = (GroupBy::Machine, index);
+            track.count(&self.found.by_machine, of_machine, &context, settings, &mut effects);
         }
         Disposition::Counted
     }
 
-    /// Sees to it that a sensor with open windows stands in the silence queue, not later than it was heard.
-    fn watch(&mut self, index: SensorIndex) {
-        let sensor = &mut self.sensors[index as usize];
-        match sensor.queued {
-            Some(queued) if queued <= sensor.heard => return,
-            Some(queued) => self.silence.remove(queued, index),
-            None if !sensor.windows.is_any_open() => return,
+    fn watch_silence(&mut self) {
+        self.silent_sensors = SilenceQueue::default();
+        for (index, sensor) in (0..).zip(&mut self.sensors) {
+            sensor.track.queued = None;
+            sensor.track.watch(index, &mut self.silent_sensors);
+        }
+        self.silent_machines = SilenceQueue::default();
+        for (index, machine) in (0..).zip(&mut self.machines) {
+            machine.track.queued = None;
+            machine.track.watch(index, &mut self.silent_machines);
+        }
+    }
+}
+
+impl Track {
+    fn new(timestamp: EventTime, now: ProcessingTime, settings: &Settings) -> Self {
+        Self {
+            watermark: Watermark::first(timestamp, settings),
+            heard: now,
+            windows: Windows::default(),
+            queued: None,
+        }
+    }
+
+    /// Moves the watermark; gives how many windows were forgotten.
+    fn advance(
+        &mut self,
+        timestamp: EventTime,
+        settings: &Settings,
+        context: &Context<'_>,
+        out: &mut Outputs,
+    ) -> usize {
+        self.watermark.advance(timestamp, settings);
+        let (closed_up_to, late_before) =
+            (self.watermark.time(settings), self.watermark.late_before());
+        self.windows.advance(closed_up_to, late_before, context, out)
+    }
+
+    fn count(
+        &mut self,
+        matches: &[Match],
+        (by, index): (GroupBy, GroupIndex),
+        context: &Context<'_>,
+        settings: &Settings,
+        effects: &mut Effects<'_>,
+    ) {
+        let closed_up_to = self.watermark.time(settings);
+        for found in matches {
+            let added = self.windows.add(*found, closed_up_to, context, effects.out);
+            *effects.windows_held += usize::from(added.is_new);
+            if added.is_due_now {
+                effects.due.push(Due { by, index, start: found.start, rule: found.rule });
+            }
+        }
+    }
+
+    /// Sees to it that a group with open windows stands in the silence queue, not later than it was heard.
+    fn watch(&mut self, index: GroupIndex, queue: &mut SilenceQueue) {
+        match self.queued {
+            Some(queued) if queued <= self.heard => return,
+            Some(queued) => queue.remove(queued, index),
+            None if !self.windows.is_any_open() => return,
             None => {}
         }
-        sensor.queued = Some(sensor.heard);
-        self.silence.insert(sensor.heard, index);
-    }
-
-    fn watch_silence(&mut self) {
-        self.silence = SilenceQueue::default();
-        for (index, sensor) in (0..).zip(&mut self.sensors) {
-            sensor.queued = sensor.windows.is_any_open().then_some(sensor.heard);
-            if let Some(heard) = sensor.queued {
-                self.silence.insert(heard, index);
-            }
-        }
+        self.queued = Some(self.heard);
+        queue.insert(self.heard, index);
     }
 }
 
-#[cfg(test)]
-mod properties;
-#[cfg(test)]
-mod tests;
+trait Tracked {
+    fn track(&mut self) -> &mut Track;
+}
 
-/// Equal when the same records would have the same effect.
-impl PartialEq for PartitionState {
-    fn eq(&self, other: &Self) -> bool {
-        let saved = |state: &Self| (state.format, state.accounting);
-        let unqueued = |sensor: &Sensor| Sensor { queued: None, ..sensor.clone() };
-        saved(self) == saved(other)
-            && self.rules == other.rules
-            && self.metrics == other.metrics
-            && self.marks == other.marks
-            && self.sensors.iter().map(unqueued).eq(other.sensors.iter().map(unqueued))
+impl Tracked for Sensor {
+    fn track(&mut self) -> &mut Track {
+        &mut self.track
     }
 }
 
-#[derive(Deserialize)]
-struct Saved {
-    format: u32,
-    rules: Vec<Rule>,
-    metrics: BTreeMap<MetricType, Vec<RuleIndex>>,
-    sensors: Vec<Sensor>,
-    marks: HighWaterMarks,
-    accounting: Accounting,
+impl Tracked for Machine {
+    fn track(&mut self) -> &mut Track {
+        &mut self.track
+    }
 }
 
-impl TryFrom<Saved> for PartitionState {
-    type Error = RestoreError;
-
-    fn try_from(saved: Saved) -> Result<Self, RestoreError> {
-        if saved.format != FORMAT {
-            return Err(RestoreError::Format { found: saved.format });
+/// Groups with open windows that have been silent for the idle timeout, in order; who was heard since is watched again.
+fn take_silent<T: Tracked>(
+    groups: &mut [T],
+    queue: &mut SilenceQueue,
+    Moment { now, settings, .. }: Moment<'_>,
+) -> Vec<GroupIndex> {
+    let mut silent = Vec::new();
+    let mut heard_since = Vec::new();
+    while let Some(index) = queue.pop_due(now, settings.idle_timeout) {
+        let track = groups[index as usize].track();
+        track.queued = None;
+        if !track.windows.is_any_open() {
+            continue;
         }
-        let mut positions = HashMap::with_capacity(saved.sensors.len());
-        for (index, sensor) in (0..).zip(&saved.sensors) {
-            let name = || sensor.sensor_id.as_str().to_owned();
-            if positions.insert(sensor.sensor_id.clone(), index).is_some() {
-                return Err(RestoreError::SensorTwice { sensor: name() });
-            }
-            if !sensor.windows.is_consistent(&saved.rules) {
-                return Err(RestoreError::Windows { sensor: name() });
-            }
+        if track.heard.saturating_add(settings.idle_timeout) <= now {
+            silent.push(index);
+        } else {
+            heard_since.push(index);
         }
-        let metrics = saved
-            .metrics
-            .into_keys()
-            .map(|metric_type| {
-                let indices = rules_for(&metric_type, &saved.rules);
-                (metric_type, indices)
-            })
-            .collect();
-        let mut state = Self {
-            format: FORMAT,
-            metrics,
-            rules: saved.rules,
-            windows_held: saved.sensors.iter().map(|sensor| sensor.windows.len()).sum(),
-            sensors: saved.sensors,
-            marks: saved.marks,
-            accounting: saved.accounting,
-            positions,
-            silence: SilenceQueue::default(),
-        };
-        state.watch_silence();
-        Ok(state)
     }
+    for index in heard_since {
+        groups[index as usize].track().watch(index, queue);
+    }
+    silent.sort_unstable();
+    silent
 }
 
 fn refuse_timestamp(
@@ -495,21 +676,35 @@ fn refuse_timestamp(
     None
 }
 
+/// Whether a limit leaves no room for the windows that the matches need.
 fn refuse_windows(
-    held_of_sensor: usize,
+    (sensor, machine): (&Track, Option<&Track>),
+    found: &Found,
     held: usize,
-    needed: usize,
     settings: &Settings,
 ) -> Option<Disposition> {
+    let needed = |track: &Track, matches: &[Match]| {
+        matches.iter().filter(|found| track.windows.is_new_for(**found)).count()
+    };
+    let of_sensor = needed(sensor, &found.by_sensor);
+    let of_machine = machine.map_or(0, |machine| needed(machine, &found.by_machine));
+    if of_sensor + of_machine == 0 {
+        return None;
+    }
     let refusal = |detail| Disposition::DeadLetter { reason: reason::WINDOWS_LIMIT, detail };
     let Settings { windows_per_sensor_max, windows_max, .. } = settings;
-    if held_of_sensor + needed > *windows_per_sensor_max {
-        return Some(refusal(format!(
-            "the sensor has {held_of_sensor} windows, at most {windows_per_sensor_max} are held: \
-             raise windows_per_sensor_max or shorten closed_window_retention"
-        )));
+    let machine_windows = machine.map_or(0, |machine| machine.windows.len());
+    let groups =
+        [("sensor", sensor.windows.len(), of_sensor), ("machine", machine_windows, of_machine)];
+    for (what, held, needed) in groups {
+        if held + needed > *windows_per_sensor_max {
+            return Some(refusal(format!(
+                "the {what} has {held} windows, at most {windows_per_sensor_max} are held: \
+                 raise windows_per_sensor_max or shorten closed_window_retention"
+            )));
+        }
     }
-    if held + needed > *windows_max {
+    if held + of_sensor + of_machine > *windows_max {
         return Some(refusal(format!(
             "the partition has {held} windows, at most {windows_max} are held: \
              raise windows_max or shorten closed_window_retention"
@@ -518,38 +713,25 @@ fn refuse_windows(
     None
 }
 
-fn matches_of<'a>(
-    reading: &'a Reading,
-    indices: &'a [RuleIndex],
-    rules: &'a [Rule],
-) -> impl Iterator<Item = Match> + 'a {
-    let is_usable = reading.quality != Some(Quality::Bad);
-    let usable = if is_usable { indices } else { &[] };
-    usable
-        .iter()
-        .filter(|index| {
-            let rule = &rules[usize::from(**index)];
-            rule.comparison.holds(reading.value, rule.value)
-        })
-        .map(|index| Match { rule: *index, timestamp: reading.timestamp, value: reading.value })
-}
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;
 
-fn rules_for(metric_type: &MetricType, rules: &[Rule]) -> Vec<RuleIndex> {
-    (0..).zip(rules).filter(|(_, rule)| rule.metric_type == *metric_type).map(|(i, _)| i).collect()
-}
-
-/// Where each old rule stands among the new ones, if it still counts the same readings in the same windows.
-fn new_positions(old: &[Rule], new: &[Rule]) -> Vec<Option<RuleIndex>> {
-    let counts_alike = |a: &Rule, b: &Rule| {
-        (&a.name, &a.metric_type, a.comparison, a.window)
-            == (&b.name, &b.metric_type, b.comparison, b.window)
-            && a.value.to_bits() == b.value.to_bits()
-    };
-    old.iter()
-        .map(|rule| (0..).zip(new).find(|(_, other)| counts_alike(rule, other)).map(|(i, _)| i))
-        .collect()
-}
-
-fn historical_before(now: ProcessingTime, settings: &Settings) -> EventTime {
-    now.as_event_time().saturating_sub_micros(settings.historical_after.get())
+/// Equal when the same records would have the same effect.
+impl PartialEq for PartitionState {
+    fn eq(&self, other: &Self) -> bool {
+        fn unqueued<T: Tracked + Clone>(groups: &[T]) -> impl Iterator<Item = T> {
+            groups.iter().cloned().map(|mut group| {
+                group.track().queued = None;
+                group
+            })
+        }
+        self.accounting == other.accounting
+            && (&self.rules, &self.since) == (&other.rules, &other.since)
+            && self.metrics == other.metrics
+            && (&self.marks, self.unmatched) == (&other.marks, other.unmatched)
+            && unqueued(&self.sensors).eq(unqueued(&other.sensors))
+            && unqueued(&self.machines).eq(unqueued(&other.machines))
+    }
 }

@@ -2,90 +2,23 @@
 
 use std::collections::BTreeSet;
 
-use serde::{Deserialize, Serialize};
-use shared_proto::model::{EventTime, MetricType};
+use shared_proto::model::EventTime;
 
-use crate::exact;
+pub use crate::rule::{Comparison, Rule};
 use crate::time::Micros;
 
 /// Most rules at once.
 pub const RULES_MAX: usize = 256;
 /// Longest name of a rule, in bytes.
 pub const RULE_NAME_BYTES_MAX: usize = 64;
-/// Shortest window of a rule.
+/// Shortest window of a rule, and shortest time between two of them.
 pub const WINDOW_MIN: Micros = Micros::from_seconds(1);
+/// Most windows of one rule that a reading is in.
+pub const OVERLAP_MAX: u64 = 1_440;
 /// Longest window of a rule, and longest of every other span.
 pub const SPAN_MAX: Micros = Micros::from_seconds(366 * 24 * 3600);
 /// Least severe alert, as Azure Monitor counts: 0 is critical, 4 is verbose.
 pub const SEVERITY_MAX: u8 = 4;
-
-/// How a value is held against a rule's limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Comparison {
-    /// `value > limit`
-    GreaterThan,
-    /// `value >= limit`
-    GreaterOrEqual,
-    /// `value < limit`
-    LessThan,
-    /// `value <= limit`
-    LessOrEqual,
-}
-
-impl Comparison {
-    /// Whether `value` is on the bad side of `limit`.
-    #[must_use]
-    pub fn holds(self, value: f64, limit: f64) -> bool {
-        match self {
-            Self::GreaterThan => value > limit,
-            Self::GreaterOrEqual => value >= limit,
-            Self::LessThan => value < limit,
-            Self::LessOrEqual => value <= limit,
-        }
-    }
-}
-
-/// What makes a window of one sensor an anomaly: more than so many matching readings in it.
-///
-/// A reading of quality `bad` is kept in `telemetry` and moves the watermark, but matches no rule: the producer itself
-/// says that the number is not a measurement (broken wire, sensor warming up), and a stop or a ticket on it would be a
-/// false alarm. `uncertain` and absent quality count. Over `telemetry` the rule reads
-/// `metric_type = … AND value > … AND quality IS DISTINCT FROM 'bad'`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Rule {
-    /// Unique; part of each alert's id.
-    pub name: String,
-    /// Which readings it looks at.
-    pub metric_type: MetricType,
-    /// How a reading's value is compared.
-    pub comparison: Comparison,
-    /// With what, in the unit of the metric.
-    #[serde(with = "exact::number")]
-    pub value: f64,
-    /// Length of the tumbling windows `[start, end)`, aligned to 1970-01-01T00:00:00Z.
-    pub window: Micros,
-    /// A window is an anomaly above this many matches.
-    pub count_more_than: u64,
-    /// 0 (critical) to 4 (verbose).
-    pub severity: u8,
-}
-
-impl Rule {
-    /// The rule that ships: temperature above 100, one-minute windows, more than 5 matches.
-    #[must_use]
-    pub fn seed() -> Self {
-        Self {
-            name: "temperature-above-100".to_owned(),
-            metric_type: MetricType::new("temperature").expect("a literal name is valid"),
-            comparison: Comparison::GreaterThan,
-            value: 100.0,
-            window: Micros::from_seconds(60),
-            count_more_than: 5,
-            severity: 2,
-        }
-    }
-}
 
 /// Everything the core is told. All `*_max` are per Kafka partition.
 #[derive(Clone, Debug, PartialEq)]
@@ -166,14 +99,6 @@ pub enum SettingsFault {
         /// The name.
         name: String,
     },
-    /// NaN or infinite.
-    #[error("value of rule {name:?} is {value}: give a finite number")]
-    RuleValue {
-        /// The rule.
-        name: String,
-        /// Found.
-        value: f64,
-    },
     /// Outside [`WINDOW_MIN`] to [`SPAN_MAX`].
     #[error(
         "window of rule {name:?} is {window}, {WINDOW_MIN} to {SPAN_MAX} are allowed: change it"
@@ -183,6 +108,28 @@ pub enum SettingsFault {
         name: String,
         /// Found.
         window: Micros,
+    },
+    /// Shorter than [`WINDOW_MIN`] or longer than the window.
+    #[error(
+        "slide of rule {name:?} is {slide}, {WINDOW_MIN} to its window of {window} are allowed: change it"
+    )]
+    RuleSlide {
+        /// The rule.
+        name: String,
+        /// Found.
+        slide: Micros,
+        /// The window.
+        window: Micros,
+    },
+    /// More than [`OVERLAP_MAX`].
+    #[error(
+        "each reading is in {overlap} windows of rule {name:?}, at most {OVERLAP_MAX} are allowed: make its slide longer"
+    )]
+    RuleOverlap {
+        /// The rule.
+        name: String,
+        /// Found.
+        overlap: u64,
     },
     /// Above [`SEVERITY_MAX`].
     #[error(
@@ -232,7 +179,10 @@ impl Settings {
         let span = self.allowed_lateness.get().saturating_add(self.closed_window_retention.get());
         self.rules
             .iter()
-            .map(|rule| u64::try_from(span / rule.window.get().max(1)).unwrap_or(0) + 2)
+            .map(|rule| {
+                let between = u64::try_from(span / rule.slide.get().max(1)).unwrap_or(0);
+                between.saturating_add(rule.overlap() + 1)
+            })
             .sum()
     }
 
@@ -249,11 +199,15 @@ impl Settings {
             if !names.insert(name) {
                 faults.push(SettingsFault::RuleNameTwice { name: name.clone() });
             }
-            if !rule.value.is_finite() {
-                faults.push(SettingsFault::RuleValue { name: name.clone(), value: rule.value });
-            }
             if rule.window < WINDOW_MIN || rule.window > SPAN_MAX {
                 faults.push(SettingsFault::RuleWindow { name: name.clone(), window: rule.window });
+            }
+            let (name, slide, window) = (name.clone(), rule.slide, rule.window);
+            if slide < WINDOW_MIN || slide > window {
+                faults.push(SettingsFault::RuleSlide { name: name.clone(), slide, window });
+            } else if rule.overlap() > OVERLAP_MAX {
+                let overlap = rule.overlap();
+                faults.push(SettingsFault::RuleOverlap { name: name.clone(), overlap });
             }
             if rule.severity > SEVERITY_MAX {
                 let severity = rule.severity;
@@ -306,6 +260,7 @@ mod tests {
         let rule = |number: usize, window, severity| Rule {
             name: format!("{number:064}"),
             window,
+            slide: window,
             severity,
             ..Rule::seed()
         };
@@ -351,15 +306,25 @@ mod tests {
             r#"rule name "temperature-above-100" is used twice: rename one"#,
         );
         check(
-            &|settings| settings.rules[0].value = f64::NAN,
-            r#"value of rule "temperature-above-100" is NaN: give a finite number"#,
+            &|settings| settings.rules[0].slide = Micros::new(999_999),
+            r#"slide of rule "temperature-above-100" is 0.999999s, 1s to its window of 60s are allowed: change it"#,
         );
         check(
-            &|settings| settings.rules[0].window = Micros::new(999_999),
-            r#"window of rule "temperature-above-100" is 0.999999s, 1s to 31622400s are allowed: change it"#,
+            &|settings| settings.rules[0].slide = Micros::from_seconds(61),
+            r#"slide of rule "temperature-above-100" is 61s, 1s to its window of 60s are allowed: change it"#,
         );
         check(
-            &|settings| settings.rules[0].window = Micros::new(SPAN_MAX.get() + 1),
+            &|settings| {
+                settings.rules[0].window = Micros::from_seconds(1_441);
+                settings.rules[0].slide = Micros::from_seconds(1);
+            },
+            r#"each reading is in 1441 windows of rule "temperature-above-100", at most 1440 are allowed: make its slide longer"#,
+        );
+        check(
+            &|settings| {
+                settings.rules[0].window = Micros::new(SPAN_MAX.get() + 1);
+                settings.rules[0].slide = SPAN_MAX;
+            },
             r#"window of rule "temperature-above-100" is 31622400.000001s, 1s to 31622400s are allowed: change it"#,
         );
         check(

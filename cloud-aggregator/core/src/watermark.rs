@@ -64,25 +64,25 @@ impl Watermark {
     }
 }
 
-/// Index of a sensor in its partition.
-pub type SensorIndex = u32;
+/// Index of a sensor or machine in its partition.
+pub type GroupIndex = u32;
 
-/// Sensors with open windows by when they were last heard, not touched at each reading: an entry may be earlier than
+/// Sensors (or machines) with open windows by when they were last heard, not touched at each reading: an entry may be earlier than
 /// the truth, never later, and is put right when it comes up.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SilenceQueue {
-    entries: BTreeSet<(ProcessingTime, SensorIndex)>,
+    entries: BTreeSet<(ProcessingTime, GroupIndex)>,
 }
 
 impl SilenceQueue {
     /// Watches a sensor last heard at `heard`.
-    pub fn insert(&mut self, heard: ProcessingTime, sensor: SensorIndex) {
-        self.entries.insert((heard, sensor));
+    pub fn insert(&mut self, heard: ProcessingTime, group: GroupIndex) {
+        self.entries.insert((heard, group));
     }
 
     /// Forgets an entry.
-    pub fn remove(&mut self, heard: ProcessingTime, sensor: SensorIndex) {
-        self.entries.remove(&(heard, sensor));
+    pub fn remove(&mut self, heard: ProcessingTime, group: GroupIndex) {
+        self.entries.remove(&(heard, group));
     }
 
     /// When somebody may have been silent for `idle_timeout`.
@@ -92,10 +92,10 @@ impl SilenceQueue {
     }
 
     /// Takes out an entry whose time has come.
-    pub fn pop_due(&mut self, now: ProcessingTime, idle_timeout: Micros) -> Option<SensorIndex> {
+    pub fn pop_due(&mut self, now: ProcessingTime, idle_timeout: Micros) -> Option<GroupIndex> {
         if self.next_timeout(idle_timeout)? > now {
             return None;
         }
-        self.entries.pop_first().map(|(_, sensor)| sensor)
+        self.entries.pop_first().map(|(_, group)| group)
     }
 }

@@ -1,29 +1,33 @@
-//! Tumbling windows of one sensor: count, close, correct, forget.
+//! Windows of one group (a sensor or a machine): count, close, correct, forget.
 //!
-//! A window is `[start, end)` with `start = t - t.rem_euclid(length)`. It comes into being with its first match, so
-//! windows without matches hold nothing. It is closed when its end is at or behind the watermark, or when its sensor
-//! falls silent; closing with more matches than the rule allows gives revision 1. A match for a closed window corrects
-//! it: another row with the next revision, if the new count is over the limit. A closed window is forgotten when no
-//! reading for it can be counted any more.
+//! A window is `[start, end)`; starts are multiples of the rule's slide, so a reading is in one (tumbling) or several (sliding) of them.
+//! A window comes into being with its first match, so windows without matches hold nothing. It is closed when its end is at or behind
+//! the watermark, or when its group falls silent; closing as an anomaly gives revision 1. A match for a closed window corrects
+//! it: another row with the next revision, if it is an anomaly or the last row said so. In output mode `update` rows are written at
+//! each trigger instead, also of windows that are open. A closed window is forgotten when no reading for it can be counted any more.
 
 use serde::{Deserialize, Serialize};
 use shared_proto::model::{EventTime, MachineId, SensorId};
 
 use crate::alert::{Alert, alert_id};
 use crate::exact;
-use crate::settings::Rule;
-use crate::time::{Micros, ProcessingTime};
+use crate::rule::{Aggregate, OutputMode, Rule, Sum};
+use crate::time::ProcessingTime;
+
+mod saved;
 
 /// Why a row of `anomalies` was written when it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ClosedBy {
-    /// The sensor's watermark reached the window's end.
+    /// The group's watermark reached the window's end.
     Watermark,
-    /// The sensor was silent for the idle timeout.
+    /// The group was silent for the idle timeout.
     Idle,
     /// A match came for a window that was closed already.
     Correction,
+    /// Not closed yet: a row of the output mode `update` or `complete`.
+    Open,
 }
 
 impl ClosedBy {
@@ -34,24 +38,27 @@ impl ClosedBy {
             Self::Watermark => "watermark",
             Self::Idle => "idle",
             Self::Correction => "correction",
+            Self::Open => "open",
         }
     }
 }
 
-/// A closed window with more matches than its rule allows. Of several rows for one (rule, sensor, window start) the
-/// one with the highest revision holds.
+/// What is known of one window. Of several rows for one (rule, sensor or machine, window start) the one with the highest revision
+/// holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AnomalyRow {
     /// Rule that counted.
     pub rule: String,
-    /// Sensor counted.
-    pub sensor_id: SensorId,
-    /// Machine the sensor sits on, if a matching reading told.
+    /// Sensor counted; `None` where the rule counts by machine.
+    pub sensor_id: Option<SensorId>,
+    /// Machine counted, or the machine the sensor sits on, if a matching reading told.
     pub machine_id: Option<MachineId>,
     /// First microsecond of the window.
     pub window_start: EventTime,
     /// First microsecond after the window.
     pub window_end: EventTime,
+    /// Whether the rule's threshold holds; `false` takes an earlier row back.
+    pub is_anomaly: bool,
     /// Matches in the window.
     pub count: u64,
     /// From 1, without holes.
@@ -64,12 +71,30 @@ pub struct AnomalyRow {
     /// Lowest matching value: the worst one of a rule that looks for low values.
     #[serde(with = "exact::number")]
     pub min_value: f64,
+    /// Mean of the matching values.
+    #[serde(with = "exact::number")]
+    pub mean_value: f64,
+    /// Change of the value for each second, from the earliest to the latest match.
+    #[serde(with = "exact::option")]
+    pub rate_of_change: Option<f64>,
     /// Event time of the earliest match.
     pub first_match: EventTime,
     /// Event time of the latest match.
     pub last_match: EventTime,
     /// When the row was made.
     pub emitted_at: ProcessingTime,
+}
+
+impl AnomalyRow {
+    /// The sensor or machine whose window it is.
+    #[must_use]
+    pub fn group(&self) -> &str {
+        match (&self.sensor_id, &self.machine_id) {
+            (Some(sensor), _) => sensor.as_str(),
+            (None, Some(machine)) => machine.as_str(),
+            (None, None) => "",
+        }
+    }
 }
 
 /// What leaves the windows: in order of decision.
@@ -81,116 +106,110 @@ pub struct Outputs {
     pub alerts: Vec<Alert>,
 }
 
-/// Start of the tumbling window of `length` that holds `timestamp`.
-#[must_use]
-pub fn window_start(timestamp: EventTime, length: Micros) -> EventTime {
-    timestamp.saturating_sub_micros(timestamp.micros().rem_euclid(length.get()))
+/// Starts of the rule's windows that hold `timestamp` and begin after `after`, latest first.
+pub(crate) fn window_starts(
+    timestamp: EventTime,
+    rule: &Rule,
+    after: EventTime,
+) -> impl Iterator<Item = EventTime> + use<> {
+    let (slide, length) = (rule.slide.get(), rule.window.get());
+    let latest = timestamp.saturating_sub_micros(timestamp.micros().rem_euclid(slide));
+    let holds =
+        move |start: &EventTime| *start > after && start.saturating_add_micros(length) > timestamp;
+    std::iter::successors(Some(latest), move |start| {
+        let before = start.saturating_sub_micros(slide);
+        (before < *start).then_some(before)
+    })
+    .take_while(holds)
 }
 
 /// Position of a rule in [`Context::rules`]; `settings::RULES_MAX` fits.
 pub(crate) type RuleIndex = u16;
 
-/// What the windows of a sensor need to know to make rows and alerts.
-pub(crate) struct Context<'a> {
-    rules: &'a [Rule],
-    sensor_id: &'a SensorId,
-    machine_id: Option<&'a MachineId>,
-    now: ProcessingTime,
-    historical_before: EventTime,
+/// Whose windows they are.
+#[derive(Clone, Copy)]
+pub(crate) enum Group<'a> {
+    Sensor(&'a SensorId, Option<&'a MachineId>),
+    Machine(&'a MachineId),
 }
 
-impl<'a> Context<'a> {
-    /// `historical_before`: windows that end before it are history.
-    pub(crate) fn new(
-        rules: &'a [Rule],
-        sensor_id: &'a SensorId,
-        machine_id: Option<&'a MachineId>,
-        now: ProcessingTime,
-        historical_before: EventTime,
-    ) -> Self {
-        Self { rules, sensor_id, machine_id, now, historical_before }
+impl<'a> Group<'a> {
+    fn sensor(self) -> Option<&'a SensorId> {
+        match self {
+            Self::Sensor(sensor, _) => Some(sensor),
+            Self::Machine(_) => None,
+        }
+    }
+
+    fn machine(self) -> Option<&'a MachineId> {
+        match self {
+            Self::Sensor(_, machine) => machine,
+            Self::Machine(machine) => Some(machine),
+        }
+    }
+
+    fn name(self) -> &'a str {
+        match self {
+            Self::Sensor(sensor, _) => sensor.as_str(),
+            Self::Machine(machine) => machine.as_str(),
+        }
     }
 }
 
-/// One reading that matches a rule.
-#[derive(Clone, Copy)]
+/// What the windows of a group need to know to make rows and alerts.
+pub(crate) struct Context<'a> {
+    pub(crate) rules: &'a [Rule],
+    pub(crate) group: Group<'a>,
+    pub(crate) now: ProcessingTime,
+    /// Windows that end before it are history.
+    pub(crate) historical_before: EventTime,
+}
+
+/// One reading that matches a rule, in one window.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Match {
     pub(crate) rule: RuleIndex,
+    pub(crate) start: EventTime,
     pub(crate) timestamp: EventTime,
     pub(crate) value: f64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(from = "SavedWindow", into = "SavedWindow")]
+/// A value and when it was measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Point {
+    time: EventTime,
+    value: f64,
+}
+
+impl Point {
+    /// Earlier, or lower at the same time: an order that does not depend on the order of arrival.
+    fn is_before(self, other: Self) -> bool {
+        (self.time, self.value) < (other.time, other.value)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Window {
     start: EventTime,
     end: EventTime,
     rule: RuleIndex,
     is_closed: bool,
     is_alerted: bool,
+    /// The last row said that it is an anomaly.
+    is_reported: bool,
+    /// A row is due at the trigger.
+    is_due: bool,
     revision: u32,
     count: u64,
-    first_match: EventTime,
-    last_match: EventTime,
+    first: Point,
+    last: Point,
     max_value: f64,
     min_value: f64,
+    sum: Sum,
 }
 
-/// A window in a state file: an array, because there may be a million of them.
-#[derive(Serialize, Deserialize)]
-struct SavedWindow(
-    EventTime,
-    EventTime,
-    RuleIndex,
-    bool,
-    bool,
-    u32,
-    u64,
-    EventTime,
-    EventTime,
-    #[serde(with = "exact::number")] f64,
-    #[serde(with = "exact::number")] f64,
-);
-
-impl From<Window> for SavedWindow {
-    fn from(window: Window) -> Self {
-        Self(
-            window.start,
-            window.end,
-            window.rule,
-            window.is_closed,
-            window.is_alerted,
-            window.revision,
-            window.count,
-            window.first_match,
-            window.last_match,
-            window.max_value,
-            window.min_value,
-        )
-    }
-}
-
-impl From<SavedWindow> for Window {
-    fn from(saved: SavedWindow) -> Self {
-        Self {
-            start: saved.0,
-            end: saved.1,
-            rule: saved.2,
-            is_closed: saved.3,
-            is_alerted: saved.4,
-            revision: saved.5,
-            count: saved.6,
-            first_match: saved.7,
-            last_match: saved.8,
-            max_value: saved.9,
-            min_value: saved.10,
-        }
-    }
-}
-
-/// All windows of one sensor, in order of start and rule.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(from = "Vec<Window>", into = "Vec<Window>")]
+/// All windows of one group, in order of start and rule.
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Windows {
     windows: Vec<Window>,
     /// Earliest end of an open window.
@@ -212,12 +231,6 @@ impl From<Vec<Window>> for Windows {
         let mut all = Self { windows, next_close: NEVER, next_forget: NEVER };
         all.look_ahead();
         all
-    }
-}
-
-impl From<Windows> for Vec<Window> {
-    fn from(windows: Windows) -> Self {
-        windows.windows
     }
 }
 
@@ -246,7 +259,20 @@ impl Windows {
             return 0;
         }
         self.close(|window| window.end <= watermark, ClosedBy::Watermark, context, out);
+        self.forget(late_before, context, out)
+    }
+
+    fn forget(
+        &mut self,
+        late_before: EventTime,
+        context: &Context<'_>,
+        out: &mut Outputs,
+    ) -> usize {
         let held = self.windows.len();
+        for window in self.windows.iter_mut().filter(|window| window.end <= late_before) {
+            // The trigger would come too late for it.
+            window.write_due_row(context, out);
+        }
         self.windows.retain(|window| window.end > late_before);
         self.look_ahead();
         held - self.windows.len()
@@ -259,47 +285,79 @@ impl Windows {
     }
 
     /// Whether the match would need a window that is not held yet.
-    pub(crate) fn is_new_for(&self, found: Match, rules: &[Rule]) -> bool {
-        let start = window_start(found.timestamp, rules[usize::from(found.rule)].window);
-        self.position(start, found.rule).is_err()
+    pub(crate) fn is_new_for(&self, found: Match) -> bool {
+        self.position(found.start, found.rule).is_err()
     }
 
-    /// Counts a match that is not late. Gives how many windows came into being.
+    /// Counts a match that is not late. Gives what it did.
     pub(crate) fn add(
         &mut self,
         found: Match,
         watermark: EventTime,
         context: &Context<'_>,
         out: &mut Outputs,
-    ) -> usize {
+    ) -> Added {
         let rule = &context.rules[usize::from(found.rule)];
-        let start = window_start(found.timestamp, rule.window);
-        let (position, created) = match self.position(start, found.rule) {
-            Ok(position) => (position, 0),
+        let (position, is_new) = match self.position(found.start, found.rule) {
+            Ok(position) => (position, false),
             Err(position) => {
-                self.windows.insert(position, Window::new(found, start, rule.window, watermark));
-                (position, 1)
+                self.windows.insert(position, Window::new(found, rule, watermark));
+                (position, true)
             }
         };
         let window = &mut self.windows[position];
         window.count(found);
-        if window.count > rule.count_more_than {
-            if !window.is_alerted {
-                window.is_alerted = true;
-                out.alerts.push(window.alert(rule, context));
-            }
-            if window.is_closed {
-                window.revision += 1;
-                out.anomalies.push(window.row(rule, ClosedBy::Correction, context));
-            }
+        let is_anomaly = window.is_anomaly(rule);
+        if is_anomaly && !window.is_alerted && (window.is_closed || rule.threshold.is_early()) {
+            let is_over = window.is_closed;
+            out.alerts.push(window.alert(rule, context, is_over));
         }
-        if created > 0 {
+        let mut is_due_now = false;
+        match rule.output_mode {
+            OutputMode::Append => {
+                if window.is_closed && (is_anomaly || window.is_reported) {
+                    out.anomalies.push(window.next_row(rule, ClosedBy::Correction, context));
+                }
+            }
+            OutputMode::Update => is_due_now = !std::mem::replace(&mut window.is_due, true),
+            OutputMode::Complete => {}
+        }
+        if is_new {
             self.next_forget = self.next_forget.min(window.end);
             if !window.is_closed {
                 self.next_close = self.next_close.min(window.end);
             }
         }
-        created
+        Added { is_new, is_due_now }
+    }
+
+    /// The row of a window that has changed since the last trigger, if there is something to say.
+    pub(crate) fn row_at_trigger(
+        &mut self,
+        start: EventTime,
+        rule: RuleIndex,
+        context: &Context<'_>,
+        out: &mut Outputs,
+    ) {
+        let Ok(position) = self.position(start, rule) else { return };
+        self.windows[position].write_due_row(context, out);
+    }
+
+    /// Windows whose row is due at the next trigger.
+    pub(crate) fn due(&self) -> impl Iterator<Item = (EventTime, RuleIndex)> {
+        let due = self.windows.iter().filter(|window| window.is_due);
+        due.map(|window| (window.start, window.rule))
+    }
+
+    /// Rows of all windows of rules in output mode `complete`.
+    pub(crate) fn current_rows(&self, context: &Context<'_>, rows: &mut Vec<AnomalyRow>) {
+        for window in &self.windows {
+            let rule = &context.rules[usize::from(window.rule)];
+            if rule.output_mode == OutputMode::Complete {
+                let closed_by = if window.is_closed { ClosedBy::Watermark } else { ClosedBy::Open };
+                rows.push(AnomalyRow { revision: 1, ..window.row(rule, closed_by, context) });
+            }
+        }
     }
 
     /// Gives the windows new rule positions; `None` forgets them. Gives how many were forgotten.
@@ -321,33 +379,45 @@ impl Windows {
         in_order
             && self.windows.iter().all(|window| {
                 rules.get(usize::from(window.rule)).is_some_and(|rule| {
-                    rule.window.get() > 0
-                        && window_start(window.start, rule.window) == window.start
+                    rule.slide.get() > 0
+                        && window.start.micros().rem_euclid(rule.slide.get()) == 0
                         && window.start.saturating_add_micros(rule.window.get()) == window.end
                 })
             })
     }
 
     fn position(&self, start: EventTime, rule: RuleIndex) -> Result<usize, usize> {
+        // Most matches are for the newest windows.
+        if let Some(last) = self.windows.last() {
+            match (last.start, last.rule).cmp(&(start, rule)) {
+                std::cmp::Ordering::Less => return Err(self.windows.len()),
+                std::cmp::Ordering::Equal => return Ok(self.windows.len() - 1),
+                std::cmp::Ordering::Greater => {}
+            }
+        }
         self.windows.binary_search_by_key(&(start, rule), |window| (window.start, window.rule))
     }
 
     fn close(
         &mut self,
-        is_due: impl Fn(&Window) -> bool,
+        is_over: impl Fn(&Window) -> bool,
         closed_by: ClosedBy,
         context: &Context<'_>,
         out: &mut Outputs,
     ) {
         for window in &mut self.windows {
-            if window.is_closed || !is_due(window) {
+            if window.is_closed || !is_over(window) {
                 continue;
             }
             window.is_closed = true;
+            window.is_due = false;
             let rule = &context.rules[usize::from(window.rule)];
-            if window.count > rule.count_more_than {
-                window.revision += 1;
-                out.anomalies.push(window.row(rule, closed_by, context));
+            let is_anomaly = window.is_anomaly(rule);
+            if is_anomaly && !window.is_alerted {
+                out.alerts.push(window.alert(rule, context, false));
+            }
+            if (is_anomaly || window.is_reported) && rule.output_mode != OutputMode::Complete {
+                out.anomalies.push(window.next_row(rule, closed_by, context));
             }
         }
     }
@@ -360,63 +430,132 @@ impl Windows {
     }
 }
 
+/// What a match did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Added {
+    /// A window came into being.
+    pub(crate) is_new: bool,
+    /// The window's row has become due at the next trigger.
+    pub(crate) is_due_now: bool,
+}
+
 impl Window {
-    fn new(found: Match, start: EventTime, length: Micros, watermark: EventTime) -> Self {
-        let end = start.saturating_add_micros(length.get());
+    fn new(found: Match, rule: &Rule, watermark: EventTime) -> Self {
+        let end = found.start.saturating_add_micros(rule.window.get());
+        let point = Point { time: found.timestamp, value: found.value };
         Self {
-            start,
+            start: found.start,
             end,
             rule: found.rule,
             is_closed: end <= watermark,
             is_alerted: false,
+            is_reported: false,
+            is_due: false,
             revision: 0,
             count: 0,
-            first_match: found.timestamp,
-            last_match: found.timestamp,
+            first: point,
+            last: point,
             max_value: found.value,
             min_value: found.value,
+            sum: Sum::default(),
         }
     }
 
     fn count(&mut self, found: Match) {
+        let point = Point { time: found.timestamp, value: found.value };
         self.count += 1;
-        self.first_match = self.first_match.min(found.timestamp);
-        self.last_match = self.last_match.max(found.timestamp);
+        if point.is_before(self.first) {
+            self.first = point;
+        }
+        if self.last.is_before(point) {
+            self.last = point;
+        }
         self.max_value = self.max_value.max(found.value);
         self.min_value = self.min_value.min(found.value);
+        self.sum.add(found.value);
+    }
+
+    fn mean(&self) -> f64 {
+        self.sum.value() / self.count as f64
+    }
+
+    fn rate_of_change(&self) -> Option<f64> {
+        let micros = self.last.time.micros() - self.first.time.micros();
+        (micros > 0).then(|| (self.last.value - self.first.value) / (micros as f64 / 1e6))
+    }
+
+    fn aggregate(&self, aggregate: Aggregate, rule: &Rule) -> Option<f64> {
+        match aggregate {
+            Aggregate::Count => Some(self.count as f64),
+            Aggregate::Rate => Some(self.count as f64 / (rule.window.get() as f64 / 1e6)),
+            Aggregate::Mean => Some(self.mean()),
+            Aggregate::Max => Some(self.max_value),
+            Aggregate::Min => Some(self.min_value),
+            Aggregate::RateOfChange => self.rate_of_change(),
+        }
+    }
+
+    fn is_anomaly(&self, rule: &Rule) -> bool {
+        let threshold = rule.threshold;
+        self.aggregate(threshold.aggregate, rule)
+            .is_some_and(|found| threshold.comparison.holds(found, threshold.value))
+    }
+
+    fn write_due_row(&mut self, context: &Context<'_>, out: &mut Outputs) {
+        if !std::mem::take(&mut self.is_due) {
+            return;
+        }
+        let rule = &context.rules[usize::from(self.rule)];
+        if self.is_anomaly(rule) || self.is_reported {
+            let closed_by = if self.is_closed { ClosedBy::Correction } else { ClosedBy::Open };
+            out.anomalies.push(self.next_row(rule, closed_by, context));
+        }
+    }
+
+    fn next_row(&mut self, rule: &Rule, closed_by: ClosedBy, context: &Context<'_>) -> AnomalyRow {
+        self.revision += 1;
+        let row = self.row(rule, closed_by, context);
+        self.is_reported = row.is_anomaly;
+        row
     }
 
     fn row(&self, rule: &Rule, closed_by: ClosedBy, context: &Context<'_>) -> AnomalyRow {
         AnomalyRow {
             rule: rule.name.clone(),
-            sensor_id: context.sensor_id.clone(),
-            machine_id: context.machine_id.cloned(),
+            sensor_id: context.group.sensor().cloned(),
+            machine_id: context.group.machine().cloned(),
             window_start: self.start,
             window_end: self.end,
+            is_anomaly: self.is_anomaly(rule),
             count: self.count,
             revision: self.revision,
             closed_by,
             max_value: self.max_value,
             min_value: self.min_value,
-            first_match: self.first_match,
-            last_match: self.last_match,
+            mean_value: self.mean(),
+            rate_of_change: self.rate_of_change(),
+            first_match: self.first.time,
+            last_match: self.last.time,
             emitted_at: context.now,
         }
     }
 
-    fn alert(&self, rule: &Rule, context: &Context<'_>) -> Alert {
+    /// `is_over`: a match has come for a window that was closed before.
+    fn alert(&mut self, rule: &Rule, context: &Context<'_>, is_over: bool) -> Alert {
+        self.is_alerted = true;
         Alert {
-            id: alert_id(&rule.name, context.sensor_id, self.start),
+            id: alert_id(&rule.name, context.group.name(), self.start),
             rule: rule.name.clone(),
             severity: rule.severity,
-            sensor_id: context.sensor_id.clone(),
-            machine_id: context.machine_id.cloned(),
+            sensor_id: context.group.sensor().cloned(),
+            machine_id: context.group.machine().cloned(),
             window_start: self.start,
             window_end: self.end,
             count: self.count,
-            threshold: rule.value,
+            threshold: rule.threshold,
+            observed: self.aggregate(rule.threshold.aggregate, rule).unwrap_or_default(),
             fired_at: context.now,
-            historical: self.is_closed || self.end < context.historical_before,
+            historical: is_over || self.end < context.historical_before,
         }
     }
 }

@@ -26,9 +26,7 @@ fn complaint(file: &str, variables: &[(&str, &str)]) -> String {
 fn defaults_are_valid_and_hold_the_seed_rule() {
     let settings = with("", &[]).expect("valid defaults");
     assert_eq!(settings.rules.len(), 1);
-    assert_eq!(settings.rules[0].count_more_than, 5);
-    assert_eq!(settings.rules[0].window, Duration::from_secs(60));
-    assert!((settings.rules[0].value - 100.0).abs() < f64::EPSILON);
+    assert_eq!(settings.core().rules, [aggregator_core::Rule::seed()]);
 }
 
 #[test]
@@ -84,8 +82,8 @@ fn all_faults_are_reported_at_once() {
     let file = "[kafka]\nbrokers = \"\"\nproperties = { \"enable.auto.commit\" = \"true\" }\n\
         property-files = { \"sasl.password\" = \"/nonexistent/secret\" }\n\
         [counting]\noldest-event-time = \"yesterday\"\n[alerts]\nwebhook-url = \"http://example.org/x\"\n\
-        [[rules]]\nname = \"a\"\nmetric-type = \"pressure\"\ncomparison = \"greater-than\"\nvalue = 1.0\n\
-        window = \"0s\"\ncount-more-than = 1\nseverity = 7\n";
+        [[rules]]\nname = \"a\"\nfilter = \"metric_type = pressure and value > 1\"\n\
+        window = \"0s\"\nthreshold = \"count > 1\"\nseverity = 7\n";
     let text = complaint(file, &[]);
     for path in [
         "kafka.brokers: ",
@@ -98,6 +96,66 @@ fn all_faults_are_reported_at_once() {
     ] {
         assert!(text.contains(path), "{path} is missing in:\n{text}");
     }
+}
+
+fn rule(more: &str) -> String {
+    format!("[[rules]]\nname = \"a\"\nseverity = 1\nwindow = \"1m\"\n{more}\n")
+}
+
+#[test]
+fn each_fault_of_a_rule_is_named_with_its_place_and_what_would_be_right() {
+    let check = |more: &str, expected: &str| {
+        let text = complaint(&rule(more), &[]);
+        assert!(text.contains(expected), "{more}: {text}");
+    };
+    let threshold = "threshold = \"count > 1\"\n";
+    check(
+        &format!("{threshold}filter = \"value >\""),
+        "rules[0].filter: at byte 7: the end of the filter where a number should be",
+    );
+    let filter = "filter = \"value > 1\"\n";
+    check(
+        &format!("{filter}threshold = \"sum > 1\""),
+        "rules[0].threshold: \"sum > 1\" is no threshold",
+    );
+    let both = format!("{filter}{threshold}");
+    check(
+        &format!("{both}by = \"plant\""),
+        "rules[0].by: \"plant\" is neither \"sensor\" nor \"machine\"",
+    );
+    check(
+        &format!("{both}output-mode = \"all\""),
+        "rules[0].output-mode: \"all\" is not \"append\", \"update\" or",
+    );
+    check(
+        &format!("{both}slide = \"2m\""),
+        "rules[].slide: slide of rule \"a\" is 120s, 1s to its window of 60s",
+    );
+    check(&format!("{both}slide = \"0s\""), "rules[].slide: slide of rule \"a\" is 0s");
+    check(&both, "accepted");
+}
+
+#[test]
+fn each_trigger_goes_with_the_output_modes_that_can_work() {
+    let check = |trigger: &str, mode: &str, expected: &str| {
+        let both =
+            format!("filter = \"value > 1\"\nthreshold = \"count > 1\"\noutput-mode = \"{mode}\"");
+        let text = complaint(&format!("[trigger]\n{trigger}\n{}", rule(&both)), &[]);
+        assert!(text.starts_with(expected), "{trigger}, {mode}: {text}");
+    };
+    for mode in ["append", "update", "complete"] {
+        check("processing-time = \"1s\"", mode, "accepted");
+        check("available-now = true", mode, "accepted");
+    }
+    check("continuous = \"1s\"", "append", "accepted");
+    for mode in ["update", "complete"] {
+        let expected =
+            format!("rules[0].output-mode: \"{mode}\" needs a trigger at which rows are made");
+        check("continuous = \"1s\"", mode, &expected);
+    }
+    let both = "continuous = \"1s\"\navailable-now = true";
+    check(both, "append", "trigger.available-now: cannot be combined with trigger.continuous");
+    check("continuous = \"50ms\"", "append", "trigger.continuous: 50ms is out of range: 100ms");
 }
 
 #[test]

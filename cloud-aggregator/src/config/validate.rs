@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aggregator_core::SettingsFault;
+use aggregator_core::{Filter, GroupBy, OutputMode, SettingsFault, Threshold};
 use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaError;
-use shared_proto::model::{EventTime, MetricType};
+use shared_proto::model::EventTime;
 
 use super::{Fault, Rule, Settings, read_secret};
 
@@ -64,12 +64,10 @@ impl Settings {
         self.check_kafka(&mut faults);
         self.check_lake(&mut faults);
         self.check_rules(&mut faults);
+        self.check_trigger(&mut faults);
         self.check_counting(&mut faults);
         self.check_alerts(&mut faults);
         let millisecond = Duration::from_millis(1);
-        faults.duration("trigger.processing-time", self.trigger.processing_time, millisecond, DAY);
-        let patience = self.trigger.available_now_patience;
-        faults.duration("trigger.available-now-patience", patience, millisecond, DAY);
         faults.range("epoch.records-max", self.epoch.records_max, 1, 50_000_000);
         faults.range("epoch.bytes-max", self.epoch.bytes_max, 1, 16_384 * MEBIBYTE);
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.telemetry.filter) {
@@ -147,8 +145,49 @@ impl Settings {
 
     fn check_rules(&self, faults: &mut Faults) {
         for (index, rule) in self.rules.iter().enumerate() {
-            if let Err(error) = MetricType::new(&rule.metric_type) {
-                faults.add(format!("rules[{index}].metric-type"), error.to_string());
+            if let Err(error) = rule.filter.parse::<Filter>() {
+                faults.add(format!("rules[{index}].filter"), error.to_string());
+            }
+            if let Err(error) = rule.threshold.parse::<Threshold>() {
+                faults.add(format!("rules[{index}].threshold"), error.to_string());
+            }
+            if group_by(&rule.by).is_none() {
+                let text = format!("{:?} is neither \"sensor\" nor \"machine\"", rule.by);
+                faults.add(format!("rules[{index}].by"), text);
+            }
+            if output_mode(&rule.output_mode).is_none() {
+                let mode = &rule.output_mode;
+                let text = format!("{mode:?} is not \"append\", \"update\" or \"complete\"");
+                faults.add(format!("rules[{index}].output-mode"), text);
+            }
+        }
+    }
+
+    /// Triggers, and which output modes go with them.
+    fn check_trigger(&self, faults: &mut Faults) {
+        let trigger = &self.trigger;
+        let millisecond = Duration::from_millis(1);
+        faults.duration("trigger.processing-time", trigger.processing_time, millisecond, DAY);
+        let patience = trigger.available_now_patience;
+        faults.duration("trigger.available-now-patience", patience, millisecond, DAY);
+        if !trigger.is_continuous() {
+            return;
+        }
+        faults.duration("trigger.continuous", trigger.continuous, 100 * millisecond, DAY);
+        if trigger.available_now {
+            faults.add(
+                "trigger.available-now",
+                "cannot be combined with trigger.continuous: a drain ends, continuous reading does not; set one of them",
+            );
+        }
+        for (index, rule) in self.rules.iter().enumerate() {
+            if output_mode(&rule.output_mode).is_some_and(|mode| mode != OutputMode::Append) {
+                let text = format!(
+                    "{:?} needs a trigger at which rows are made, and trigger.continuous has none: write \"append\", \
+                     or set trigger.continuous to \"0s\"",
+                    rule.output_mode
+                );
+                faults.add(format!("rules[{index}].output-mode"), text);
             }
         }
     }
@@ -251,13 +290,22 @@ const OWN_PROPERTIES: [&str; 7] = [
 fn core_rule(rule: &Rule) -> Option<aggregator_core::Rule> {
     Some(aggregator_core::Rule {
         name: rule.name.clone(),
-        metric_type: MetricType::new(&rule.metric_type).ok()?,
-        comparison: rule.comparison,
-        value: rule.value,
+        filter: rule.filter.parse().ok()?,
         window: rule.window.into(),
-        count_more_than: rule.count_more_than,
+        slide: rule.slide.unwrap_or(rule.window).into(),
+        by: group_by(&rule.by)?,
+        threshold: rule.threshold.parse().ok()?,
+        output_mode: output_mode(&rule.output_mode)?,
         severity: rule.severity,
     })
+}
+
+fn group_by(word: &str) -> Option<GroupBy> {
+    GroupBy::ALL.into_iter().find(|by| by.as_str() == word)
+}
+
+fn output_mode(word: &str) -> Option<OutputMode> {
+    OutputMode::ALL.into_iter().find(|mode| mode.as_str() == word)
 }
 
 fn core_path(fault: &SettingsFault) -> String {
@@ -266,8 +314,10 @@ fn core_path(fault: &SettingsFault) -> String {
         SettingsFault::RuleName { .. } | SettingsFault::RuleNameTwice { .. } => {
             "rules[].name".to_owned()
         }
-        SettingsFault::RuleValue { .. } => "rules[].value".to_owned(),
         SettingsFault::RuleWindow { .. } => "rules[].window".to_owned(),
+        SettingsFault::RuleSlide { .. } | SettingsFault::RuleOverlap { .. } => {
+            "rules[].slide".to_owned()
+        }
         SettingsFault::RuleSeverity { .. } => "rules[].severity".to_owned(),
         SettingsFault::Span { what, .. } | SettingsFault::Zero { what } => {
             format!("counting.{}", what.replace('_', "-"))

@@ -37,7 +37,7 @@ impl Channel {
 pub struct Delivery {
     /// Idempotency key.
     pub id: Arc<str>,
-    /// Key of the Kafka record: the sensor.
+    /// Key of the Kafka record: the sensor or machine.
     pub key: Arc<str>,
     /// The CloudEvent.
     pub body: Arc<str>,
@@ -58,13 +58,15 @@ pub struct Outcome {
 #[must_use]
 pub fn delivery(alert: &Alert, source: &str) -> Delivery {
     let fired = alert.fired_at.as_event_time().to_string();
-    let target = alert.machine_id.as_ref().map_or(alert.sensor_id.as_str(), |id| id.as_str());
+    let target = alert.machine_id.as_ref().map_or(alert.group(), |id| id.as_str());
+    let what = if alert.sensor_id.is_some() { "sensor" } else { "machine" };
     let description = format!(
-        "{}: {} readings beyond {} of sensor {} between {} and {}",
+        "{}: {} (it is {}) of {what} {}, {} readings between {} and {}",
         alert.rule,
-        alert.count,
         alert.threshold,
-        alert.sensor_id,
+        alert.observed,
+        alert.group(),
+        alert.count,
         alert.window_start,
         alert.window_end
     );
@@ -73,7 +75,7 @@ pub fn delivery(alert: &Alert, source: &str) -> Delivery {
         "id": alert.id,
         "source": source,
         "type": EVENT_TYPE,
-        "subject": alert.sensor_id.as_str(),
+        "subject": alert.group(),
         "time": fired,
         "datacontenttype": "application/json",
         "data": {
@@ -95,12 +97,13 @@ pub fn delivery(alert: &Alert, source: &str) -> Delivery {
                 },
                 "alertContext": {
                     "rule": alert.rule,
-                    "sensorId": alert.sensor_id.as_str(),
+                    "sensorId": alert.sensor_id.as_ref().map(|id| id.as_str().to_owned()),
                     "machineId": alert.machine_id.as_ref().map(|id| id.as_str().to_owned()),
                     "windowStart": alert.window_start.to_string(),
                     "windowEnd": alert.window_end.to_string(),
                     "count": alert.count,
-                    "threshold": alert.threshold,
+                    "threshold": alert.threshold.to_string(),
+                    "observed": alert.observed,
                     "historical": alert.historical,
                 },
             },
@@ -108,7 +111,7 @@ pub fn delivery(alert: &Alert, source: &str) -> Delivery {
     });
     Delivery {
         id: alert.id.as_str().into(),
-        key: alert.sensor_id.as_str().into(),
+        key: alert.group().into(),
         body: body.to_string().into(),
     }
 }

@@ -100,11 +100,14 @@ fn anomaly_columns() -> Vec<StructField> {
         StructField::nullable("window", DataType::from(window)),
         column("window_start", PrimitiveType::Timestamp),
         column("window_end", PrimitiveType::Timestamp),
+        column("is_anomaly", PrimitiveType::Boolean),
         column("count", PrimitiveType::Long),
         column("revision", PrimitiveType::Integer),
         column("closed_by", PrimitiveType::String),
         column("max_value", PrimitiveType::Double),
         column("min_value", PrimitiveType::Double),
+        column("mean_value", PrimitiveType::Double),
+        column("rate_of_change", PrimitiveType::Double),
         column("first_match", PrimitiveType::Timestamp),
         column("last_match", PrimitiveType::Timestamp),
         column("emitted_at", PrimitiveType::Timestamp),
@@ -410,10 +413,11 @@ pub fn anomaly_batch(schema: &SchemaRef, rows: &[&AnomalyRow]) -> Result<RecordB
     let ends = || rows.iter().map(|row| row.window_end.micros());
     columns.dates(starts());
     columns.texts("rule", rows.iter().map(|row| Some(row.rule.as_str())));
-    columns.texts("sensor_id", rows.iter().map(|row| Some(row.sensor_id.as_str())));
-    let machine = |row: &&AnomalyRow| row.machine_id.as_ref().map(|id| id.as_str().to_owned());
-    let machines: Vec<Option<String>> = rows.iter().map(machine).collect();
-    columns.texts("machine_id", machines.iter().map(Option::as_deref));
+    let sensors = rows.iter().map(|row| row.sensor_id.as_ref().map(|id| id.as_str()));
+    columns.texts("sensor_id", sensors);
+    let machines = rows.iter().map(|row| row.machine_id.as_ref().map(|id| id.as_str()));
+    columns.texts("machine_id", machines);
+    columns.flags("is_anomaly", rows.iter().map(|row| row.is_anomaly));
     columns.times("window_start", starts());
     columns.times("window_end", ends());
     columns.add("window", window_column(schema, starts(), ends())?);
@@ -422,6 +426,8 @@ pub fn anomaly_batch(schema: &SchemaRef, rows: &[&AnomalyRow]) -> Result<RecordB
     columns.texts("closed_by", rows.iter().map(|row| Some(row.closed_by.as_str())));
     columns.doubles("max_value", rows.iter().map(|row| Some(row.max_value)));
     columns.doubles("min_value", rows.iter().map(|row| Some(row.min_value)));
+    columns.doubles("mean_value", rows.iter().map(|row| Some(row.mean_value)));
+    columns.doubles("rate_of_change", rows.iter().map(|row| row.rate_of_change));
     columns.times("first_match", rows.iter().map(|row| row.first_match.micros()));
     columns.times("last_match", rows.iter().map(|row| row.last_match.micros()));
     columns.times("emitted_at", rows.iter().map(|row| row.emitted_at.micros()));

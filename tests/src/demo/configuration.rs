@@ -106,10 +106,9 @@ pub fn cloud_text(kafka: &str, lake: &Path, webhook: &str, admin_port: u16) -> S
          [kafka]\nbrokers = \"{kafka}\"\nproperties = {{ \"reconnect.backoff.max.ms\" = \"500\" }}\n\n\
          [lake]\nlocation = {}\n\n\
          [trigger]\nprocessing-time = \"1s\"\n\n\
-         [[rules]]\nname = \"temperature-above-100\"\nmetric-type = \"temperature\"\n\
-         comparison = \"greater-than\"\nvalue = {HOT_ABOVE:?}\n\
+         [[rules]]\nname = \"temperature-above-100\"\nfilter = \"metric_type = temperature and value > {HOT_ABOVE:?}\"\n\
          # A minute in a plant.\nwindow = \"{WINDOW_SECONDS}s\"\n\
-         count-more-than = {COUNT_MORE_THAN}\nseverity = 2\n\n\
+         threshold = \"count > {COUNT_MORE_THAN}\"\nseverity = 2\n\n\
          [counting]\nallowed-lateness = \"2s\"\nidle-timeout = \"5s\"\n\n\
          [alerts]\ntopic = \"alerts\"\nwebhook-url = \"{webhook}\"\n\n\
          [admin]\nlisten = \"127.0.0.1:{admin_port}\"\n",

@@ -1,8 +1,9 @@
-use shared_proto::model::{DeviceId, Generation, Sequence};
+use shared_proto::model::{DeviceId, Generation, Quality, Sequence};
 
 use super::*;
+use crate::rule::Threshold;
 use crate::time::Micros;
-use crate::window::{AnomalyRow, ClosedBy};
+use crate::window::ClosedBy;
 
 /// 2026-03-01T08:00:00Z, the start of a minute.
 const START: i64 = 1_772_352_000_000_000;
@@ -114,8 +115,8 @@ fn value_at_the_limit_does_not_match_greater_than() {
 
 #[test]
 fn each_comparison_at_below_and_above_its_limit() {
-    use crate::settings::Comparison::{GreaterOrEqual, GreaterThan, LessOrEqual, LessThan};
-    let check = |comparison: crate::settings::Comparison, expected: [bool; 3]| {
+    use crate::rule::Comparison::{GreaterOrEqual, GreaterThan, LessOrEqual, LessThan};
+    let check = |comparison: crate::rule::Comparison, expected: [bool; 3]| {
         assert_eq!([9.0, 10.0, 11.0].map(|value| comparison.holds(value, 10.0)), expected);
     };
     check(GreaterThan, [false, false, true]);
@@ -140,15 +141,18 @@ fn row_tells_window_machine_extremes_and_first_and_last_match() {
         bench.out.anomalies,
         [AnomalyRow {
             rule: "temperature-above-100".to_owned(),
-            sensor_id: SensorId::new("s").expect("a valid name"),
+            sensor_id: Some(SensorId::new("s").expect("a valid name")),
             machine_id,
             window_start: at(0),
             window_end: at(60),
+            is_anomaly: true,
             count: 6,
             revision: 1,
             closed_by: ClosedBy::Watermark,
             max_value: 110.0,
             min_value: 101.0,
+            mean_value: 625.0 / 6.0,
+            rate_of_change: Some((102.0 - 110.0) / 54.0),
             first_match: at(5),
             last_match: at(59),
             emitted_at: bench.now,
@@ -173,7 +177,7 @@ fn window_closes_when_the_watermark_reaches_its_end_not_before() {
 #[test]
 fn last_microsecond_belongs_to_the_window_and_its_end_to_the_next() {
     let mut bench = Bench::new(Settings {
-        rules: vec![Rule { count_more_than: 0, ..Rule::seed() }],
+        rules: vec![Rule { threshold: Threshold::count_more_than(0), ..Rule::seed() }],
         ..settings()
     });
     bench.hot(MINUTE - 1);
@@ -187,13 +191,194 @@ fn last_microsecond_belongs_to_the_window_and_its_end_to_the_next() {
 #[test]
 fn windows_before_1970_are_aligned_like_those_after() {
     let start = |micros: i64| {
-        crate::window::window_start(EventTime::from_micros(micros), Micros::from_seconds(60))
-            .micros()
+        let since = EventTime::from_micros(i64::MIN);
+        let mut starts =
+            crate::window::window_starts(EventTime::from_micros(micros), &Rule::seed(), since);
+        let start = starts.next().expect("a window").micros();
+        assert_eq!(starts.next(), None, "tumbling windows do not overlap");
+        start
     };
     assert_eq!(start(-1), -MINUTE);
     assert_eq!(start(-MINUTE), -MINUTE);
     assert_eq!(start(0), 0);
     assert_eq!(start(MINUTE - 1), 0);
+}
+
+#[test]
+fn a_reading_is_in_every_sliding_window_that_holds_it() {
+    let check = |seconds: i64, expected: &[i64]| {
+        let rule = Rule { slide: Micros::from_seconds(25), ..Rule::seed() };
+        let since = EventTime::from_micros(i64::MIN);
+        let time = EventTime::from_micros(seconds * SECOND);
+        let starts: Vec<i64> = crate::window::window_starts(time, &rule, since)
+            .map(|start| start.micros() / SECOND)
+            .collect();
+        assert_eq!(starts, expected, "{seconds}");
+    };
+    check(0, &[0, -25, -50]);
+    check(9, &[0, -25, -50]);
+    check(10, &[0, -25]);
+    check(24, &[0, -25]);
+    check(25, &[25, 0, -25]);
+}
+
+#[test]
+fn sliding_windows_find_what_falls_between_two_tumbling_ones() {
+    let slide = Micros::from_seconds(30);
+    let sliding = Rule { name: "sliding".to_owned(), slide, ..Rule::seed() };
+    let mut bench = Bench::new(Settings { rules: vec![Rule::seed(), sliding], ..settings() });
+    for second in [45, 50, 55, 60, 65, 70] {
+        bench.hot(second * SECOND);
+    }
+    bench.cold(5 * MINUTE);
+    let rows: Vec<_> = bench
+        .out
+        .anomalies
+        .iter()
+        .map(|row| (row.rule.as_str(), row.window_start.micros() - START, row.count))
+        .collect();
+    assert_eq!(rows, [("sliding", 30 * SECOND, 6)]);
+}
+
+fn with_rule(rule: Rule) -> Bench {
+    Bench::new(Settings { rules: vec![rule], ..settings() })
+}
+
+fn threshold(text: &str) -> Threshold {
+    text.parse().expect("a valid threshold")
+}
+
+#[test]
+fn mean_is_judged_at_the_close_and_taken_back_by_a_correction() {
+    let filter = "metric_type = temperature".parse().expect("a valid filter");
+    let mut bench = with_rule(Rule { filter, threshold: threshold("mean > 90"), ..Rule::seed() });
+    bench.send(&reading("s", 0, 120.0));
+    assert_eq!(bench.out.alerts, [], "more readings may lower the mean");
+    bench.send(&reading("s", SECOND, 80.0));
+    bench.cold(2 * MINUTE);
+    assert_eq!(bench.rows(), [(2, 1, ClosedBy::Watermark)]);
+    assert_eq!((bench.out.anomalies[0].mean_value, bench.out.alerts[0].observed), (100.0, 100.0));
+    assert!(!bench.out.alerts[0].historical);
+    bench.send(&reading("s", 2 * SECOND, 10.0));
+    bench.send(&reading("s", 3 * SECOND, 10.0));
+    let anomalies = |bench: &Bench| -> Vec<(u64, u32, bool)> {
+        let rows = bench.out.anomalies.iter();
+        rows.map(|row| (row.count, row.revision, row.is_anomaly)).collect()
+    };
+    assert_eq!(anomalies(&bench), [(2, 1, true), (3, 2, false)], "nothing is left to take back");
+    bench.send(&reading("s", 4 * SECOND, 400.0));
+    assert_eq!(anomalies(&bench)[2..], [(5, 3, true)]);
+    assert_eq!(bench.out.alerts.len(), 1);
+}
+
+#[test]
+fn maximum_alerts_at_once_and_rate_of_change_at_the_close() {
+    let mut bench = with_rule(Rule { threshold: threshold("max > 150"), ..Rule::seed() });
+    bench.hot(0);
+    assert_eq!(bench.out.alerts, []);
+    bench.send(&reading("s", SECOND, 151.0));
+    assert_eq!(bench.out.alerts[0].observed, 151.0);
+
+    let mut bench = with_rule(Rule { threshold: threshold("rate-of-change > 2"), ..Rule::seed() });
+    bench.send(&reading("s", 10 * SECOND, 131.0));
+    bench.send(&reading("s", 0, 101.0));
+    assert_eq!(bench.out.alerts, []);
+    bench.cold(2 * MINUTE);
+    assert_eq!(bench.out.alerts[0].observed, 3.0);
+    assert_eq!(bench.out.anomalies[0].rate_of_change, Some(3.0));
+}
+
+#[test]
+fn rate_of_change_of_one_moment_is_none() {
+    let mut bench = with_rule(Rule { threshold: threshold("rate-of-change >= 0"), ..Rule::seed() });
+    bench.hot(0);
+    bench.hot(0);
+    bench.cold(2 * MINUTE);
+    assert_eq!(bench.rows(), []);
+}
+
+fn of_machine(sensor: &str, machine: &str, micros: i64) -> Reading {
+    let machine_id = Some(MachineId::new(machine).expect("a valid name"));
+    Reading { machine_id, ..reading(sensor, micros, 101.0) }
+}
+
+#[test]
+fn readings_of_all_sensors_of_a_machine_are_counted_together() {
+    let mut bench = with_rule(Rule { by: GroupBy::Machine, ..Rule::seed() });
+    for second in 0..3 {
+        bench.send(&of_machine("a", "m", second * SECOND));
+        bench.send(&of_machine("b", "m", second * SECOND));
+        bench.send(&of_machine("c", "n", second * SECOND));
+        bench.hot(second * SECOND);
+    }
+    let alert = &bench.out.alerts[0];
+    assert_eq!((alert.group(), alert.sensor_id.as_ref(), alert.count), ("m", None, 6));
+    assert_eq!(bench.out.alerts.len(), 1);
+    assert_eq!(bench.state.figures().unmatched.without_machine, 3);
+    assert_eq!(bench.state.figures().machines, 2);
+    bench.send(&of_machine("a", "m", 2 * MINUTE));
+    let row = &bench.out.anomalies[0];
+    assert_eq!((row.group(), row.sensor_id.as_ref(), row.count), ("m", None, 6));
+}
+
+#[test]
+fn silent_machine_closes_its_windows_and_one_sensor_far_behind_is_counted_as_such() {
+    let mut bench = with_rule(Rule { by: GroupBy::Machine, ..Rule::seed() });
+    for second in 0..6 {
+        bench.send(&of_machine("a", "m", second * SECOND));
+    }
+    bench.now = bench.now.saturating_add(bench.settings.idle_timeout);
+    bench.idle();
+    assert_eq!(bench.rows(), [(6, 1, ClosedBy::Idle)]);
+    bench.send(&of_machine("a", "m", 12 * MINUTE));
+    assert_eq!(bench.send(&of_machine("b", "m", 6 * SECOND)), Disposition::Counted);
+    assert_eq!(bench.state.figures().unmatched.behind_machine, 1);
+    assert_eq!(bench.rows().len(), 1);
+}
+
+#[test]
+fn update_mode_writes_a_row_at_each_trigger_that_follows_a_change() {
+    let update = OutputMode::Update;
+    let mut bench = with_rule(Rule { output_mode: update, ..Rule::seed() });
+    let trigger = |bench: &mut Bench| {
+        bench.state.handle_trigger(bench.now, &bench.settings, &mut bench.out);
+    };
+    for second in 0..5 {
+        bench.hot(second * SECOND);
+    }
+    trigger(&mut bench);
+    assert_eq!(bench.rows(), [], "it is no anomaly yet");
+    bench.hot(5 * SECOND);
+    bench.hot(6 * SECOND);
+    trigger(&mut bench);
+    trigger(&mut bench);
+    assert_eq!(bench.rows(), [(7, 1, ClosedBy::Open)]);
+    bench.hot(7 * SECOND);
+    bench.cold(2 * MINUTE);
+    trigger(&mut bench);
+    assert_eq!(bench.rows()[1..], [(8, 2, ClosedBy::Watermark)]);
+    bench.hot(8 * SECOND);
+    bench.hot(9 * SECOND);
+    trigger(&mut bench);
+    assert_eq!(bench.rows()[2..], [(10, 3, ClosedBy::Correction)]);
+}
+
+#[test]
+fn complete_mode_gives_all_windows_held_and_no_row_of_anomalies() {
+    let mut bench = with_rule(Rule { output_mode: OutputMode::Complete, ..Rule::seed() });
+    for second in 0..6 {
+        bench.hot(second * SECOND);
+    }
+    bench.hot(2 * MINUTE);
+    assert_eq!(bench.rows(), []);
+    assert_eq!(bench.out.alerts.len(), 1);
+    let current: Vec<_> = bench
+        .state
+        .current_rows(bench.now, &bench.settings)
+        .iter()
+        .map(|row| (row.count, row.is_anomaly, row.closed_by))
+        .collect();
+    assert_eq!(current, [(6, true, ClosedBy::Watermark), (1, false, ClosedBy::Open)]);
 }
 
 #[test]
@@ -384,13 +569,14 @@ fn bad_quality_is_kept_and_moves_the_watermark_but_matches_no_rule() {
 fn rules_count_side_by_side_in_windows_of_their_own_length() {
     let long = Rule {
         name: "warm".to_owned(),
-        value: 50.0,
+        filter: "metric_type = temperature and value > 50".parse().expect("a valid filter"),
         window: Micros::from_seconds(300),
-        count_more_than: 1,
+        slide: Micros::from_seconds(300),
+        threshold: Threshold::count_more_than(1),
         ..Rule::seed()
     };
-    let pressure = MetricType::new("pressure").expect("a valid name");
-    let other = Rule { name: "pressure".to_owned(), metric_type: pressure, ..Rule::seed() };
+    let filter = "metric_type = pressure and value > 100".parse().expect("a valid filter");
+    let other = Rule { name: "pressure".to_owned(), filter, ..Rule::seed() };
     let rules = vec![Rule::seed(), long, other];
     let mut bench = Bench::new(Settings { rules, ..settings() });
     for second in 0..6 {
@@ -420,8 +606,7 @@ fn alert_is_historical_for_a_window_that_ended_too_long_ago() {
 #[test]
 fn alert_id_depends_on_rule_sensor_and_window_alone() {
     let id = |rule: &str, sensor: &str, start: i64| {
-        let sensor = SensorId::new(sensor).expect("a valid name");
-        crate::alert::alert_id(rule, &sensor, EventTime::from_micros(start))
+        crate::alert::alert_id(rule, sensor, EventTime::from_micros(start))
     };
     // From Python's hashlib over struct.pack("<Q", 1) + b"r" + struct.pack("<Q", 1) + b"s" + struct.pack("<q", 0).
     let expected = "53929eb20cf58b402457d0caa0d294c04d9c326dac6d97c2494c6f12a51f98ad";
@@ -494,14 +679,17 @@ fn windows_needed_are_enough_for_a_sensor_that_always_matches() {
 
 #[test]
 fn changed_rule_starts_anew_and_an_unchanged_one_keeps_its_count() {
-    let second = Rule { name: "second".to_owned(), value: 90.0, ..Rule::seed() };
+    let above = |limit: u32| {
+        format!("metric_type = temperature and value > {limit}").parse().expect("a valid filter")
+    };
+    let second = Rule { name: "second".to_owned(), filter: above(90), ..Rule::seed() };
     let mut bench =
         Bench::new(Settings { rules: vec![second.clone(), Rule::seed()], ..settings() });
     for second in 0..4 {
         bench.hot(second * SECOND);
     }
-    let kept = Rule { count_more_than: 3, severity: 0, ..Rule::seed() };
-    bench.settings.rules = vec![kept, Rule { value: 95.0, ..second }];
+    let kept = Rule { threshold: Threshold::count_more_than(3), severity: 0, ..Rule::seed() };
+    bench.settings.rules = vec![kept, Rule { filter: above(95), ..second }];
     let resumed = bench.state.resume(&bench.settings, bench.now);
     assert_eq!(resumed, Resumed { windows_forgotten: 1 });
     assert_eq!(bench.state.figures().windows, 1);
@@ -509,7 +697,9 @@ fn changed_rule_starts_anew_and_an_unchanged_one_keeps_its_count() {
     let alerts: Vec<_> =
         bench.out.alerts.iter().map(|alert| (alert.rule.as_str(), alert.count)).collect();
     assert_eq!(alerts, [("temperature-above-100", 5)]);
-    assert_eq!(bench.state.figures().windows, 2);
+    assert_eq!(bench.state.figures().windows, 1, "a window seen in part is not judged");
+    bench.hot(MINUTE);
+    assert_eq!(bench.state.figures().windows, 3);
 }
 
 #[test]
@@ -539,10 +729,12 @@ fn saved_state_that_contradicts_itself_is_refused() {
             .to_string();
         assert!(error.contains(expected), "{error}");
     };
-    check(r#""format":1"#, r#""format":2"#, "has format 2, this version reads 1");
+    check("[2,{", "[3,{", "has format 3, this version reads 2");
+    check(&saved, r#"{"format":1,"rules":[]}"#, "has format 1, this version reads 2");
     check("1772352060000000,0,", "1772352060000001,0,", "fit no rule");
+    check(r#""since":["#, r#""since":[0,"#, "1 rules and 2 times");
     let sensor =
-        saved.split_once(r#""sensors":["#).and_then(|(_, rest)| rest.split_once(r#"],"marks"#));
+        saved.split_once(r#""sensors":["#).and_then(|(_, rest)| rest.split_once(r#"],"machines"#));
     let (sensor, _) = sensor.expect("the sensors");
     check(sensor, &format!("{sensor},{sensor}"), "twice");
 }
