@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,9 +16,10 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::alerts::AlertDesk;
-use crate::config::Settings;
+use crate::config::{Keys, Settings};
 use crate::health::Health;
 use crate::pipeline::{Parts, Pipeline, PipelineError};
+use crate::reload::Reloader;
 use crate::sink::alert::{Channel, Delivery, Outcome};
 use crate::sink::alert_topic::AlertTopic;
 use crate::sink::commit::Lake;
@@ -57,7 +59,7 @@ fn exit_with<E: Into<anyhow::Error>>(exit_code: u8) -> impl Fn(E) -> Failure {
 ///
 /// # Errors
 /// Something without which the process cannot start or go on.
-pub fn run(settings: Settings) -> Result<(), Failure> {
+pub fn run(settings: Settings, keys: Keys, file: Option<PathBuf>) -> Result<(), Failure> {
     telemetry::start_logging(&settings.telemetry)
         .map_err(|error| Failure { cause: anyhow!(error), exit_code: EXIT_CONFIG })?;
     let metrics = telemetry::start_metrics().map_err(exit_with(EXIT_SOFTWARE))?;
@@ -65,13 +67,17 @@ pub fn run(settings: Settings) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(exit_with(EXIT_SOFTWARE))?;
-    let result = runtime.block_on(run_async(Arc::new(settings), metrics));
+    let result = runtime.block_on(run_async(Arc::new(settings), (keys, file), metrics));
     // Whatever is still at work (an upload that does not end) must not hold the process.
     runtime.shutdown_background();
     result
 }
 
-async fn run_async(settings: Arc<Settings>, metrics: PrometheusHandle) -> Result<(), Failure> {
+async fn run_async(
+    settings: Arc<Settings>,
+    (keys, file): (Keys, Option<PathBuf>),
+    metrics: PrometheusHandle,
+) -> Result<(), Failure> {
     let listener = admin::bind(settings.admin.listen)
         .await
         .with_context(|| format!("admin.listen {} cannot be opened", settings.admin.listen))
@@ -94,6 +100,9 @@ async fn run_async(settings: Arc<Settings>, metrics: PrometheusHandle) -> Result
         open_channels(&settings, &outcomes_sender, &mut tasks).map_err(exit_with(EXIT_CONFIG))?;
     tasks.spawn(upkeep(metrics.clone()));
     tasks.spawn(serve_admin(listener, Arc::clone(&health), metrics, stop.clone()));
+    let (rules_sender, rules) = mpsc::channel(1);
+    let reloader = Reloader::new(file, keys, rules_sender, Arc::clone(&health));
+    tasks.spawn(watch_settings(reloader, stop.clone()));
     let alerts = &settings.alerts;
     let desk = AlertDesk::new(channels, alerts.pending_max, alerts.source.clone());
     let parts = Parts {
@@ -104,6 +113,7 @@ async fn run_async(settings: Arc<Settings>, metrics: PrometheusHandle) -> Result
         desk,
         outcomes,
         health,
+        rules,
         stop,
     };
     let result = supervise(Pipeline::new(parts), stop_sender, &settings).await;
@@ -143,7 +153,9 @@ async fn supervise(
 fn finished(result: Result<(), PipelineError>) -> Result<(), Failure> {
     result.map_err(|error| {
         let exit_code = match &error {
-            PipelineError::Imbalance(_) | PipelineError::Epoch(_) => EXIT_SOFTWARE,
+            PipelineError::Imbalance(_) | PipelineError::Epoch(_) | PipelineError::State(_) => {
+                EXIT_SOFTWARE
+            }
             PipelineError::Source(_) | PipelineError::NothingToRead { .. } => EXIT_UNAVAILABLE,
             PipelineError::Unfinished { .. } => EXIT_TEMPORARY,
         };
@@ -183,6 +195,12 @@ fn open_channels(
         channels.insert(Channel::Webhook, sender);
     }
     Ok(channels)
+}
+
+async fn watch_settings(reloader: Reloader, stop: watch::Receiver<bool>) {
+    if let Err(error) = reloader.run(stop).await {
+        warn!(%error, "changes of the settings are not noticed");
+    }
 }
 
 async fn upkeep(metrics: PrometheusHandle) {

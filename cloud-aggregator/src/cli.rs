@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Counts anomalies from Kafka in event-time windows, writes Delta tables exactly once, alerts.
 #[derive(Debug, Parser)]
@@ -22,6 +22,45 @@ pub enum Command {
     CheckConfig(ConfigFile),
     /// Ask a running aggregator whether it lives: exit code 0 or 1.
     Healthcheck(ConfigFile),
+    /// Try the rules of the configuration.
+    #[command(subcommand)]
+    Rules(Rules),
+}
+
+/// What to do with rules.
+#[derive(Debug, Subcommand)]
+pub enum Rules {
+    /// Run the rules over a file and print the windows: exit code 0; 65 if no line is a reading, 66 if the file cannot be read.
+    ///
+    /// Every window of the file is judged as if all its readings had come in time. Lines that are no readings are told on
+    /// standard error and left out.
+    Test(RulesTest),
+}
+
+/// Which file, and how the windows are printed.
+#[derive(Args, Debug)]
+pub struct RulesTest {
+    /// Which configuration.
+    #[command(flatten)]
+    pub config: ConfigFile,
+    /// Readings, one JSON object a line, as on the Kafka topics; "-" is standard input.
+    #[arg(long)]
+    pub input: PathBuf,
+    /// How the windows are printed.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Print the anomalies alone.
+    #[arg(long)]
+    pub anomalies: bool,
+}
+
+/// How rows are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
 }
 
 /// Which configuration.

@@ -13,7 +13,10 @@ use aggregator_core::{GroupBy, OutputMode};
 use config::{Case, Config, ConfigError, Environment, File, FileFormat, Value, ValueKind};
 use serde::Deserialize;
 
+mod keys;
 mod validate;
+
+pub use keys::Keys;
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
 /// Tables whose keys are free, such as librdkafka's properties.
@@ -392,13 +395,21 @@ impl Settings {
     /// # Errors
     /// All faults at once, each with the path of its key and where it was set.
     pub fn load(file: Option<&Path>) -> Result<Self, SettingsError> {
+        Self::load_with_keys(file).map(|(settings, _)| settings)
+    }
+
+    /// As [`Self::load`], with every key and value to compare them with another version.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_with_keys(file: Option<&Path>) -> Result<(Self, Keys), SettingsError> {
         Self::from_layers(file, None)
     }
 
     fn from_layers(
         file: Option<&Path>,
         variables: Option<config::Map<String, String>>,
-    ) -> Result<Self, SettingsError> {
+    ) -> Result<(Self, Keys), SettingsError> {
         let mut builder = Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
         if let Some(path) = file {
             builder = builder.add_source(File::from(path).format(FileFormat::Toml).required(true));
@@ -417,7 +428,7 @@ impl Settings {
         let settings: Self =
             config.try_deserialize().map_err(|error| type_faults(&found, &error))?;
         match settings.faults() {
-            faults if faults.is_empty() => Ok(settings),
+            faults if faults.is_empty() => Ok((settings, Keys::new(&found))),
             faults => Err(SettingsError::Faults(faults)),
         }
     }

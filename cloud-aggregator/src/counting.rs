@@ -3,12 +3,17 @@
 //! Every record becomes exactly one row, or none if it was seen before; [`Counting::check_balance`] proves it against
 //! the core's own counts before each commit.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use aggregator_core::checkpoint::{EpochId, PartitionEpoch, PendingRows, TopicPartition};
+use aggregator_core::checkpoint::{
+    EpochFileRef, EpochId, FILE_FORMAT, PartitionEpochRef, PendingRows, TopicPartition,
+};
+use aggregator_core::partition::Figures;
 use aggregator_core::rows::{DeadLetterRow, LateReadingRow, MachineEventRow, Offset};
 use aggregator_core::{
-    Accounting, Alert, Disposition, Outputs, PartitionState, ProcessingTime, Settings,
+    Accounting, Alert, Disposition, OutputMode, Outputs, PartitionState, ProcessingTime, Rule,
+    Settings,
 };
 use deltalake::arrow::datatypes::SchemaRef;
 use deltalake::arrow::error::ArrowError;
@@ -20,6 +25,7 @@ use shared_proto::model::{
     MachineEventType, MachineId, Reading,
 };
 
+use crate::sink::commit::EpochCommit;
 use crate::sink::rows::ReadingColumns;
 use crate::source::{Batch, Gap, RawRecord, TopicKind};
 use crate::telemetry::names;
@@ -89,6 +95,19 @@ pub struct Imbalance {
     core: Accounting,
 }
 
+/// What was counted in one epoch.
+#[derive(Debug)]
+pub struct TakenEpoch {
+    /// For the lake.
+    pub commit: EpochCommit,
+    /// Alerts that may leave once it is committed.
+    pub alerts: Vec<(TopicPartition, Alert)>,
+    /// Where each partition's next epoch begins.
+    pub offsets: Vec<(TopicPartition, i64)>,
+    /// What became of the records.
+    pub tally: Tally,
+}
+
 /// All partitions of an assignment and the rows since the last commit.
 #[derive(Debug)]
 pub struct Counting {
@@ -112,6 +131,9 @@ impl Counting {
         keeps_readings: bool,
         partitions: Vec<Partition>,
     ) -> Self {
+        // What `current_windows` is to hold may not be there: a crash comes before it is written.
+        let is_complete = |rule: &Rule| rule.output_mode == OutputMode::Complete;
+        let is_dirty = !partitions.is_empty() && settings.rules.iter().any(is_complete);
         Self {
             settings,
             partitions,
@@ -120,7 +142,7 @@ impl Counting {
             keeps_readings,
             tally: Tally::default(),
             outputs: Outputs::default(),
-            is_dirty: false,
+            is_dirty,
         }
     }
 
@@ -419,63 +441,84 @@ impl Counting {
         if rows == core && rows.is_balanced() { Ok(()) } else { Err(Imbalance { tally, core }) }
     }
 
-    /// Moves states and rows into what the epoch's file holds; `owed` are the alerts of a partition that are not
-    /// delivered yet. [`Self::committed`] takes the states back; without it this value is used up.
+    /// Takes what was counted since the last epoch: rows, alerts, and the states as they are now. `owed` are the alerts of a
+    /// partition that are not delivered yet. Counting goes on while the epoch is committed; if that fails, this value is used up.
+    ///
+    /// # Errors
+    /// A state cannot be written as JSON.
     pub fn take_epoch(
         &mut self,
+        epoch: EpochId,
+        now: ProcessingTime,
         owed: impl Fn(&TopicPartition) -> Vec<Alert>,
-    ) -> Vec<(TopicPartition, PartitionEpoch)> {
-        let settings = &self.settings;
-        self.partitions
-            .iter_mut()
-            .map(|partition| {
-                let mut alerts = owed(&partition.id);
-                alerts.extend(partition.alerts.iter().cloned());
-                let epoch = PartitionEpoch {
-                    next_offset: Offset(partition.next_offset),
-                    state: std::mem::replace(&mut partition.state, PartitionState::new(settings)),
-                    rows: std::mem::take(&mut partition.rows),
-                    alerts,
-                };
-                (partition.id.clone(), epoch)
-            })
-            .collect()
+    ) -> Result<TakenEpoch, serde_json::Error> {
+        for slot in 0..self.partitions.len() {
+            let state = &mut self.partitions[slot].state;
+            state.handle_trigger(now, &self.settings, &mut self.outputs);
+            self.keep_outputs(slot);
+        }
+        let owed: Vec<Vec<Alert>> =
+            self.partitions.iter().map(|partition| owed(&partition.id)).collect();
+        let entries = self.partitions.iter().zip(&owed).map(|(partition, owed)| {
+            let entry = PartitionEpochRef {
+                next_offset: Offset(partition.next_offset),
+                state: &partition.state,
+                rows: &partition.rows,
+                alerts: owed.iter().chain(&partition.alerts).collect(),
+            };
+            (&partition.id, entry)
+        });
+        let file = EpochFileRef { format: FILE_FORMAT, epoch, partitions: entries.collect() };
+        let file = serde_json::to_vec(&file)?;
+        let mut taken = TakenEpoch {
+            commit: EpochCommit { epoch, file, rows: BTreeMap::new(), current: Vec::new() },
+            alerts: Vec::new(),
+            offsets: Vec::new(),
+            tally: std::mem::take(&mut self.tally),
+        };
+        for partition in &mut self.partitions {
+            partition.accounting_before = partition.state.accounting();
+            let (id, rows) = (partition.id.clone(), std::mem::take(&mut partition.rows));
+            taken.offsets.push((id.clone(), partition.next_offset));
+            taken.commit.rows.insert(id.clone(), rows);
+            let current = partition.state.current_rows(now, &self.settings).into_iter();
+            taken.commit.current.extend(current.map(|row| (id.clone(), row)));
+            let leaving = partition.alerts.drain(..);
+            taken.alerts.extend(leaving.map(|alert| (id.clone(), alert)));
+        }
+        self.is_dirty = false;
+        Ok(taken)
     }
 
-    /// Takes the states back after the epoch's commit; returns the alerts that may leave now.
-    pub fn committed(
-        &mut self,
-        epoch: EpochId,
-        mut states: impl FnMut(&TopicPartition) -> Option<PartitionState>,
-    ) -> Vec<(TopicPartition, Alert)> {
+    /// Alerts since the last epoch, or since the last call.
+    pub fn take_alerts(&mut self) -> Vec<(TopicPartition, Alert)> {
         let mut alerts = Vec::new();
         for partition in &mut self.partitions {
-            if let Some(state) = states(&partition.id) {
-                partition.state = state;
-            }
-            partition.accounting_before = partition.state.accounting();
-            partition.known = Some(epoch);
             let leaving = partition.alerts.drain(..);
             alerts.extend(leaving.map(|alert| (partition.id.clone(), alert)));
         }
-        self.tally = Tally::default();
-        self.is_dirty = false;
         alerts
     }
 
-    /// Sensors, windows and forgotten marks of all partitions.
+    /// Brings other rules into force, for what is read from here on.
+    pub fn change_rules(&mut self, settings: Arc<Settings>, now: ProcessingTime) -> usize {
+        let mut windows_forgotten = 0;
+        for slot in 0..self.partitions.len() {
+            let state = &mut self.partitions[slot].state;
+            state.handle_trigger(now, &self.settings, &mut self.outputs);
+            windows_forgotten += state.change_rules(&settings.rules).windows_forgotten;
+            self.keep_outputs(slot);
+        }
+        self.settings = settings;
+        self.is_dirty = true;
+        windows_forgotten
+    }
+
+    /// Sizes of all partitions together.
     #[must_use]
-    pub fn figures(&self) -> (usize, usize, u64) {
-        self.partitions.iter().map(|partition| partition.state.figures()).fold(
-            (0, 0, 0),
-            |(sensors, windows, marks), figures| {
-                (
-                    sensors + figures.sensors,
-                    windows + figures.windows,
-                    marks + figures.marks_evicted,
-                )
-            },
-        )
+    pub fn figures(&self) -> Figures {
+        let states = self.partitions.iter().map(|partition| partition.state.figures());
+        states.fold(Figures::default(), Figures::plus)
     }
 }
 

@@ -39,6 +39,10 @@ pub struct Status {
     pub epochs: u64,
     /// Records of these epochs.
     pub records: u64,
+    /// Rules in force.
+    pub rules: Vec<String>,
+    /// Why the newest change of the settings was refused; the rules before stay in force.
+    pub settings_refused: Option<String>,
     /// Alerts owed to some channel.
     pub alerts_owed: usize,
 }

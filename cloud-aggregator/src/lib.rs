@@ -3,7 +3,7 @@
 //! [`source::kafka`] tells records and rebalances, [`counting`] turns them into rows with the decisions of
 //! `aggregator-core`, [`sink::commit`] commits rows and offsets together, [`alerts`] keeps what is owed to
 //! [`sink::alert_topic`] and [`sink::webhook`]. [`pipeline`] is the one loop over all of it, [`app`] the only place that
-//! spawns.
+//! spawns. [`reload`] brings other rules into force, [`trial`] shows what rules make of a file.
 
 pub mod admin;
 pub mod alerts;
@@ -14,6 +14,8 @@ pub mod config;
 pub mod counting;
 pub mod health;
 pub mod pipeline;
+pub mod reload;
 pub mod sink;
 pub mod source;
 pub mod telemetry;
+pub mod trial;

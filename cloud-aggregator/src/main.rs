@@ -1,24 +1,30 @@
 //! The binary: command line in, exit code out.
 
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use cloud_aggregator::app;
-use cloud_aggregator::cli::{Cli, Command};
-use cloud_aggregator::config::Settings;
+use cloud_aggregator::cli::{Cli, Command, Rules, RulesTest};
+use cloud_aggregator::config::{Keys, Settings};
+use cloud_aggregator::trial::{self, TrialError};
 
-/// The configuration is wrong (`EX_CONFIG` of sysexits.h).
+/// The input holds nothing that can be read (`EX_DATAERR` of sysexits.h).
+const EXIT_DATA: u8 = 65;
+/// There is no input (`EX_NOINPUT`).
+const EXIT_NO_INPUT: u8 = 66;
+/// The configuration is wrong (`EX_CONFIG`).
 const EXIT_CONFIG: u8 = 78;
 
 fn main() -> ExitCode {
-    let (file, command): (_, fn(Settings) -> ExitCode) = match Cli::parse().command {
-        Command::Run(file) => (file.config, run),
-        Command::CheckConfig(file) => (file.config, |_| say("configuration is valid")),
-        Command::Healthcheck(file) => (file.config, healthcheck),
+    let command = Cli::parse().command;
+    let file = match &command {
+        Command::Run(file) | Command::CheckConfig(file) | Command::Healthcheck(file) => file,
+        Command::Rules(Rules::Test(test)) => &test.config,
     };
-    match Settings::load(file.as_deref()) {
-        Ok(settings) => command(settings),
+    match Settings::load_with_keys(file.config.as_deref()) {
+        Ok((settings, keys)) => execute(command, settings, keys),
         Err(error) => {
             complain(&format!("configuration: {error}"));
             ExitCode::from(EXIT_CONFIG)
@@ -26,8 +32,17 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(settings: Settings) -> ExitCode {
-    match app::run(settings) {
+fn execute(command: Command, settings: Settings, keys: Keys) -> ExitCode {
+    match command {
+        Command::Run(file) => run(settings, keys, file.config),
+        Command::CheckConfig(_) => say("configuration is valid"),
+        Command::Healthcheck(_) => healthcheck(&settings),
+        Command::Rules(Rules::Test(test)) => try_rules(&settings, &test),
+    }
+}
+
+fn run(settings: Settings, keys: Keys, file: Option<PathBuf>) -> ExitCode {
+    match app::run(settings, keys, file) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&format!("{:#}", error.cause));
@@ -36,12 +51,31 @@ fn run(settings: Settings) -> ExitCode {
     }
 }
 
-fn healthcheck(settings: Settings) -> ExitCode {
+fn healthcheck(settings: &Settings) -> ExitCode {
     match app::healthcheck(settings.admin.listen) {
         Ok(()) => say("alive"),
         Err(error) => {
             complain(&format!("{error:#}"));
             ExitCode::FAILURE
+        }
+    }
+}
+
+fn try_rules(settings: &Settings, test: &RulesTest) -> ExitCode {
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let result = trial::run(&settings.core(), &test.input, &mut complain)
+        .and_then(|trial| trial::print(&trial, (test.format, test.anomalies), &mut out))
+        .and_then(|()| Ok(out.flush()?));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let exit_code = match &error {
+                TrialError::Input { .. } => EXIT_NO_INPUT,
+                TrialError::NoReading { .. } => EXIT_DATA,
+                TrialError::Output(_) => 1,
+            };
+            complain(&format!("{:#}", anyhow::Error::from(error)));
+            ExitCode::from(exit_code)
         }
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use aggregator_core::checkpoint::{EpochError, EpochFile, EpochId, Nonce, TopicPartition};
+use aggregator_core::checkpoint::{EpochError, EpochId, Nonce, TopicPartition};
 use aggregator_core::{Alert, PartitionState, ProcessingTime};
 use metrics::{counter, gauge, histogram};
 use shared_proto::model::MachineId;
@@ -17,7 +17,7 @@ use tracing::{debug, error, info, warn};
 use crate::alerts::{AlertDesk, Undelivered};
 use crate::backoff::{Backoff, random_number};
 use crate::config::Settings;
-use crate::counting::{Counting, Imbalance, Partition, undelivered};
+use crate::counting::{Counting, Imbalance, Partition, TakenEpoch, Tally, undelivered};
 use crate::health::{Health, Stage as HealthStage};
 use crate::sink::alert::Outcome;
 use crate::sink::commit::{Lake, Recovered};
@@ -40,6 +40,9 @@ pub enum PipelineError {
     /// No epoch is left.
     #[error(transparent)]
     Epoch(#[from] EpochError),
+    /// The state cannot be written.
+    #[error("the state cannot be written as JSON")]
+    State(#[from] serde_json::Error),
     /// The consumer has ended.
     #[error("kafka consumer: {0}")]
     Source(String),
@@ -70,6 +73,15 @@ enum Stage {
     Running { round: Round, assignment: AssignmentId, counting: Box<Counting> },
 }
 
+/// What is left to do when a commit has come back.
+struct Committing {
+    assignment: AssignmentId,
+    alerts: Vec<(TopicPartition, Alert)>,
+    offsets: Vec<(TopicPartition, i64)>,
+    tally: Tally,
+    began: Instant,
+}
+
 /// What the pipeline is made of.
 pub struct Parts {
     /// The settings.
@@ -86,6 +98,8 @@ pub struct Parts {
     pub outcomes: mpsc::Receiver<Outcome>,
     /// For operators.
     pub health: Arc<Health>,
+    /// Other rules, when the settings have changed.
+    pub rules: mpsc::Receiver<Arc<aggregator_core::Settings>>,
     /// Turns true when the process is to stop.
     pub stop: watch::Receiver<bool>,
 }
@@ -104,6 +118,8 @@ pub struct Pipeline {
     last_epoch: Option<EpochId>,
     /// Committed by this process.
     records: u64,
+    /// The epoch whose commit runs.
+    committing: Option<Committing>,
     epoch_since: Option<Instant>,
     ends_asked_at: Option<Instant>,
     /// Ends of the partitions at the start, while only those are to be read.
@@ -136,6 +152,7 @@ impl Pipeline {
             last_assignment: AssignmentId::default(),
             last_epoch: None,
             records: 0,
+            committing: None,
             epoch_since: None,
             ends_asked_at: None,
             goals: None,
@@ -153,13 +170,15 @@ impl Pipeline {
     /// # Errors
     /// Going on would lose or double records, or the consumer has ended.
     pub async fn run(mut self) -> Result<(), PipelineError> {
-        while !self.is_drained {
-            let wait = self.wait();
+        while !self.is_finished() {
+            let (wait, has_room) = (self.wait(), self.has_room() && !self.is_drained);
             tokio::select! {
                 biased;
                 () = wait_for_stop(&mut self.parts.stop) => break,
                 outcome = self.parts.outcomes.recv() => self.handle_outcome(outcome),
-                event = self.parts.events.recv() => match event {
+                (epoch, result) = self.parts.lake.committed() => self.handle_committed(epoch, result),
+                Some(rules) = self.parts.rules.recv() => self.change_rules(rules),
+                event = self.parts.events.recv(), if has_room => match event {
                     Some(event) => self.handle_event(event).await?,
                     None => return Err(PipelineError::Source("its thread has ended".to_owned())),
                 },
@@ -169,7 +188,7 @@ impl Pipeline {
             self.check_patience()?;
         }
         self.parts.health.update(|status| status.stage = HealthStage::Stopping);
-        self.commit_if(true).await?;
+        self.commit_to_the_end().await?;
         if self.is_drained {
             info!(records = self.records, "all is read that was there at the start");
             self.await_deliveries().await;
@@ -180,11 +199,53 @@ impl Pipeline {
             // The last state file still owes what has been delivered since: the next start would send it again.
             counting.mark_dirty();
         }
-        self.commit_if(true).await?;
+        self.commit_to_the_end().await?;
         if self.parts.settings.trigger.available_now && !self.is_drained {
             return Err(PipelineError::Unfinished { records: self.records });
         }
         Ok(())
+    }
+
+    /// Whether all is committed that was there at the start.
+    fn is_finished(&self) -> bool {
+        let is_dirty =
+            matches!(&self.stage, Stage::Running { counting, .. } if counting.is_dirty());
+        self.is_drained && !is_dirty && !self.parts.lake.is_committing()
+    }
+
+    /// Commits what there is, after the commit that runs.
+    async fn commit_to_the_end(&mut self) -> Result<(), PipelineError> {
+        self.settle().await;
+        self.commit_if(true).await?;
+        self.settle().await;
+        Ok(())
+    }
+
+    /// Waits for the commit that runs, if one does.
+    async fn settle(&mut self) {
+        if let Some((epoch, result)) = self.parts.lake.settle().await {
+            self.handle_committed(epoch, result);
+        }
+    }
+
+    /// Whether more may be counted while a commit runs.
+    fn has_room(&self) -> bool {
+        let Stage::Running { counting, .. } = &self.stage else { return true };
+        let (tally, epoch) = (counting.tally(), &self.parts.settings.epoch);
+        !self.parts.lake.is_committing()
+            || (tally.records_in < epoch.records_max && tally.bytes < epoch.bytes_max)
+    }
+
+    fn change_rules(&mut self, settings: Arc<aggregator_core::Settings>) {
+        let rules = settings.rules.iter().map(|rule| rule.name.clone()).collect();
+        self.parts.health.update(|status| status.rules = rules);
+        self.core = Arc::clone(&settings);
+        let (Stage::Running { counting, .. } | Stage::Starting { counting, .. }) = &mut self.stage
+        else {
+            return;
+        };
+        let windows_forgotten = counting.change_rules(settings, now());
+        info!(windows_forgotten, "other rules in force");
     }
 
     /// Whoever waits for a drain to end must not wait for ever for it to begin.
@@ -241,6 +302,9 @@ impl Pipeline {
                 {
                     self.epoch_since.get_or_insert_with(Instant::now);
                     let result = counting.handle_batch(&batch, now());
+                    if self.parts.settings.trigger.is_continuous() {
+                        self.send_alerts();
+                    }
                     self.write_rows(result).await;
                 }
             }
@@ -264,6 +328,28 @@ impl Pipeline {
             SourceEvent::Failed(text) => return Err(PipelineError::Source(text)),
         }
         Ok(())
+    }
+
+    /// Sends the alerts of an epoch before its commit: a crash counts again and sends them again, under the same ids.
+    fn send_alerts(&mut self) {
+        let Stage::Running { counting, .. } = &mut self.stage else { return };
+        let alerts = counting.take_alerts();
+        if !alerts.is_empty() {
+            self.owe(alerts);
+            self.parts.desk.pump();
+        }
+    }
+
+    fn owe(&mut self, alerts: Vec<(TopicPartition, Alert)>) {
+        counter!(names::ALERTS_TOTAL).increment(alerts.len() as u64);
+        for (partition, alert) in alerts {
+            log_alert(&alert);
+            if let Some(overflow) = self.parts.desk.add(partition, alert)
+                && let Stage::Running { counting, .. } = &mut self.stage
+            {
+                bury(counting, &overflow);
+            }
+        }
     }
 
     /// Records begin to flow from these positions.
@@ -328,7 +414,7 @@ impl Pipeline {
         self.commit_if(is_due).await?;
         self.ask_for_ends();
         self.parts.desk.pump();
-        if self.cleaned_at.elapsed() >= CLEAN_INTERVAL {
+        if self.cleaned_at.elapsed() >= CLEAN_INTERVAL && !self.parts.lake.is_committing() {
             self.cleaned_at = Instant::now();
             if let Err(error) = self.parts.lake.clean_state_files(now().micros()).await {
                 warn!(error = describe(&error), "state files cannot be cleaned");
@@ -341,6 +427,8 @@ impl Pipeline {
         let until = |instant: Instant| instant.saturating_duration_since(Instant::now());
         let wait = match &self.stage {
             Stage::Recovering { retry_at, .. } => until(*retry_at),
+            // The commit wakes the loop.
+            Stage::Running { .. } if self.parts.lake.is_committing() => TICK_MAX,
             Stage::Running { .. } => match self.epoch_since {
                 Some(since) => until(since + self.parts.settings.trigger.epoch_length()),
                 None => TICK_MAX,
@@ -352,8 +440,12 @@ impl Pipeline {
 
     /// Reads offsets and state from the lake and begins reading from Kafka.
     async fn recover(&mut self) {
-        let Stage::Recovering { round, .. } = self.stage else { return };
         self.parts.health.update(|status| status.stage = HealthStage::Recovering);
+        self.settle().await;
+        let Stage::Recovering { round, retry_at } = self.stage else { return };
+        if retry_at > Instant::now() {
+            return;
+        }
         let recovered = match self.parts.lake.refresh().await {
             Ok(()) => self.parts.lake.recover(&self.assigned).await,
             Err(error) => Err(error),
@@ -470,15 +562,14 @@ impl Pipeline {
             || tally.bytes >= epoch.bytes_max
     }
 
-    /// Commits the epoch if it is due and there is something to commit.
+    /// Begins to commit the epoch if it is due, there is something to commit, and no other commit runs.
     async fn commit_if(&mut self, is_due: bool) -> Result<(), PipelineError> {
-        let Stage::Running { counting, .. } = &mut self.stage else { return Ok(()) };
-        if !is_due || !counting.is_dirty() {
+        let Stage::Running { counting, assignment, .. } = &mut self.stage else { return Ok(()) };
+        if !is_due || !counting.is_dirty() || self.parts.lake.is_committing() {
             return Ok(());
         }
         counting.check_balance()?;
         let began = Instant::now();
-        let tally = counting.tally();
         let rows = match counting.take_rows(1) {
             Ok(Some(batch)) => self.parts.lake.write(batch).await,
             Ok(None) => Ok(()),
@@ -491,38 +582,45 @@ impl Pipeline {
         }
         let epoch = EpochId::after(self.last_epoch, Nonce(random_number()))?;
         let desk = &self.parts.desk;
-        let taken = counting.take_epoch(|partition| desk.owed_of(partition));
-        let mut file = EpochFile::new(epoch, taken.into_iter().collect());
-        if let Err(error) = self.parts.lake.commit(&file).await {
+        let taken = counting.take_epoch(epoch, now(), |partition| desk.owed_of(partition))?;
+        let TakenEpoch { commit, alerts, offsets, tally } = taken;
+        self.committing =
+            Some(Committing { assignment: *assignment, alerts, offsets, tally, began });
+        self.epoch_since = None;
+        self.has_outcomes = false;
+        // An epoch that is not committed is never referred to: the next one may leave a number out.
+        self.last_epoch = Some(epoch);
+        if let Err(error) = self.parts.lake.begin_commit(commit).await {
             self.is_write_refused = true;
             self.fail(&error);
-            return Ok(());
+        }
+        Ok(())
+    }
+
+    /// A commit has come back.
+    fn handle_committed(&mut self, epoch: EpochId, result: Result<(), LakeError>) {
+        let Some(committing) = self.committing.take() else { return };
+        if let Err(error) = result {
+            self.is_write_refused = true;
+            self.fail(&error);
+            return;
         }
         if std::mem::take(&mut self.is_write_refused) {
             self.backoff.reset();
             self.parts.health.update(|status| status.lake_problem = None);
         }
-        self.last_epoch = Some(epoch);
-        self.has_outcomes = false;
-        let alerts = counting
-            .committed(epoch, |id| file.partitions.remove(id).map(|partition| partition.state));
-        counter!(names::ALERTS_TOTAL).increment(alerts.len() as u64);
-        for (partition, alert) in alerts {
-            log_alert(&alert);
-            if let Some(overflow) = self.parts.desk.add(partition, alert) {
-                bury(counting, &overflow);
-            }
-        }
-        let offsets = counting.partitions.iter();
-        let offsets = offsets.map(|partition| (partition.id.clone(), partition.next_offset));
-        self.parts.source.send(Command::Commit(offsets.collect()));
-        self.epoch_since = None;
+        let Committing { assignment, alerts, offsets, tally, began } = committing;
         self.records += tally.records_in;
         self.report(epoch, tally, began.elapsed());
-        Ok(())
+        let is_ours = matches!(&self.stage, Stage::Running { assignment: current, .. } if *current == assignment);
+        if is_ours {
+            // Else they are in the state file, for whoever has the partitions now.
+            self.owe(alerts);
+            self.parts.source.send(Command::Commit(offsets));
+        }
     }
 
-    fn report(&self, epoch: EpochId, tally: crate::counting::Tally, took: Duration) {
+    fn report(&self, epoch: EpochId, tally: Tally, took: Duration) {
         debug!(%epoch, records = tally.records_in, ?took, "epoch committed");
         counter!(names::EPOCHS_TOTAL).increment(1);
         histogram!(names::EPOCH_COMMIT_SECONDS).record(took.as_secs_f64());
@@ -536,10 +634,16 @@ impl Pipeline {
             counter!(names::RECORDS_TOTAL, "disposition" => disposition).increment(count);
         }
         if let Stage::Running { counting, .. } = &self.stage {
-            let (sensors, windows, marks) = counting.figures();
-            gauge!(names::SENSORS).set(sensors as f64);
-            gauge!(names::WINDOWS).set(windows as f64);
-            gauge!(names::MARKS_EVICTED).set(marks as f64);
+            let figures = counting.figures();
+            gauge!(names::SENSORS).set(figures.sensors as f64);
+            gauge!(names::MACHINES).set(figures.machines as f64);
+            gauge!(names::WINDOWS).set(figures.windows as f64);
+            gauge!(names::MARKS_EVICTED).set(figures.marks_evicted as f64);
+            let unmatched = figures.unmatched;
+            gauge!(names::UNMATCHED_READINGS, "reason" => "without-machine")
+                .set(unmatched.without_machine as f64);
+            gauge!(names::UNMATCHED_READINGS, "reason" => "behind-machine")
+                .set(unmatched.behind_machine as f64);
         }
         let owed = self.parts.desk.len();
         self.parts.health.update(|status| {

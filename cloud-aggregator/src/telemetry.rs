@@ -44,6 +44,12 @@ pub mod names {
     pub const MARKS_EVICTED: &str = "aggregator_marks_evicted";
     /// Age of the oldest record not committed yet.
     pub const OLDEST_UNCOMMITTED_AGE_SECONDS: &str = "aggregator_oldest_uncommitted_age_seconds";
+    /// Settings read again, label `result`: changed, same, refused.
+    pub const SETTINGS_RELOADS_TOTAL: &str = "aggregator_settings_reloads_total";
+    /// Machines known to rules that count by machine.
+    pub const MACHINES: &str = "aggregator_machines";
+    /// Matches of rules by machine that are in no window, label `reason`: without-machine, behind-machine.
+    pub const UNMATCHED_READINGS: &str = "aggregator_unmatched_readings";
     /// Alerts decided.
     pub const ALERTS_TOTAL: &str = "aggregator_alerts_total";
     /// Alerts owed to some channel.
@@ -120,6 +126,12 @@ fn describe() {
     describe_gauge!(names::WINDOWS, "Windows held");
     describe_gauge!(names::MARKS_EVICTED, "High-water marks forgotten at a limit");
     describe_gauge!(names::OLDEST_UNCOMMITTED_AGE_SECONDS, "Age of the oldest uncommitted record");
+    describe_counter!(names::SETTINGS_RELOADS_TOTAL, "Settings read again, by result");
+    describe_gauge!(
+        names::UNMATCHED_READINGS,
+        "Matches of rules by machine that are in no window, by reason"
+    );
+    describe_gauge!(names::MACHINES, "Machines known to rules that count by machine");
     describe_counter!(names::ALERTS_TOTAL, "Alerts decided");
     describe_gauge!(names::ALERTS_PENDING, "Alerts owed");
     describe_counter!(names::ALERTS_DELIVERED_TOTAL, "Alerts delivered by channel");

@@ -18,4 +18,5 @@ mod rules;
 mod servers;
 mod stop_isolation;
 mod stop_path;
+mod triggers;
 mod waveforms;

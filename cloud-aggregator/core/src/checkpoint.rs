@@ -291,6 +291,30 @@ pub struct EpochFile {
     pub partitions: BTreeMap<TopicPartition, PartitionEpoch>,
 }
 
+/// [`PartitionEpoch`] on its way into a file.
+#[derive(Clone, Debug, Serialize)]
+pub struct PartitionEpochRef<'a> {
+    /// First offset that is not part of the epoch.
+    pub next_offset: Offset,
+    /// State behind that offset.
+    pub state: &'a PartitionState,
+    /// Rows of this epoch for the side tables.
+    pub rows: &'a PendingRows,
+    /// Alerts not delivered.
+    pub alerts: Vec<&'a Alert>,
+}
+
+/// [`EpochFile`] on its way into a file: the same bytes, without taking the states away from who counts.
+#[derive(Clone, Debug, Serialize)]
+pub struct EpochFileRef<'a> {
+    /// [`FILE_FORMAT`].
+    pub format: u32,
+    /// The epoch whose file it is.
+    pub epoch: EpochId,
+    /// The partitions whose `txn` goes into the epoch's commit.
+    pub partitions: BTreeMap<&'a TopicPartition, PartitionEpochRef<'a>>,
+}
+
 impl EpochFile {
     /// A file of this version.
     #[must_use]

@@ -136,6 +136,25 @@ pub struct Figures {
     pub unmatched: Unmatched,
 }
 
+impl Figures {
+    /// Figures of several partitions together; a metric type, device or machine of two is there twice.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            sensors: self.sensors + other.sensors,
+            machines: self.machines + other.machines,
+            metric_types: self.metric_types + other.metric_types,
+            windows: self.windows + other.windows,
+            devices: self.devices + other.devices,
+            marks_evicted: self.marks_evicted + other.marks_evicted,
+            unmatched: Unmatched {
+                without_machine: self.unmatched.without_machine + other.unmatched.without_machine,
+                behind_machine: self.unmatched.behind_machine + other.unmatched.behind_machine,
+            },
+        }
+    }
+}
+
 /// What a change of the rules did to the windows held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Resumed {
@@ -204,6 +223,7 @@ impl PartitionState {
             windows_forgotten += track.windows.renumber(&new_positions);
         }
         self.windows_held -= windows_forgotten;
+        self.due = saved::due(&self.sensors, &self.machines);
         self.watch_silence();
         Resumed { windows_forgotten }
     }

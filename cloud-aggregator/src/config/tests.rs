@@ -12,7 +12,7 @@ fn with(file: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsErro
     let path = file_of(file);
     let variables =
         variables.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    Settings::from_layers(Some(path.path()), Some(variables))
+    Settings::from_layers(Some(path.path()), Some(variables)).map(|(settings, _)| settings)
 }
 
 fn complaint(file: &str, variables: &[(&str, &str)]) -> String {

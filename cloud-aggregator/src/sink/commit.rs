@@ -2,17 +2,22 @@
 //!
 //! The commit on `telemetry` decides. An error anywhere leaves the lake in a state that [`Lake::recover`] understands,
 //! so callers drop what they hold and recover; they never retry a step.
+//!
+//! A commit runs in a task of its own while rows of the next epoch are encoded; one at a time, because step 2 of an epoch must wait for
+//! step 3 of the one before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use aggregator_core::AnomalyRow;
 use aggregator_core::checkpoint::{
-    Corruption, EpochFile, EpochId, FoundFile, FoundTransactions, PartitionEpoch, Recovery,
+    Corruption, EpochId, FoundFile, FoundTransactions, PartitionEpoch, PendingRows, Recovery,
     SideTable, TopicPartition, resolve,
 };
 use deltalake::arrow::array::RecordBatch;
 use deltalake::writer::{DeltaWriter as _, RecordBatchWriter};
 use metrics::counter;
+use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
 use super::delta::{LakeError, Location, Table};
@@ -22,7 +27,20 @@ use crate::config;
 use crate::telemetry::names;
 
 /// Rows of side tables by partition.
-type PartitionRows<'a> = Vec<(&'a TopicPartition, &'a PartitionEpoch)>;
+type PartitionRows<'a> = Vec<(&'a TopicPartition, &'a PendingRows)>;
+
+/// What one epoch commits beside the encoded rows of `telemetry`.
+#[derive(Debug)]
+pub struct EpochCommit {
+    /// Its name.
+    pub epoch: EpochId,
+    /// The bytes of its state file.
+    pub file: Vec<u8>,
+    /// Rows of the side tables; every partition of the epoch has an entry.
+    pub rows: BTreeMap<TopicPartition, PendingRows>,
+    /// Windows of rules in output mode `complete`: what `current_windows` is to hold of these partitions.
+    pub current: Vec<(TopicPartition, AnomalyRow)>,
+}
 
 /// How a partition goes on.
 #[derive(Debug)]
@@ -35,15 +53,42 @@ pub enum Recovered {
     Corrupt(Corruption),
 }
 
-/// All tables and the state files.
+/// The tables and the state files, and the rows on their way there.
 #[derive(Debug)]
 pub struct Lake {
+    keeper: Keeper,
+    /// For new writers, whoever has the tables.
     telemetry: Table,
     writer: RecordBatchWriter,
-    side_tables: BTreeMap<SideTable, Table>,
-    state_files: StateFiles,
     /// Rows encoded and not committed.
     rows_written: u64,
+    file_bytes_max: u64,
+    operation_timeout: Duration,
+}
+
+/// What came of a commit.
+pub type Committed = (EpochId, Result<(), LakeError>);
+
+/// Who has the tables.
+#[derive(Debug)]
+enum Keeper {
+    /// Nobody else.
+    Here(Box<Tables>),
+    /// A commit that runs.
+    Commit(JoinHandle<(Box<Tables>, Committed)>),
+    /// A commit that has panicked.
+    Gone,
+}
+
+/// All tables and the state files.
+#[derive(Debug)]
+struct Tables {
+    telemetry: Table,
+    side_tables: BTreeMap<SideTable, Table>,
+    /// `current_windows`, if it is there or a rule needs it.
+    current: Option<Table>,
+    location: Location,
+    state_files: StateFiles,
     /// Partitions of the state files that this process wrote or read.
     known_files: BTreeMap<EpochId, BTreeSet<TopicPartition>>,
     file_bytes_max: u64,
@@ -57,31 +102,16 @@ impl Lake {
     /// # Errors
     /// The storage refuses or does not answer in time.
     pub async fn open(settings: &config::Lake) -> Result<Self, LakeError> {
-        let limit = settings.operation_timeout;
-        within(limit, async {
-            let location = Location::open(settings)?;
-            let columns = rows::telemetry_columns();
-            let partitions = rows::reading_partitions();
-            let telemetry = Table::open(&location, rows::TELEMETRY, columns, partitions).await?;
-            let mut side_tables = BTreeMap::new();
-            for side in SideTable::ALL {
-                let (columns, partitions) = rows::side_columns(side);
-                let table = Table::open(&location, side.as_str(), columns, partitions).await?;
-                side_tables.insert(side, table);
-            }
-            Ok(Self {
-                writer: telemetry.writer(settings.file_bytes_max)?,
-                telemetry,
-                side_tables,
-                state_files: StateFiles::open(&location)?,
-                rows_written: 0,
-                known_files: BTreeMap::new(),
-                file_bytes_max: settings.file_bytes_max,
-                operation_timeout: limit,
-                state_grace: settings.state_grace,
-            })
+        let tables = within(settings.operation_timeout, Tables::open(settings)).await?;
+        let telemetry = tables.telemetry.clone();
+        Ok(Self {
+            writer: telemetry.writer(settings.file_bytes_max)?,
+            telemetry,
+            keeper: Keeper::Here(Box::new(tables)),
+            rows_written: 0,
+            file_bytes_max: settings.file_bytes_max,
+            operation_timeout: settings.operation_timeout,
         })
-        .await
     }
 
     /// Columns of `telemetry`.
@@ -90,7 +120,7 @@ impl Lake {
         self.telemetry.schema().clone()
     }
 
-    /// Drops rows that were written and not committed.
+    /// Drops rows that were written and whose commit has not begun.
     ///
     /// # Errors
     /// The table uses features that the writer does not know.
@@ -117,47 +147,194 @@ impl Lake {
         .await
     }
 
-    /// Commits an epoch: all of it, or nothing that a recovery would not put right.
+    /// Begins to commit an epoch with the rows written so far: all of it, or nothing that a recovery would not put right.
+    /// A commit that still runs is awaited first, see [`Self::is_committing`].
     ///
     /// # Errors
-    /// The storage refuses, or another instance owns a partition. Recover before anything else.
-    pub async fn commit(&mut self, file: &EpochFile) -> Result<(), LakeError> {
-        let limit = self.operation_timeout;
-        within(limit, self.state_files.write(file)).await?;
-        fault_point("state-written");
-        let partitions: Vec<TopicPartition> = file.partitions.keys().cloned().collect();
-        self.known_files.insert(file.epoch, partitions.iter().cloned().collect());
-        within(limit, async {
-            let adds = self.writer.flush().await.map_err(|source| LakeError::Table {
-                table: rows::TELEMETRY.to_owned(),
-                source: Box::new(source),
-            })?;
-            fault_point("telemetry-written");
-            self.telemetry.append(adds, &partitions, file.epoch).await
-        })
-        .await?;
-        counter!(names::ROWS_TOTAL, "table" => rows::TELEMETRY)
-            .increment(std::mem::take(&mut self.rows_written));
-        fault_point("telemetry-committed");
-        for side in SideTable::ALL {
-            let with_rows: PartitionRows<'_> = file
-                .partitions
-                .iter()
-                .filter(|(_, partition)| partition.rows.count(side) > 0)
-                .collect();
-            if !with_rows.is_empty() {
-                within(limit, self.commit_side(side, &with_rows, file.epoch)).await?;
-                fault_point(side.as_str());
-            }
+    /// The table uses features that the writer does not know, or a commit before has failed.
+    pub async fn begin_commit(&mut self, commit: EpochCommit) -> Result<(), LakeError> {
+        if let Some((_, result)) = self.settle().await {
+            result?;
         }
+        let next = self.telemetry.writer(self.file_bytes_max)?;
+        let Keeper::Here(mut tables) = std::mem::replace(&mut self.keeper, Keeper::Gone) else {
+            return Err(LakeError::CommitGone);
+        };
+        let writer = std::mem::replace(&mut self.writer, next);
+        let telemetry_rows = std::mem::take(&mut self.rows_written);
+        self.keeper = Keeper::Commit(tokio::spawn(async move {
+            let epoch = commit.epoch;
+            let result = tables.commit(writer, telemetry_rows, commit).await;
+            (tables, (epoch, result))
+        }));
         Ok(())
     }
 
-    /// Reads what others have committed, before partitions are recovered.
+    /// Whether a commit runs.
+    #[must_use]
+    pub fn is_committing(&self) -> bool {
+        matches!(self.keeper, Keeper::Commit(_))
+    }
+
+    /// Waits for the commit that runs; for ever if none does. After an error: recover before anything else. Cancelling loses
+    /// nothing.
+    pub async fn committed(&mut self) -> Committed {
+        match self.settle().await {
+            Some(committed) => committed,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Waits for the commit that runs, if one does.
+    pub async fn settle(&mut self) -> Option<Committed> {
+        let Keeper::Commit(running) = &mut self.keeper else { return None };
+        match running.await {
+            Ok((tables, committed)) => {
+                self.keeper = Keeper::Here(tables);
+                Some(committed)
+            }
+            Err(error) => {
+                self.keeper = Keeper::Gone;
+                match error.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    // The runtime is ending.
+                    Err(_) => None,
+                }
+            }
+        }
+    }
+
+    fn tables(&mut self) -> Result<&mut Tables, LakeError> {
+        match &mut self.keeper {
+            Keeper::Here(tables) => Ok(tables),
+            Keeper::Commit(_) | Keeper::Gone => Err(LakeError::CommitGone),
+        }
+    }
+
+    /// Reads what others have committed, before partitions are recovered. No commit may run.
     ///
     /// # Errors
     /// The storage refuses.
     pub async fn refresh(&mut self) -> Result<(), LakeError> {
+        self.tables()?.refresh().await
+    }
+
+    /// Finds out how partitions go on, and puts the rows of half-finished epochs into their tables. No commit may run.
+    ///
+    /// # Errors
+    /// The storage refuses.
+    pub async fn recover(
+        &mut self,
+        partitions: &[TopicPartition],
+    ) -> Result<Vec<Recovered>, LakeError> {
+        self.tables()?.recover(partitions).await
+    }
+
+    /// Deletes state files that no partition refers to any more and that are older than the grace time. No commit may run.
+    ///
+    /// # Errors
+    /// The storage refuses.
+    pub async fn clean_state_files(&mut self, now_micros: i64) -> Result<usize, LakeError> {
+        self.tables()?.clean_state_files(now_micros).await
+    }
+}
+
+impl Tables {
+    async fn open(settings: &config::Lake) -> Result<Self, LakeError> {
+        let location = Location::open(settings)?;
+        let columns = rows::telemetry_columns();
+        let partitions = rows::reading_partitions();
+        let telemetry = Table::open(&location, rows::TELEMETRY, columns, partitions).await?;
+        let mut side_tables = BTreeMap::new();
+        for side in SideTable::ALL {
+            let (columns, partitions) = rows::side_columns(side);
+            let table = Table::open(&location, side.as_str(), columns, partitions).await?;
+            side_tables.insert(side, table);
+        }
+        let current = if location.has_table(rows::CURRENT_WINDOWS).await? {
+            Some(open_current(&location).await?)
+        } else {
+            None
+        };
+        Ok(Self {
+            telemetry,
+            side_tables,
+            current,
+            location: location.clone(),
+            state_files: StateFiles::open(&location)?,
+            known_files: BTreeMap::new(),
+            file_bytes_max: settings.file_bytes_max,
+            operation_timeout: settings.operation_timeout,
+            state_grace: settings.state_grace,
+        })
+    }
+
+    async fn commit(
+        &mut self,
+        mut writer: RecordBatchWriter,
+        telemetry_rows: u64,
+        commit: EpochCommit,
+    ) -> Result<(), LakeError> {
+        let EpochCommit { epoch, file, rows, current } = commit;
+        let limit = self.operation_timeout;
+        within(limit, self.state_files.write(epoch, file)).await?;
+        fault_point("state-written");
+        let partitions: Vec<TopicPartition> = rows.keys().cloned().collect();
+        self.known_files.insert(epoch, partitions.iter().cloned().collect());
+        within(limit, async {
+            let adds = writer.flush().await.map_err(|source| LakeError::Table {
+                table: rows::TELEMETRY.to_owned(),
+                source: Box::new(source),
+            })?;
+            fault_point("telemetry-written");
+            self.telemetry.append(adds, &partitions, epoch).await
+        })
+        .await?;
+        counter!(names::ROWS_TOTAL, "table" => rows::TELEMETRY).increment(telemetry_rows);
+        fault_point("telemetry-committed");
+        for side in SideTable::ALL {
+            let with_rows: PartitionRows<'_> =
+                rows.iter().filter(|(_, rows)| rows.count(side) > 0).collect();
+            if !with_rows.is_empty() {
+                within(limit, self.commit_side(side, &with_rows, epoch)).await?;
+                fault_point(side.as_str());
+            }
+        }
+        within(limit, self.replace_current(&current, &partitions, epoch)).await
+    }
+
+    /// Puts the windows of rules in output mode `complete` in place of those that the epoch before has left there.
+    async fn replace_current(
+        &mut self,
+        windows: &[(TopicPartition, AnomalyRow)],
+        partitions: &[TopicPartition],
+        epoch: EpochId,
+    ) -> Result<(), LakeError> {
+        if self.current.is_none() && windows.is_empty() {
+            return Ok(());
+        }
+        let table = match &mut self.current {
+            Some(table) => table,
+            None => self.current.insert(open_current(&self.location).await?),
+        };
+        table.refresh().await?;
+        let failed = |source| LakeError::Table {
+            table: rows::CURRENT_WINDOWS.to_owned(),
+            source: Box::new(source),
+        };
+        let with_owners: Vec<_> = windows.iter().map(|(owner, row)| (owner, row)).collect();
+        let batch = rows::current_batch(table.schema(), &with_owners).map_err(|source| {
+            LakeError::Columns { table: rows::CURRENT_WINDOWS.to_owned(), source }
+        })?;
+        let mut writer = table.writer(self.file_bytes_max)?;
+        if batch.num_rows() > 0 {
+            writer.write(batch).await.map_err(failed)?;
+        }
+        let adds = writer.flush().await.map_err(failed)?;
+        table.replace(adds, rows::OWNER, partitions, epoch).await
+    }
+
+    async fn refresh(&mut self) -> Result<(), LakeError> {
         let limit = self.operation_timeout;
         within(limit, async {
             self.telemetry.refresh().await?;
@@ -169,11 +346,7 @@ impl Lake {
         .await
     }
 
-    /// Finds out how partitions go on, and puts the rows of half-finished epochs into their tables.
-    ///
-    /// # Errors
-    /// The storage refuses.
-    pub async fn recover(
+    async fn recover(
         &mut self,
         partitions: &[TopicPartition],
     ) -> Result<Vec<Recovered>, LakeError> {
@@ -221,7 +394,8 @@ impl Lake {
                 let last = &file.partitions[partition];
                 for side in roll_forward {
                     info!(%partition, %epoch, table = side.as_str(), "rolling an epoch forward");
-                    within(limit, self.commit_side(side, &[(partition, last)], epoch)).await?;
+                    within(limit, self.commit_side(side, &[(partition, &last.rows)], epoch))
+                        .await?;
                 }
                 Ok(Recovered::Resumed(Box::new((epoch, last.clone()))))
             }
@@ -235,7 +409,7 @@ impl Lake {
     async fn commit_side(
         &mut self,
         side: SideTable,
-        with_rows: &[(&TopicPartition, &PartitionEpoch)],
+        with_rows: &[(&TopicPartition, &PendingRows)],
         epoch: EpochId,
     ) -> Result<(), LakeError> {
         let table = self.side_tables.get_mut(&side).expect("every side table is opened");
@@ -251,11 +425,7 @@ impl Lake {
         table.append(adds, &partitions, epoch).await
     }
 
-    /// Deletes state files that no partition refers to any more and that are older than the grace time.
-    ///
-    /// # Errors
-    /// The storage refuses.
-    pub async fn clean_state_files(&mut self, now_micros: i64) -> Result<usize, LakeError> {
+    async fn clean_state_files(&mut self, now_micros: i64) -> Result<usize, LakeError> {
         let limit = self.operation_timeout;
         let grace = i64::try_from(self.state_grace.as_micros()).unwrap_or(i64::MAX);
         let mut named: BTreeMap<TopicPartition, Option<EpochId>> = BTreeMap::new();
@@ -306,36 +476,40 @@ impl Lake {
     }
 }
 
+async fn open_current(location: &Location) -> Result<Table, LakeError> {
+    let partitions = vec![rows::OWNER.to_owned()];
+    Table::open(location, rows::CURRENT_WINDOWS, rows::current_columns(), partitions).await
+}
+
 fn side_batch(
     side: SideTable,
     table: &Table,
-    with_rows: &[(&TopicPartition, &PartitionEpoch)],
+    with_rows: &[(&TopicPartition, &PendingRows)],
 ) -> Result<RecordBatch, LakeError> {
     let schema = table.schema();
     let batch = match side {
         SideTable::Anomalies => {
-            let rows: Vec<_> =
-                with_rows.iter().flat_map(|(_, epoch)| &epoch.rows.anomalies).collect();
+            let rows: Vec<_> = with_rows.iter().flat_map(|(_, rows)| &rows.anomalies).collect();
             rows::anomaly_batch(schema, &rows)
         }
         SideTable::LateReadings => {
             let rows: Vec<_> = with_rows
                 .iter()
-                .flat_map(|(from, epoch)| epoch.rows.late_readings.iter().map(|row| (*from, row)))
+                .flat_map(|(from, rows)| rows.late_readings.iter().map(|row| (*from, row)))
                 .collect();
             rows::late_batch(schema, &rows)
         }
         SideTable::MachineEvents => {
             let rows: Vec<_> = with_rows
                 .iter()
-                .flat_map(|(from, epoch)| epoch.rows.machine_events.iter().map(|row| (*from, row)))
+                .flat_map(|(from, rows)| rows.machine_events.iter().map(|row| (*from, row)))
                 .collect();
             rows::machine_event_batch(schema, &rows)
         }
         SideTable::DeadLetters => {
             let rows: Vec<_> = with_rows
                 .iter()
-                .flat_map(|(from, epoch)| epoch.rows.dead_letters.iter().map(|row| (*from, row)))
+                .flat_map(|(from, rows)| rows.dead_letters.iter().map(|row| (*from, row)))
                 .collect();
             rows::dead_letter_batch(schema, &rows)
         }

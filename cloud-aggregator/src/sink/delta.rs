@@ -72,6 +72,9 @@ pub enum LakeError {
         #[source]
         source: EpochError,
     },
+    /// The tables went with a commit that did not come back.
+    #[error("the tables are with a commit that has not ended")]
+    CommitGone,
     /// A state file cannot be read or written.
     #[error("state file {name}: {text}")]
     State {
@@ -123,6 +126,18 @@ impl Location {
     #[must_use]
     pub fn local(&self, name: &str) -> Option<PathBuf> {
         self.folder.as_ref().map(|folder| folder.join(name))
+    }
+
+    /// Whether a table is there.
+    ///
+    /// # Errors
+    /// The storage refuses.
+    pub async fn has_table(&self, name: &str) -> Result<bool, LakeError> {
+        if self.local(name).is_some_and(|folder| !folder.exists()) {
+            return Ok(false);
+        }
+        let table = self.store(name)?;
+        table.verify_deltatable_existence().await.map_err(|source| table_error(name, source))
     }
 
     /// Store below the lake, made if it is a folder.
@@ -187,6 +202,7 @@ async fn add_missing_columns(
 }
 
 /// One table.
+#[derive(Clone)]
 pub struct Table {
     name: &'static str,
     table: DeltaTable,
@@ -304,21 +320,55 @@ impl Table {
         partitions: &[TopicPartition],
         epoch: EpochId,
     ) -> Result<(), LakeError> {
+        self.commit(adds, Vec::new(), partitions, epoch).await
+    }
+
+    /// Puts files in place of those whose partition `column` names one of the Kafka partitions.
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    pub async fn replace(
+        &mut self,
+        adds: Vec<Add>,
+        column: &str,
+        partitions: &[TopicPartition],
+        epoch: EpochId,
+    ) -> Result<(), LakeError> {
+        let owners: BTreeSet<String> = partitions.iter().map(ToString::to_string).collect();
+        let snapshot = self.table.snapshot().map_err(|source| table_error(self.name, source))?;
+        let log = snapshot.log_data();
+        let files = log.iter().filter(|file| {
+            let owner = file.partition_values_map().remove(column).flatten();
+            owner.is_some_and(|owner| owners.contains(&owner))
+        });
+        let removes: Vec<Action> =
+            files.map(|file| Action::Remove(file.remove_action(true))).collect();
+        if adds.is_empty() && removes.is_empty() {
+            return Ok(());
+        }
+        self.commit(adds, removes, partitions, epoch).await
+    }
+
+    async fn commit(
+        &mut self,
+        adds: Vec<Add>,
+        removes: Vec<Action>,
+        partitions: &[TopicPartition],
+        epoch: EpochId,
+    ) -> Result<(), LakeError> {
         let failed = |source| table_error(self.name, source);
         self.sync_files(adds.iter().map(|add| add.path.clone()).collect()).await?;
         let transactions = partitions
             .iter()
             .map(|partition| Transaction::new(partition.app_id(), epoch.version()))
             .collect();
-        let operation = DeltaOperation::Write {
-            mode: SaveMode::Append,
-            partition_by: Some(self.partitions.clone()),
-            predicate: None,
-        };
+        let mode = if removes.is_empty() { SaveMode::Append } else { SaveMode::Overwrite };
+        let partition_by = Some(self.partitions.clone());
+        let operation = DeltaOperation::Write { mode, partition_by, predicate: None };
         let properties = CommitProperties::default().with_application_transactions(transactions);
         let snapshot: &dyn TableReference = self.table.snapshot().map_err(failed)?;
         let committed = CommitBuilder::from(properties)
-            .with_actions(adds.into_iter().map(Action::Add).collect())
+            .with_actions(adds.into_iter().map(Action::Add).chain(removes).collect())
             .build(Some(snapshot), self.log_store.clone(), operation)
             .into_prepared_commit_future()
             .await
@@ -336,6 +386,13 @@ impl Table {
             }
         }
         Ok(())
+    }
+
+    /// Rows by the statistics of the files.
+    #[cfg(test)]
+    pub(super) fn rows_by_statistics(&self) -> usize {
+        let snapshot = self.table.snapshot().expect("loaded");
+        snapshot.log_data().iter().filter_map(|file| file.num_records()).sum()
     }
 
     async fn sync_files(&self, paths: Vec<String>) -> Result<(), LakeError> {

@@ -114,6 +114,34 @@ fn anomaly_columns() -> Vec<StructField> {
     ]
 }
 
+/// Name of the table of rules in output mode `complete`.
+pub const CURRENT_WINDOWS: &str = "current_windows";
+/// Its partition column: the Kafka partition that a row came from, as `<topic>/<partition>`.
+pub const OWNER: &str = "owner";
+
+/// Columns of `current_windows`, partitioned by [`OWNER`].
+#[must_use]
+pub fn current_columns() -> Vec<StructField> {
+    let mut columns = anomaly_columns();
+    columns.push(column(OWNER, PrimitiveType::String));
+    columns
+}
+
+/// Rows of `current_windows` with the Kafka partitions they came from.
+///
+/// # Errors
+/// The table has a column of ours with another type.
+pub fn current_batch(
+    schema: &SchemaRef,
+    rows: &[(&TopicPartition, &AnomalyRow)],
+) -> Result<RecordBatch, ArrowError> {
+    let windows: Vec<&AnomalyRow> = rows.iter().map(|(_, row)| *row).collect();
+    let mut columns = window_columns(schema, &windows)?;
+    let owners: Vec<String> = rows.iter().map(|(owner, _)| owner.to_string()).collect();
+    columns.texts(OWNER, owners.iter().map(|owner| Some(owner.as_str())));
+    columns.finish(schema)
+}
+
 fn machine_event_columns() -> Vec<StructField> {
     let mut columns = vec![
         column("date", PrimitiveType::Date),
@@ -408,6 +436,10 @@ fn map_field_names(schema: &SchemaRef) -> Option<MapFieldNames> {
 /// # Errors
 /// The table has a column of ours with another type.
 pub fn anomaly_batch(schema: &SchemaRef, rows: &[&AnomalyRow]) -> Result<RecordBatch, ArrowError> {
+    window_columns(schema, rows)?.finish(schema)
+}
+
+fn window_columns(schema: &SchemaRef, rows: &[&AnomalyRow]) -> Result<Columns, ArrowError> {
     let mut columns = Columns::new();
     let starts = || rows.iter().map(|row| row.window_start.micros());
     let ends = || rows.iter().map(|row| row.window_end.micros());
@@ -431,7 +463,7 @@ pub fn anomaly_batch(schema: &SchemaRef, rows: &[&AnomalyRow]) -> Result<RecordB
     columns.times("first_match", rows.iter().map(|row| row.first_match.micros()));
     columns.times("last_match", rows.iter().map(|row| row.last_match.micros()));
     columns.times("emitted_at", rows.iter().map(|row| row.emitted_at.micros()));
-    columns.finish(schema)
+    Ok(columns)
 }
 
 fn window_column(

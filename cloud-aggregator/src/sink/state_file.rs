@@ -48,10 +48,8 @@ impl StateFiles {
     ///
     /// # Errors
     /// The storage refuses, or a file of this name is there.
-    pub async fn write(&self, file: &EpochFile) -> Result<(), LakeError> {
-        let name = file.epoch.file_name();
-        let bytes = serde_json::to_vec(file)
-            .map_err(|error| LakeError::State { name: name.clone(), text: error.to_string() })?;
+    pub async fn write(&self, epoch: EpochId, bytes: Vec<u8>) -> Result<(), LakeError> {
+        let name = epoch.file_name();
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         self.store
             .put_opts(&Path::from(name.as_str()), bytes.into(), options)

@@ -183,7 +183,8 @@ fn positions<'a, K: Clone + Eq + std::hash::Hash + AsRef<str> + 'a>(
     Ok(positions)
 }
 
-fn due(sensors: &[Sensor], machines: &[Machine]) -> Vec<Due> {
+/// Rows that are due at the next trigger.
+pub(super) fn due(sensors: &[Sensor], machines: &[Machine]) -> Vec<Due> {
     fn of<'a>(by: GroupBy, tracks: impl Iterator<Item = &'a Track>) -> impl Iterator<Item = Due> {
         (0..).zip(tracks).flat_map(move |(index, track)| {
             let due = track.windows.due();

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use aggregator_core::checkpoint::{Nonce, PendingRows};
+use aggregator_core::checkpoint::{EpochFile, Nonce};
 use aggregator_core::rows::{DeadLetterRow, LateReadingRow, MachineEventRow, Offset};
 use aggregator_core::{AnomalyRow, ClosedBy, PartitionState, ProcessingTime};
 use shared_proto::model::{
@@ -103,6 +103,27 @@ fn file(epoch: EpochId, numbers: &[i32], next_offset: i64, rows: &PendingRows) -
     EpochFile::new(epoch, partitions.collect())
 }
 
+/// The tables of a lake in which no commit runs.
+fn tables(lake: &mut Lake) -> &mut Tables {
+    lake.tables().expect("no commit runs")
+}
+
+async fn write_file(lake: &mut Lake, file: &EpochFile) {
+    let bytes = serde_json::to_vec(file).expect("serialisable");
+    tables(lake).state_files.write(file.epoch, bytes).await.expect("written");
+}
+
+async fn commit(lake: &mut Lake, file: &EpochFile) -> Result<(), LakeError> {
+    let rows = file.partitions.iter().map(|(id, epoch)| (id.clone(), epoch.rows.clone()));
+    let bytes = serde_json::to_vec(file).expect("serialisable");
+    let rows = rows.collect();
+    let commit = EpochCommit { epoch: file.epoch, file: bytes, rows, current: Vec::new() };
+    lake.begin_commit(commit).await.expect("begun");
+    let (epoch, result) = lake.committed().await;
+    assert_eq!(epoch, file.epoch);
+    result
+}
+
 /// Rows of a table by its log and the numbers of rows that its files state, without our own code or the library.
 fn rows_by_log(folder: &Path, table: &str) -> u64 {
     let log = folder.join(table).join("_delta_log");
@@ -151,7 +172,7 @@ async fn an_epoch_is_in_all_tables_once_and_is_resumed_from_its_file() {
     let rows = telemetry_rows(&lake, &[reading("temperature"), odd], 0);
     lake.write(rows).await.expect("encoded");
     let epoch = EpochId::first(Nonce(7));
-    lake.commit(&file(epoch, &[0, 1], 8, &pending_rows())).await.expect("committed");
+    commit(&mut lake, &file(epoch, &[0, 1], 8, &pending_rows())).await.expect("committed");
     assert_eq!(all_rows(folder.path()), expected(2, 1));
 
     let mut lake = Lake::open(&settings).await.expect("opened again");
@@ -170,9 +191,9 @@ async fn an_epoch_that_died_after_its_deciding_commit_is_rolled_forward_once() {
     let rows = telemetry_rows(&lake, &[reading("temperature")], 0);
     lake.write(rows).await.expect("encoded");
     let epoch = EpochId::first(Nonce(7));
-    lake.state_files.write(&file(epoch, &[0], 8, &pending_rows())).await.expect("written");
+    write_file(&mut lake, &file(epoch, &[0], 8, &pending_rows())).await;
     let adds = lake.writer.flush().await.expect("flushed");
-    lake.telemetry.append(adds, &[partition(0)], epoch).await.expect("committed");
+    tables(&mut lake).telemetry.append(adds, &[partition(0)], epoch).await.expect("committed");
     drop(lake);
     assert_eq!(all_rows(folder.path()), expected(1, 0));
 
@@ -192,7 +213,7 @@ async fn an_epoch_that_died_before_its_deciding_commit_never_was() {
     let rows = telemetry_rows(&lake, &[reading("temperature")], 0);
     lake.write(rows).await.expect("encoded");
     let lost = EpochId::first(Nonce(7));
-    lake.state_files.write(&file(lost, &[0], 8, &pending_rows())).await.expect("written");
+    write_file(&mut lake, &file(lost, &[0], 8, &pending_rows())).await;
     drop(lake);
 
     let mut lake = Lake::open(&settings).await.expect("opened again");
@@ -211,18 +232,16 @@ async fn a_second_owner_of_a_partition_cannot_commit() {
     for (lake, nonce) in [(&mut first, 1), (&mut second, 2)] {
         let rows = telemetry_rows(lake, &[reading("temperature")], 0);
         lake.write(rows).await.expect("encoded");
-        let result = lake.commit(&file(EpochId::first(Nonce(nonce)), &[0], 1, &none)).await;
+        let result = commit(lake, &file(EpochId::first(Nonce(nonce)), &[0], 1, &none)).await;
         assert_eq!(result.is_ok(), nonce == 1, "{result:?}");
     }
     assert_eq!(all_rows(folder.path()), expected(1, 0));
     // An owner of another partition is not in the way.
     let mut third = Lake::open(&settings).await.expect("opened");
     let epoch = EpochId::first(Nonce(3));
-    first
-        .commit(&file(EpochId::after(Some(epoch), Nonce(4)).expect("room"), &[0], 2, &none))
-        .await
-        .expect("committed");
-    third.commit(&file(epoch, &[1], 1, &none)).await.expect("committed");
+    let next = EpochId::after(Some(epoch), Nonce(4)).expect("room");
+    commit(&mut first, &file(next, &[0], 2, &none)).await.expect("committed");
+    commit(&mut third, &file(epoch, &[1], 1, &none)).await.expect("committed");
 }
 
 #[tokio::test]
@@ -234,7 +253,7 @@ async fn state_files_are_kept_while_a_partition_names_them() {
     let mut last = None;
     for (count, numbers) in [(1, &[0, 1][..]), (2, &[0][..]), (3, &[0][..])] {
         let epoch = EpochId::after(last, Nonce(count)).expect("room");
-        lake.commit(&file(epoch, numbers, 1, &none)).await.expect("committed");
+        commit(&mut lake, &file(epoch, numbers, 1, &none)).await.expect("committed");
         last = Some(epoch);
     }
     // The first names partition 1, the third partition 0.
@@ -277,8 +296,8 @@ async fn a_table_of_an_older_version_gets_the_columns_that_it_lacks_and_stays_re
     let name = SideTable::MachineEvents.as_str();
     Table::open(&location, name, columns, partitions).await.expect("created");
     for _ in 0..2 {
-        let lake = Lake::open(&settings).await.expect("opened");
-        let schema = lake.side_tables[&SideTable::MachineEvents].schema().clone();
+        let mut lake = Lake::open(&settings).await.expect("opened");
+        let schema = tables(&mut lake).side_tables[&SideTable::MachineEvents].schema().clone();
         for column in ["rule_version", "trip_id", "operator"] {
             assert!(schema.field_with_name(column).is_ok(), "{column} in {schema:?}");
         }
@@ -300,4 +319,36 @@ async fn a_table_of_an_older_version_gets_the_columns_that_it_lacks_and_stays_re
             );
         }
     }
+}
+
+#[tokio::test]
+async fn current_windows_hold_what_the_last_epoch_of_each_partition_left_there() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let settings = lake_settings(folder.path());
+    let mut first = Lake::open(&settings).await.expect("opened");
+    let mut second = Lake::open(&settings).await.expect("opened");
+    let row = pending_rows().anomalies.remove(0);
+    let none = PendingRows::default();
+    let mut last = None;
+    // Two instances take turns, each with a partition of its own; the number of windows goes up and down.
+    for (count, (number, windows)) in
+        [(0, 3), (1, 2), (0, 1), (1, 0), (0, 2)].into_iter().enumerate()
+    {
+        let epoch = EpochId::after(last, Nonce(count as u64)).expect("room");
+        last = Some(epoch);
+        let file = file(epoch, &[number], 1, &none);
+        let rows = [(partition(number), none.clone())].into();
+        let bytes = serde_json::to_vec(&file).expect("serialisable");
+        let current = vec![(partition(number), row.clone()); windows];
+        let lake = if number == 0 { &mut first } else { &mut second };
+        lake.begin_commit(EpochCommit { epoch, file: bytes, rows, current }).await.expect("begun");
+        lake.committed().await.1.expect("committed");
+    }
+    let held = |lake: &mut Lake| {
+        let table = tables(lake).current.as_ref().expect("it is there");
+        table.rows_by_statistics()
+    };
+    assert_eq!(held(&mut first), 2);
+    let mut again = Lake::open(&settings).await.expect("opened");
+    assert_eq!(held(&mut again), 2, "two of partition 0, none of partition 1");
 }

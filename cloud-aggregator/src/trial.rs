@@ -1,0 +1,286 @@
+//! Rules over a file of readings: what windows they make, for people who write rules.
+//!
+//! Every window is judged as if all its readings had come in time: nothing is late, nothing is forgotten.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use aggregator_core::settings::SPAN_MAX;
+use aggregator_core::{
+    AnomalyRow, Disposition, OutputMode, Outputs, PartitionState, ProcessingTime, Settings,
+};
+use serde_json::json;
+use shared_proto::codec::{Decoder, Encoding};
+use shared_proto::model::EventTime;
+
+use crate::cli::Format;
+
+/// Lines that are no readings are told one by one up to this many.
+const COMPLAINTS_MAX: u64 = 20;
+
+/// Why there is no trial.
+#[derive(Debug, thiserror::Error)]
+pub enum TrialError {
+    /// The file cannot be read.
+    #[error("{} cannot be read", path.display())]
+    Input {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// No line is a reading.
+    #[error(
+        "none of {lines} lines is a reading: give one JSON object a line, as on the Kafka topics"
+    )]
+    NoReading {
+        /// Lines read.
+        lines: u64,
+    },
+    /// Nobody takes the output.
+    #[error("the windows cannot be written")]
+    Output(#[from] io::Error),
+}
+
+/// What came of a trial.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Trial {
+    /// Every window with a match, by rule, sensor or machine, and start.
+    pub windows: Vec<AnomalyRow>,
+    /// Readings.
+    pub readings: u64,
+    /// Lines that are none.
+    pub refused: u64,
+    /// Readings of rules by machine that name no machine.
+    pub without_machine: u64,
+}
+
+/// Runs the rules of `settings` over the lines of a file (`-`: standard input). Lines that are no readings are told to `complain`.
+///
+/// # Errors
+/// The file cannot be read, or holds no reading.
+pub fn run(
+    settings: &Settings,
+    path: &Path,
+    complain: &mut impl FnMut(&str),
+) -> Result<Trial, TrialError> {
+    let failed = |source| TrialError::Input { path: path.to_owned(), source };
+    let input: Box<dyn BufRead> = if path == Path::new("-") {
+        Box::new(BufReader::new(io::stdin()))
+    } else {
+        Box::new(BufReader::new(File::open(path).map_err(failed)?))
+    };
+    let settings = unlimited(settings);
+    // Nobody is ahead of this clock.
+    let now = ProcessingTime::from_micros(i64::MAX);
+    let (mut decoder, mut out) = (Decoder::default(), Outputs::default());
+    let mut state = PartitionState::new(&settings);
+    let (mut trial, mut lines) = (Trial::default(), 0);
+    for line in input.split(b'\n') {
+        let line = line.map_err(failed)?;
+        lines += 1;
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        let refusal = match decoder.decode_reading(&line, Encoding::Json) {
+            Ok(decoded) => match state.handle_reading(&decoded.reading, now, &settings, &mut out) {
+                Disposition::Counted | Disposition::Late | Disposition::Duplicate => None,
+                Disposition::DeadLetter { detail, .. } => Some(detail),
+            },
+            Err(error) => Some(error.detail()),
+        };
+        match refusal {
+            None => trial.readings += 1,
+            Some(detail) => {
+                trial.refused += 1;
+                if trial.refused <= COMPLAINTS_MAX {
+                    complain(&format!("line {lines}: {detail}"));
+                }
+            }
+        }
+    }
+    if trial.readings == 0 {
+        return Err(TrialError::NoReading { lines });
+    }
+    trial.without_machine = state.figures().unmatched.without_machine;
+    trial.windows = state.current_rows(now, &settings);
+    let key = |row: &AnomalyRow| (row.rule.clone(), row.group().to_owned(), row.window_start);
+    trial.windows.sort_by_cached_key(key);
+    Ok(trial)
+}
+
+/// The rules with room for every window of a file.
+fn unlimited(settings: &Settings) -> Settings {
+    let mut settings = settings.clone();
+    for rule in &mut settings.rules {
+        rule.output_mode = OutputMode::Complete;
+    }
+    settings.closed_window_retention = SPAN_MAX;
+    settings.sensors_max = usize::MAX;
+    settings.metric_types_max = usize::MAX;
+    settings.windows_max = usize::MAX;
+    settings.windows_per_sensor_max = usize::MAX;
+    settings
+}
+
+/// Prints windows, and for people a summary.
+///
+/// # Errors
+/// Nobody takes the output.
+pub fn print(
+    trial: &Trial,
+    (format, only_anomalies): (Format, bool),
+    out: &mut impl Write,
+) -> Result<(), TrialError> {
+    let shown = trial.windows.iter().filter(|row| row.is_anomaly || !only_anomalies);
+    match format {
+        Format::Json => {
+            for row in shown {
+                writeln!(out, "{}", as_json(row))?;
+            }
+        }
+        Format::Text => {
+            let rows: Vec<[String; 10]> =
+                std::iter::once(HEADINGS.map(str::to_owned)).chain(shown.map(as_cells)).collect();
+            print_table(&rows, out)?;
+            let anomalies = trial.windows.iter().filter(|row| row.is_anomaly).count();
+            writeln!(
+                out,
+                "{} readings, {} other lines, {} windows with matches, {anomalies} anomalies",
+                trial.readings,
+                trial.refused,
+                trial.windows.len(),
+            )?;
+            if trial.without_machine > 0 {
+                let count = trial.without_machine;
+                writeln!(
+                    out,
+                    "{count} matches of rules by machine name no machine_id: not counted"
+                )?;
+            }
+        }
+    }
+    Ok(())
+}
+
+const HEADINGS: [&str; 10] = [
+    "rule",
+    "sensor or machine",
+    "window start",
+    "window end",
+    "count",
+    "min",
+    "mean",
+    "max",
+    "rate of change",
+    "anomaly",
+];
+
+fn as_cells(row: &AnomalyRow) -> [String; 10] {
+    [
+        row.rule.clone(),
+        row.group().to_owned(),
+        short(row.window_start),
+        short(row.window_end),
+        row.count.to_string(),
+        format!("{:.3}", row.min_value),
+        format!("{:.3}", row.mean_value),
+        format!("{:.3}", row.max_value),
+        row.rate_of_change.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.3}")),
+        if row.is_anomaly { "yes" } else { "no" }.to_owned(),
+    ]
+}
+
+/// Windows seldom begin between two seconds.
+fn short(time: EventTime) -> String {
+    time.to_string().replace(".000000Z", "Z")
+}
+
+fn print_table(rows: &[[String; 10]], out: &mut impl Write) -> io::Result<()> {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<usize> = (0..HEADINGS.len()).map(|column| width(column).unwrap_or(0)).collect();
+    for row in rows {
+        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, width))| {
+            // Numbers stand to the right.
+            if (4..9).contains(&column) {
+                format!("{cell:>width$}")
+            } else {
+                format!("{cell:<width$}")
+            }
+        });
+        let line = cells.collect::<Vec<_>>().join("  ");
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+fn as_json(row: &AnomalyRow) -> serde_json::Value {
+    json!({
+        "rule": row.rule,
+        "sensor_id": row.sensor_id.as_ref().map(|id| id.as_str()),
+        "machine_id": row.machine_id.as_ref().map(|id| id.as_str()),
+        "window_start": row.window_start.to_string(),
+        "window_end": row.window_end.to_string(),
+        "is_anomaly": row.is_anomaly,
+        "count": row.count,
+        "min_value": row.min_value,
+        "mean_value": row.mean_value,
+        "max_value": row.max_value,
+        "rate_of_change": row.rate_of_change,
+        "first_match": row.first_match.to_string(),
+        "last_match": row.last_match.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn windows_of_a_file_are_printed_with_what_is_wrong_in_it() {
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        for second in 0..6 {
+            writeln!(
+                file,
+                r#"{{"sensor_id":"s","timestamp":"2026-03-01T08:00:0{second}Z","metric_type":"temperature","value":{}}}"#,
+                101 + second
+            )
+            .expect("written");
+        }
+        writeln!(file, r#"{{"sensor_id":"t","timestamp":"2026-03-01T08:01:00Z","metric_type":"temperature","value":101}}"#)
+            .expect("written");
+        writeln!(file, "\n{{}}").expect("written");
+        let mut complaints = Vec::new();
+        let trial =
+            run(&Settings::default(), file.path(), &mut |text| complaints.push(text.to_owned()))
+                .expect("readings");
+        assert_eq!(complaints.len(), 1);
+        assert!(complaints[0].starts_with("line 9: "), "{complaints:?}");
+        let mut text = Vec::new();
+        print(&trial, (Format::Text, false), &mut text).expect("written");
+        let text = String::from_utf8(text).expect("UTF-8");
+        let expected = "\
+rule                   sensor or machine  window start          window end            count      min     mean      max  rate of change  anomaly
+temperature-above-100  s                  2026-03-01T08:00:00Z  2026-03-01T08:01:00Z      6  101.000  103.500  106.000           1.000  yes
+temperature-above-100  t                  2026-03-01T08:01:00Z  2026-03-01T08:02:00Z      1  101.000  101.000  101.000               -  no
+7 readings, 1 other lines, 2 windows with matches, 1 anomalies
+";
+        assert_eq!(text, expected);
+        let mut json = Vec::new();
+        print(&trial, (Format::Json, true), &mut json).expect("written");
+        let row: serde_json::Value = serde_json::from_slice(&json).expect("one object");
+        assert_eq!((&row["sensor_id"], &row["count"]), (&"s".into(), &6.into()));
+    }
+
+    #[test]
+    fn a_file_without_readings_and_one_that_is_not_there_are_errors() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let error = run(&Settings::default(), file.path(), &mut |_| {}).expect_err("no reading");
+        assert!(error.to_string().starts_with("none of 0 lines"), "{error}");
+        let error = run(&Settings::default(), Path::new("/nonexistent"), &mut |_| {});
+        assert!(matches!(error, Err(TrialError::Input { .. })));
+    }
+}
