@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use aggregator_core::checkpoint::{
-    EpochFileRef, EpochId, FILE_FORMAT, PartitionEpochRef, PendingRows, TopicPartition,
+    EpochFileRef, EpochId, FILE_FORMAT, PartitionEpochRef, PendingRows, SavedStateRef, StateBook,
+    TopicPartition,
 };
 use aggregator_core::partition::Figures;
 use aggregator_core::rows::{DeadLetterRow, LateReadingRow, MachineEventRow, Offset};
@@ -19,6 +20,7 @@ use deltalake::arrow::datatypes::SchemaRef;
 use deltalake::arrow::error::ArrowError;
 use deltalake::arrow::record_batch::RecordBatch;
 use metrics::counter;
+use serde_json::value::{RawValue, to_raw_value};
 use shared_proto::codec::{DecodeError, Decoder, decode_dead_letter, decode_machine_event};
 use shared_proto::model::{
     DEAD_LETTER_RAW_BYTES_MAX, DeadLetter, Identity, MachineEvent, MachineEventDetails,
@@ -48,6 +50,8 @@ pub struct Partition {
     rows: PendingRows,
     alerts: Vec<Alert>,
     accounting_before: Accounting,
+    /// The state files that hold the state.
+    book: StateBook,
 }
 
 impl Partition {
@@ -62,7 +66,23 @@ impl Partition {
     ) -> Self {
         let accounting_before = state.accounting();
         let rows = PendingRows::default();
-        Self { id, kind, known, next_offset, state, rows, alerts: Vec::new(), accounting_before }
+        let (alerts, book) = (Vec::new(), StateBook::default());
+        Self { id, kind, known, next_offset, state, rows, alerts, accounting_before, book }
+    }
+
+    /// The state as JSON: whole, or what has changed since the epoch before.
+    fn save_state(&mut self, epoch: EpochId) -> Result<Box<RawValue>, serde_json::Error> {
+        if self.book.takes_changes() && !self.state.is_whole_due() {
+            let changes = self.state.take_changes();
+            let files = self.book.files();
+            let saved = to_raw_value(&SavedStateRef::Changes { files, changes: &changes })?;
+            self.book.save_changes(epoch, &changes, saved.get().len());
+            return Ok(saved);
+        }
+        let saved = to_raw_value(&SavedStateRef::Whole(&self.state))?;
+        self.state.mark_saved();
+        self.book.save_whole(epoch, saved.get().len());
+        Ok(saved)
     }
 
     fn dead_letter(&mut self, offset: i64, now: ProcessingTime, letter: DeadLetter) {
@@ -457,12 +477,15 @@ impl Counting {
             state.handle_trigger(now, &self.settings, &mut self.outputs);
             self.keep_outputs(slot);
         }
+        let states = self.partitions.iter_mut().map(|partition| partition.save_state(epoch));
+        let states = states.collect::<Result<Vec<_>, _>>()?;
         let owed: Vec<Vec<Alert>> =
             self.partitions.iter().map(|partition| owed(&partition.id)).collect();
-        let entries = self.partitions.iter().zip(&owed).map(|(partition, owed)| {
+        let parts = self.partitions.iter().zip(states).zip(&owed);
+        let entries = parts.map(|((partition, state), owed)| {
             let entry = PartitionEpochRef {
                 next_offset: Offset(partition.next_offset),
-                state: &partition.state,
+                state,
                 rows: &partition.rows,
                 alerts: owed.iter().chain(&partition.alerts).collect(),
             };
@@ -471,7 +494,13 @@ impl Counting {
         let file = EpochFileRef { format: FILE_FORMAT, epoch, partitions: entries.collect() };
         let file = serde_json::to_vec(&file)?;
         let mut taken = TakenEpoch {
-            commit: EpochCommit { epoch, file, rows: BTreeMap::new(), current: Vec::new() },
+            commit: EpochCommit {
+                epoch,
+                file,
+                files: BTreeMap::new(),
+                rows: BTreeMap::new(),
+                current: Vec::new(),
+            },
             alerts: Vec::new(),
             offsets: Vec::new(),
             tally: std::mem::take(&mut self.tally),
@@ -480,6 +509,9 @@ impl Counting {
             partition.accounting_before = partition.state.accounting();
             let (id, rows) = (partition.id.clone(), std::mem::take(&mut partition.rows));
             taken.offsets.push((id.clone(), partition.next_offset));
+            let mut before = partition.book.files().to_vec();
+            before.retain(|file| *file != epoch);
+            taken.commit.files.insert(id.clone(), before);
             taken.commit.rows.insert(id.clone(), rows);
             let current = partition.state.current_rows(now, &self.settings).into_iter();
             taken.commit.current.extend(current.map(|row| (id.clone(), row)));

@@ -20,7 +20,7 @@ use crate::config::Settings;
 use crate::counting::{Counting, Imbalance, Partition, TakenEpoch, Tally, undelivered};
 use crate::health::{Health, Stage as HealthStage};
 use crate::sink::alert::Outcome;
-use crate::sink::commit::{Lake, Recovered};
+use crate::sink::commit::{Lake, Recovered, Resumption};
 use crate::sink::delta::LakeError;
 use crate::source::kafka::Source;
 use crate::source::{AssignmentId, Command, Position, Round, SourceEvent, TopicKind};
@@ -474,18 +474,17 @@ impl Pipeline {
                     in_service.push(Partition::new(id, kind, None, 0, state));
                 }
                 Recovered::Resumed(last) => {
-                    let (epoch, last) = *last;
-                    let mut state = last.state;
+                    let Resumption { epoch, next_offset, mut state, alerts } = *last;
                     let resumed = state.resume(&self.core, now());
                     if resumed.windows_forgotten > 0 {
                         warn!(partition = %id, windows = resumed.windows_forgotten, "rules have changed, windows are forgotten");
                     }
                     self.last_epoch = self.last_epoch.max(Some(epoch));
-                    for alert in last.alerts {
+                    for alert in alerts {
                         // What overflows here stays in its state file and comes up again.
                         self.parts.desk.add(id.clone(), alert);
                     }
-                    let next = last.next_offset.0;
+                    let next = next_offset.0;
                     plan.push((id.clone(), Some(next)));
                     in_service.push(Partition::new(id, kind, Some(epoch), next, state));
                 }

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use aggregator_core::checkpoint::{
     EpochFile, EpochId, FoundFile, FoundTransactions, Nonce, PartitionEpoch, PendingRows, Recovery,
-    SideTable, TopicPartition, check_ownership, obsolete_files, owes_rows, resolve,
+    SavedState, SideTable, StateBook, TopicPartition, check_ownership, obsolete_files, owes_rows,
+    resolve, restore_state,
 };
 use aggregator_core::rows::{DeadLetterRow, LateReadingRow, MachineEventRow, Offset};
 use aggregator_core::{
@@ -42,6 +43,23 @@ pub(crate) struct Lake {
 }
 
 impl Lake {
+    /// What a state file has of a partition's state.
+    fn state(&self, epoch: EpochId, partition: &TopicPartition) -> SavedState {
+        let text = self.files.get(&epoch).expect("a file that is named is there");
+        let mut file: EpochFile = serde_json::from_str(text).expect("a state file reads back");
+        file.partitions.remove(partition).expect("its partition").state
+    }
+
+    /// Files that a partition's state is put together from.
+    fn named(&self) -> BTreeSet<EpochId> {
+        let mut named = BTreeSet::new();
+        for (partition, epoch) in &self.decided {
+            named.insert(*epoch);
+            named.extend(self.state(*epoch, partition).files());
+        }
+        named
+    }
+
     /// Step 3 for one table and partition; nothing if another owner was here before.
     fn follow(
         &mut self,
@@ -89,6 +107,7 @@ struct Owned {
     rows: PendingRows,
     alerts: Vec<Alert>,
     has_news: bool,
+    book: StateBook,
 }
 
 #[derive(Debug)]
@@ -208,6 +227,7 @@ impl Instance {
             rows: PendingRows::default(),
             alerts: Vec::new(),
             has_news: false,
+            book: StateBook::default(),
         };
         match resolve(partition, &found, on_disk) {
             Recovery::Fresh => {}
@@ -219,7 +239,9 @@ impl Instance {
                     totals.rolled_forward += usize::from(is_first);
                 }
                 lake.alerts.extend(last.alerts.iter().cloned());
-                owned.state = last.state.clone();
+                let read = |epoch: &EpochId| (*epoch, lake.state(*epoch, partition));
+                let before: Vec<_> = last.state.files().iter().map(read).collect();
+                owned.state = restore_state(epoch, last.state.clone(), before).expect("it fits");
                 let now = ProcessingTime::from_micros(clock.micros);
                 owned.state.resume(&settings(), now);
                 owned.next_offset = usize::try_from(next_offset.0).expect("not negative");
@@ -250,6 +272,8 @@ impl Instance {
 
     /// Freezes what was taken since the last epoch.
     fn begin(&mut self, random: &mut Random) {
+        let nonce = Nonce(random.next());
+        let epoch = EpochId::after(self.last_epoch, nonce).expect("few epochs");
         let mut telemetry = Vec::new();
         let mut partitions = BTreeMap::new();
         for (partition, owned) in &mut self.owned {
@@ -257,9 +281,19 @@ impl Instance {
                 continue;
             }
             telemetry.append(&mut owned.telemetry);
+            let state = if owned.book.takes_changes() && !owned.state.is_whole_due() {
+                let files = owned.book.files().to_vec();
+                let changes = Box::new(owned.state.take_changes());
+                owned.book.save_changes(epoch, &changes, 1);
+                SavedState::Changes { files, changes }
+            } else {
+                owned.book.save_whole(epoch, 4);
+                owned.state.mark_saved();
+                SavedState::Whole(Box::new(owned.state.clone()))
+            };
             let entry = PartitionEpoch {
                 next_offset: Offset(i64::try_from(owned.next_offset).expect("few records")),
-                state: owned.state.clone(),
+                state,
                 rows: std::mem::take(&mut owned.rows),
                 alerts: std::mem::take(&mut owned.alerts),
             };
@@ -268,8 +302,6 @@ impl Instance {
         if partitions.is_empty() {
             return;
         }
-        let nonce = Nonce(random.next());
-        let epoch = EpochId::after(self.last_epoch, nonce).expect("few epochs");
         self.last_epoch = Some(epoch);
         let file = EpochFile::new(epoch, partitions);
         self.commit = Some(Commit { file, telemetry, step: Step::Write });
@@ -317,7 +349,7 @@ impl Instance {
                 for last in commit.file.partitions.values() {
                     lake.alerts.extend(last.alerts.iter().cloned());
                 }
-                let named = lake.decided.values().copied().collect();
+                let named = lake.named();
                 for obsolete in obsolete_files(&self.written, &named) {
                     lake.files.remove(&obsolete);
                     self.written.remove(&obsolete);

@@ -2,7 +2,8 @@
 //!
 //! # Steps of an epoch
 //! 1. The state file `_state/<epoch>-<nonce>.json` ([`EpochFile`]) is written and synced: for each Kafka partition of
-//!    the epoch its next offset, its state, the rows of the side tables and the alerts not delivered yet.
+//!    the epoch its next offset, its state, the rows of the side tables and the alerts not delivered yet. The state is whole, or
+//!    the changes since the epoch before together with the names of the files that hold the rest ([`SavedState`]).
 //! 2. One commit on `telemetry` carries the rows and, for each of these partitions, a `txn` action of
 //!    [`TopicPartition::app_id`] with the version [`EpochId::version`]. **This commit decides.**
 //! 3. For each side table with rows one commit carries them with the `txn` of the partitions they came from.
@@ -23,12 +24,14 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::alert::Alert;
-use crate::partition::PartitionState;
+use crate::partition::{PartitionState, StateChanges};
 use crate::rows::{DeadLetterRow, LateReadingRow, MachineEventRow, Offset};
 use crate::window::AnomalyRow;
 
 /// Number of the form of a state file.
-pub const FILE_FORMAT: u32 = 1;
+pub const FILE_FORMAT: u32 = 2;
+/// Most files that a state is put together from, beside the one that names them.
+pub const CHAIN_MAX: usize = 100;
 /// Bits of an epoch's nonce; the other 33 of a positive `i64` count epochs (27 years at 10 a second).
 pub const NONCE_BITS: u32 = 30;
 /// Highest epoch counter.
@@ -267,13 +270,101 @@ impl PendingRows {
     }
 }
 
+/// A partition's state in a state file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SavedState {
+    /// All of it.
+    Whole(Box<PartitionState>),
+    /// What has changed since the epoch before.
+    Changes {
+        /// The epochs whose files hold the rest, in order: the first has it whole, the others have changes.
+        files: Vec<EpochId>,
+        /// The changes.
+        changes: Box<StateChanges>,
+    },
+}
+
+impl SavedState {
+    /// Epochs whose files are needed beside this one.
+    #[must_use]
+    pub fn files(&self) -> &[EpochId] {
+        match self {
+            Self::Whole(_) => &[],
+            Self::Changes { files, .. } => files,
+        }
+    }
+}
+
+/// Puts a state together from what `epoch` has of it and from what the files that it names have, in their order.
+///
+/// # Errors
+/// A file does not have what was said of it.
+pub fn restore_state(
+    epoch: EpochId,
+    last: SavedState,
+    files: impl IntoIterator<Item = (EpochId, SavedState)>,
+) -> Result<PartitionState, Corruption> {
+    let mut whole: Option<PartitionState> = None;
+    for (epoch, saved) in files.into_iter().chain([(epoch, last)]) {
+        let damaged = |detail: String| Corruption::FileUnreadable { epoch, detail };
+        match (saved, &mut whole) {
+            (SavedState::Whole(state), _) => whole = Some(*state),
+            (SavedState::Changes { changes, .. }, Some(state)) => {
+                state.apply(*changes).map_err(|error| damaged(error.to_string()))?;
+            }
+            (SavedState::Changes { .. }, None) => {
+                return Err(damaged("it has changes where a whole state should be".to_owned()));
+            }
+        }
+    }
+    whole.ok_or(Corruption::FileMissing { epoch })
+}
+
+/// Which files hold a partition's state, and when it is time to save it whole again.
+#[derive(Clone, Debug, Default)]
+pub struct StateBook {
+    files: Vec<EpochId>,
+    whole_bytes: usize,
+    changes_bytes: usize,
+}
+
+impl StateBook {
+    /// Whether the next epoch may save changes alone.
+    #[must_use]
+    pub fn takes_changes(&self) -> bool {
+        !self.files.is_empty()
+            && self.files.len() < CHAIN_MAX
+            && self.changes_bytes <= self.whole_bytes
+    }
+
+    /// Epochs whose files hold the state so far.
+    #[must_use]
+    pub fn files(&self) -> &[EpochId] {
+        &self.files
+    }
+
+    /// Notes that an epoch saves the state whole.
+    pub fn save_whole(&mut self, epoch: EpochId, bytes: usize) {
+        *self = Self { files: vec![epoch], whole_bytes: bytes, changes_bytes: 0 };
+    }
+
+    /// Notes that an epoch saves changes. Its file is not needed later if they are empty.
+    pub fn save_changes(&mut self, epoch: EpochId, changes: &StateChanges, bytes: usize) {
+        if !changes.is_empty() {
+            self.files.push(epoch);
+            self.changes_bytes += bytes;
+        }
+    }
+}
+
 /// What one epoch knows of one partition.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PartitionEpoch {
     /// First offset that is not part of the epoch.
     pub next_offset: Offset,
     /// Windows, watermarks, high-water marks behind that offset.
-    pub state: PartitionState,
+    pub state: SavedState,
     /// Rows of this epoch for the side tables.
     pub rows: PendingRows,
     /// Alerts of this epoch and of earlier ones that were not delivered when it was written.
@@ -291,13 +382,28 @@ pub struct EpochFile {
     pub partitions: BTreeMap<TopicPartition, PartitionEpoch>,
 }
 
+/// [`SavedState`] on its way into a file.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SavedStateRef<'a> {
+    /// All of it.
+    Whole(&'a PartitionState),
+    /// What has changed since the epoch before.
+    Changes {
+        /// The epochs whose files hold the rest.
+        files: &'a [EpochId],
+        /// The changes.
+        changes: &'a StateChanges,
+    },
+}
+
 /// [`PartitionEpoch`] on its way into a file.
 #[derive(Clone, Debug, Serialize)]
-pub struct PartitionEpochRef<'a> {
+pub struct PartitionEpochRef<'a, S> {
     /// First offset that is not part of the epoch.
     pub next_offset: Offset,
-    /// State behind that offset.
-    pub state: &'a PartitionState,
+    /// The JSON of a [`SavedState`].
+    pub state: S,
     /// Rows of this epoch for the side tables.
     pub rows: &'a PendingRows,
     /// Alerts not delivered.
@@ -306,13 +412,13 @@ pub struct PartitionEpochRef<'a> {
 
 /// [`EpochFile`] on its way into a file: the same bytes, without taking the states away from who counts.
 #[derive(Clone, Debug, Serialize)]
-pub struct EpochFileRef<'a> {
+pub struct EpochFileRef<'a, S> {
     /// [`FILE_FORMAT`].
     pub format: u32,
     /// The epoch whose file it is.
     pub epoch: EpochId,
     /// The partitions whose `txn` goes into the epoch's commit.
-    pub partitions: BTreeMap<&'a TopicPartition, PartitionEpochRef<'a>>,
+    pub partitions: BTreeMap<&'a TopicPartition, PartitionEpochRef<'a, S>>,
 }
 
 impl EpochFile {
@@ -339,6 +445,8 @@ pub enum FoundFile<'a> {
     Absent,
     /// A file that cannot be read, and why.
     Unreadable(&'a str),
+    /// A file of another version.
+    OtherFormat(u32),
     /// The file.
     Present(&'a EpochFile),
 }
@@ -447,6 +555,7 @@ fn examine(
         FoundFile::Unreadable(detail) => {
             return Err(Corruption::FileUnreadable { epoch, detail: detail.to_owned() });
         }
+        FoundFile::OtherFormat(found) => return Err(Corruption::FileFormat { epoch, found }),
         FoundFile::Present(file) => file,
     };
     if file.format != FILE_FORMAT {
@@ -493,8 +602,8 @@ pub fn check_ownership(
     }
 }
 
-/// State files that may be deleted: `written` by this instance or resumed from by it, and named by no partition's
-/// `txn` in `telemetry` any more. The file of an epoch that is not decided yet must not be among `written`.
+/// State files that may be deleted: `written` by this instance or resumed from by it, and neither named by a partition's
+/// `txn` in `telemetry` any more nor by the files that are ([`SavedState::files`]). The file of an epoch that is not decided yet must not be among `written`.
 #[must_use]
 pub fn obsolete_files(written: &BTreeSet<EpochId>, named: &BTreeSet<EpochId>) -> BTreeSet<EpochId> {
     written.difference(named).copied().collect()

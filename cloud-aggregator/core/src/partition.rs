@@ -20,7 +20,7 @@ mod matching;
 pub mod saved;
 
 use matching::{Found, MatchingRules};
-pub use saved::RestoreError;
+pub use saved::{RestoreError, StateChanges};
 
 /// State of one Kafka partition of a reading topic, or (high-water marks only) of another topic.
 #[derive(Clone, Debug)]
@@ -43,8 +43,19 @@ pub struct PartitionState {
     windows_held: usize,
     /// Windows whose row is due at the next trigger.
     due: Vec<Due>,
+    unsaved: Unsaved,
     /// Scratch: what the reading in hand matches.
     found: Found,
+}
+
+/// What is not saved yet as it is.
+#[derive(Clone, Debug, Default)]
+struct Unsaved {
+    sensors: Vec<GroupIndex>,
+    machines: Vec<GroupIndex>,
+    metrics: Vec<MetricType>,
+    /// Rules have changed, or nothing is saved yet: changes alone do not tell.
+    is_whole: bool,
 }
 
 /// What is counted together.
@@ -55,6 +66,8 @@ struct Track {
     windows: Windows,
     /// Its entry in the silence queue.
     queued: Option<ProcessingTime>,
+    /// Stands in the list of what is not saved yet as it is.
+    is_changed: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -181,6 +194,7 @@ impl PartitionState {
             silent_machines: SilenceQueue::default(),
             windows_held: 0,
             due: Vec::new(),
+            unsaved: Unsaved { is_whole: true, ..Unsaved::default() },
             found: Found::default(),
         }
     }
@@ -194,6 +208,7 @@ impl PartitionState {
             track.heard = now;
         }
         self.watch_silence();
+        self.unsaved.is_whole = true;
         resumed
     }
 
@@ -224,6 +239,7 @@ impl PartitionState {
         }
         self.windows_held -= windows_forgotten;
         self.due = saved::due(&self.sensors, &self.machines);
+        self.unsaved.is_whole = true;
         self.watch_silence();
         Resumed { windows_forgotten }
     }
@@ -272,10 +288,12 @@ impl PartitionState {
             let Sensor { sensor_id, machine_id, track } = &mut self.sensors[index as usize];
             let group = Group::Sensor(sensor_id, machine_id.as_ref());
             track.windows.close_idle(&moment.context(group), out);
+            track.mark_changed(index, &mut self.unsaved.sensors);
         }
         for index in take_silent(&mut self.machines, &mut self.silent_machines, moment) {
             let Machine { machine_id, track } = &mut self.machines[index as usize];
             track.windows.close_idle(&moment.context(Group::Machine(machine_id)), out);
+            track.mark_changed(index, &mut self.unsaved.machines);
         }
     }
 
@@ -296,10 +314,12 @@ impl PartitionState {
                 GroupBy::Sensor => {
                     let Sensor { sensor_id, machine_id, track } =
                         &mut self.sensors[due.index as usize];
+                    track.mark_changed(due.index, &mut self.unsaved.sensors);
                     (Group::Sensor(sensor_id, machine_id.as_ref()), &mut track.windows)
                 }
                 GroupBy::Machine => {
                     let Machine { machine_id, track } = &mut self.machines[due.index as usize];
+                    track.mark_changed(due.index, &mut self.unsaved.machines);
                     (Group::Machine(machine_id), &mut track.windows)
                 }
             };
@@ -411,9 +431,13 @@ impl PartitionState {
         } else {
             self.count(groups, reading, now, settings, out)
         };
-        self.sensors[groups.sensor as usize].track.watch(groups.sensor, &mut self.silent_sensors);
+        let sensor = &mut self.sensors[groups.sensor as usize].track;
+        sensor.watch(groups.sensor, &mut self.silent_sensors);
+        sensor.mark_changed(groups.sensor, &mut self.unsaved.sensors);
         if let Some(index) = groups.machine {
-            self.machines[index as usize].track.watch(index, &mut self.silent_machines);
+            let machine = &mut self.machines[index as usize].track;
+            machine.watch(index, &mut self.silent_machines);
+            machine.mark_changed(index, &mut self.unsaved.machines);
         }
         disposition
     }
@@ -444,6 +468,7 @@ impl PartitionState {
                 });
             }
             let matching = MatchingRules::of(&reading.metric_type, &self.rules);
+            self.unsaved.metrics.push(reading.metric_type.clone());
             self.metrics.insert(reading.metric_type.clone(), matching);
         }
         let machine = self.machine_index(reading, now, settings)?;
@@ -578,6 +603,13 @@ impl Track {
             heard: now,
             windows: Windows::default(),
             queued: None,
+            is_changed: false,
+        }
+    }
+
+    fn mark_changed(&mut self, index: GroupIndex, unsaved: &mut Vec<GroupIndex>) {
+        if !std::mem::replace(&mut self.is_changed, true) {
+            unsaved.push(index);
         }
     }
 
@@ -744,6 +776,7 @@ impl PartialEq for PartitionState {
         fn unqueued<T: Tracked + Clone>(groups: &[T]) -> impl Iterator<Item = T> {
             groups.iter().cloned().map(|mut group| {
                 group.track().queued = None;
+                group.track().is_changed = false;
                 group
             })
         }

@@ -188,7 +188,7 @@ impl Point {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 struct Window {
     start: EventTime,
     end: EventTime,
@@ -199,6 +199,8 @@ struct Window {
     is_reported: bool,
     /// A row is due at the trigger.
     is_due: bool,
+    /// Not saved yet as it is.
+    is_changed: bool,
     revision: u32,
     count: u64,
     first: Point,
@@ -209,7 +211,7 @@ struct Window {
 }
 
 /// All windows of one group, in order of start and rule.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Windows {
     windows: Vec<Window>,
     /// Earliest end of an open window.
@@ -373,6 +375,33 @@ impl Windows {
         held - self.windows.len()
     }
 
+    /// The windows that are not saved yet as they are.
+    pub(crate) fn take_changed(&mut self) -> Self {
+        let changed = self.windows.iter_mut().filter(|window| window.is_changed);
+        let changed = changed.map(|window| {
+            window.is_changed = false;
+            *window
+        });
+        Self::from(changed.collect::<Vec<_>>())
+    }
+
+    /// Says that all windows are saved as they are.
+    pub(crate) fn mark_saved(&mut self) {
+        self.windows.iter_mut().for_each(|window| window.is_changed = false);
+    }
+
+    /// Puts saved windows in, in place of those of the same start and rule, and forgets what ended at or before `late_before`.
+    pub(crate) fn merge(&mut self, changed: Self, late_before: EventTime) {
+        for window in changed.windows {
+            match self.position(window.start, window.rule) {
+                Ok(position) => self.windows[position] = window,
+                Err(position) => self.windows.insert(position, window),
+            }
+        }
+        self.windows.retain(|window| window.end > late_before);
+        self.look_ahead();
+    }
+
     /// Whether each window fits its rule and stands in its place: what a state file must show.
     pub(crate) fn is_consistent(&self, rules: &[Rule]) -> bool {
         let in_order = self.windows.is_sorted_by(|a, b| (a.start, a.rule) < (b.start, b.rule));
@@ -410,6 +439,7 @@ impl Windows {
                 continue;
             }
             window.is_closed = true;
+            window.is_changed = true;
             window.is_due = false;
             let rule = &context.rules[usize::from(window.rule)];
             let is_anomaly = window.is_anomaly(rule);
@@ -451,6 +481,7 @@ impl Window {
             is_alerted: false,
             is_reported: false,
             is_due: false,
+            is_changed: true,
             revision: 0,
             count: 0,
             first: point,
@@ -463,6 +494,7 @@ impl Window {
 
     fn count(&mut self, found: Match) {
         let point = Point { time: found.timestamp, value: found.value };
+        self.is_changed = true;
         self.count += 1;
         if point.is_before(self.first) {
             self.first = point;
@@ -505,6 +537,7 @@ impl Window {
         if !std::mem::take(&mut self.is_due) {
             return;
         }
+        self.is_changed = true;
         let rule = &context.rules[usize::from(self.rule)];
         if self.is_anomaly(rule) || self.is_reported {
             let closed_by = if self.is_closed { ClosedBy::Correction } else { ClosedBy::Open };

@@ -6,14 +6,16 @@
 //! A commit runs in a task of its own while rows of the next epoch are encoded; one at a time, because step 2 of an epoch must wait for
 //! step 3 of the one before.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use aggregator_core::AnomalyRow;
 use aggregator_core::checkpoint::{
-    Corruption, EpochId, FoundFile, FoundTransactions, PartitionEpoch, PendingRows, Recovery,
-    SideTable, TopicPartition, resolve,
+    Corruption, EpochFile, EpochId, FoundFile, FoundTransactions, PartitionEpoch, PendingRows,
+    Recovery, SideTable, TopicPartition, resolve, restore_state,
 };
+use aggregator_core::rows::Offset;
+use aggregator_core::{Alert, AnomalyRow, PartitionState};
 use deltalake::arrow::array::RecordBatch;
 use deltalake::writer::{DeltaWriter as _, RecordBatchWriter};
 use metrics::counter;
@@ -36,6 +38,8 @@ pub struct EpochCommit {
     pub epoch: EpochId,
     /// The bytes of its state file.
     pub file: Vec<u8>,
+    /// By partition: the files that hold the rest of its state.
+    pub files: BTreeMap<TopicPartition, Vec<EpochId>>,
     /// Rows of the side tables; every partition of the epoch has an entry.
     pub rows: BTreeMap<TopicPartition, PendingRows>,
     /// Windows of rules in output mode `complete`: what `current_windows` is to hold of these partitions.
@@ -48,9 +52,22 @@ pub enum Recovered {
     /// Never seen.
     Fresh,
     /// With this, after all rows of its last epoch are in their tables.
-    Resumed(Box<(EpochId, PartitionEpoch)>),
+    Resumed(Box<Resumption>),
     /// Not at all, until a person has acted.
     Corrupt(Corruption),
+}
+
+/// What the last epoch of a partition left.
+#[derive(Debug)]
+pub struct Resumption {
+    /// That epoch.
+    pub epoch: EpochId,
+    /// Where to read on.
+    pub next_offset: Offset,
+    /// The state behind that offset.
+    pub state: PartitionState,
+    /// Alerts that were not delivered.
+    pub alerts: Vec<Alert>,
 }
 
 /// The tables and the state files, and the rows on their way there.
@@ -89,8 +106,8 @@ struct Tables {
     current: Option<Table>,
     location: Location,
     state_files: StateFiles,
-    /// Partitions of the state files that this process wrote or read.
-    known_files: BTreeMap<EpochId, BTreeSet<TopicPartition>>,
+    /// Of the state files that this process wrote or read: their partitions, with the files that hold the rest of their states.
+    known_files: BTreeMap<EpochId, BTreeMap<TopicPartition, Vec<EpochId>>>,
     file_bytes_max: u64,
     operation_timeout: Duration,
     state_grace: Duration,
@@ -275,12 +292,12 @@ impl Tables {
         telemetry_rows: u64,
         commit: EpochCommit,
     ) -> Result<(), LakeError> {
-        let EpochCommit { epoch, file, rows, current } = commit;
+        let EpochCommit { epoch, file, files, rows, current } = commit;
         let limit = self.operation_timeout;
         within(limit, self.state_files.write(epoch, file)).await?;
         fault_point("state-written");
         let partitions: Vec<TopicPartition> = rows.keys().cloned().collect();
-        self.known_files.insert(epoch, partitions.iter().cloned().collect());
+        self.known_files.insert(epoch, files);
         within(limit, async {
             let adds = writer.flush().await.map_err(|source| LakeError::Table {
                 table: rows::TELEMETRY.to_owned(),
@@ -350,60 +367,118 @@ impl Tables {
         &mut self,
         partitions: &[TopicPartition],
     ) -> Result<Vec<Recovered>, LakeError> {
-        let limit = self.operation_timeout;
         let mut files: BTreeMap<EpochId, FoundStateFile> = BTreeMap::new();
         let mut recovered = Vec::with_capacity(partitions.len());
         for partition in partitions {
-            let telemetry = within(limit, self.telemetry.epoch_of(partition)).await?;
-            if let Some(epoch) = telemetry
-                && !files.contains_key(&epoch)
-            {
-                let found = within(limit, self.state_files.read(epoch)).await?;
-                if let FoundStateFile::Present(file) = &found {
-                    self.known_files.insert(epoch, file.partitions.keys().cloned().collect());
-                }
-                files.insert(epoch, found);
-            }
-            let found_file = telemetry.and_then(|epoch| files.get(&epoch));
-            recovered.push(self.recover_one(partition, telemetry, found_file).await?);
+            recovered.push(self.recover_one(partition, &mut files).await?);
         }
         Ok(recovered)
+    }
+
+    /// Reads a state file if it is not among `files` yet.
+    async fn read_file<'a>(
+        &mut self,
+        epoch: EpochId,
+        files: &'a mut BTreeMap<EpochId, FoundStateFile>,
+    ) -> Result<&'a mut FoundStateFile, LakeError> {
+        match files.entry(epoch) {
+            Entry::Occupied(read) => Ok(read.into_mut()),
+            Entry::Vacant(place) => {
+                let found = within(self.operation_timeout, self.state_files.read(epoch)).await?;
+                if let FoundStateFile::Present(file) = &found {
+                    self.known_files.insert(epoch, files_by_partition(file));
+                }
+                Ok(place.insert(found))
+            }
+        }
     }
 
     async fn recover_one(
         &mut self,
         partition: &TopicPartition,
-        telemetry: Option<EpochId>,
-        found_file: Option<&FoundStateFile>,
+        files: &mut BTreeMap<EpochId, FoundStateFile>,
     ) -> Result<Recovered, LakeError> {
         let limit = self.operation_timeout;
+        let telemetry = within(limit, self.telemetry.epoch_of(partition)).await?;
         let mut transactions = FoundTransactions { telemetry, side_tables: BTreeMap::new() };
         for (side, table) in &self.side_tables {
             if let Some(epoch) = within(limit, table.epoch_of(partition)).await? {
                 transactions.side_tables.insert(*side, epoch);
             }
         }
-        let file = match found_file {
-            None | Some(FoundStateFile::Absent) => FoundFile::Absent,
-            Some(FoundStateFile::Unreadable(detail)) => FoundFile::Unreadable(detail),
-            Some(FoundStateFile::Present(file)) => FoundFile::Present(file),
+        let found_file = match telemetry {
+            Some(epoch) => self.read_file(epoch, files).await?,
+            None => &mut FoundStateFile::Absent,
         };
-        match (resolve(partition, &transactions, file), found_file) {
-            (Recovery::Fresh, _) => Ok(Recovered::Fresh),
-            (Recovery::Resume { epoch, roll_forward, .. }, Some(FoundStateFile::Present(file))) => {
-                let last = &file.partitions[partition];
+        let file = match found_file {
+            FoundStateFile::Absent => FoundFile::Absent,
+            FoundStateFile::Unreadable(detail) => FoundFile::Unreadable(detail),
+            FoundStateFile::OtherFormat(found) => FoundFile::OtherFormat(*found),
+            FoundStateFile::Present(file) => FoundFile::Present(file),
+        };
+        match resolve(partition, &transactions, file) {
+            Recovery::Fresh => Ok(Recovered::Fresh),
+            Recovery::Corrupt(corruption) => Ok(Recovered::Corrupt(corruption)),
+            Recovery::Resume { epoch, roll_forward, .. } => {
+                // Each partition stands in the file once, and is taken out of it once.
+                let FoundStateFile::Present(file) = found_file else {
+                    return Ok(Recovered::Corrupt(Corruption::FileMissing { epoch }));
+                };
+                let Some(last) = file.partitions.remove(partition) else {
+                    let partition = partition.clone();
+                    return Ok(Recovered::Corrupt(Corruption::PartitionMissing {
+                        epoch,
+                        partition,
+                    }));
+                };
                 for side in roll_forward {
                     info!(%partition, %epoch, table = side.as_str(), "rolling an epoch forward");
                     within(limit, self.commit_side(side, &[(partition, &last.rows)], epoch))
                         .await?;
                 }
-                Ok(Recovered::Resumed(Box::new((epoch, last.clone()))))
+                self.resume(partition, epoch, last, files).await
             }
-            (Recovery::Resume { epoch, .. }, _) => {
-                Ok(Recovered::Corrupt(Corruption::FileMissing { epoch }))
-            }
-            (Recovery::Corrupt(corruption), _) => Ok(Recovered::Corrupt(corruption)),
         }
+    }
+
+    /// Puts the state together from the files that hold it.
+    async fn resume(
+        &mut self,
+        partition: &TopicPartition,
+        epoch: EpochId,
+        last: PartitionEpoch,
+        files: &mut BTreeMap<EpochId, FoundStateFile>,
+    ) -> Result<Recovered, LakeError> {
+        let mut before = Vec::with_capacity(last.state.files().len());
+        for epoch in last.state.files().to_vec() {
+            let partition = partition.clone();
+            let corruption = match self.read_file(epoch, files).await? {
+                FoundStateFile::Present(file) => match file.partitions.remove(&partition) {
+                    Some(found) => {
+                        before.push((epoch, found.state));
+                        continue;
+                    }
+                    None => Corruption::PartitionMissing { epoch, partition },
+                },
+                FoundStateFile::Absent => Corruption::FileMissing { epoch },
+                FoundStateFile::Unreadable(detail) => {
+                    Corruption::FileUnreadable { epoch, detail: detail.clone() }
+                }
+                FoundStateFile::OtherFormat(found) => {
+                    Corruption::FileFormat { epoch, found: *found }
+                }
+            };
+            return Ok(Recovered::Corrupt(corruption));
+        }
+        Ok(match restore_state(epoch, last.state, before) {
+            Ok(state) => Recovered::Resumed(Box::new(Resumption {
+                epoch,
+                next_offset: last.next_offset,
+                state,
+                alerts: last.alerts,
+            })),
+            Err(corruption) => Recovered::Corrupt(corruption),
+        })
     }
 
     async fn commit_side(
@@ -428,23 +503,22 @@ impl Tables {
     async fn clean_state_files(&mut self, now_micros: i64) -> Result<usize, LakeError> {
         let limit = self.operation_timeout;
         let grace = i64::try_from(self.state_grace.as_micros()).unwrap_or(i64::MAX);
-        let mut named: BTreeMap<TopicPartition, Option<EpochId>> = BTreeMap::new();
+        let mut needed: BTreeMap<TopicPartition, BTreeSet<EpochId>> = BTreeMap::new();
         let mut deleted = 0;
         for (epoch, age) in within(limit, self.state_files.list(now_micros)).await? {
             if age < grace {
                 continue;
             }
             let Some(partitions) = self.partitions_of(epoch).await? else { continue };
-            let mut is_named = false;
-            for partition in partitions {
-                let current = match named.get(&partition) {
-                    Some(current) => *current,
-                    None => within(limit, self.telemetry.epoch_of(&partition)).await?,
-                };
-                named.insert(partition, current);
-                is_named |= current == Some(epoch);
+            let mut is_needed = false;
+            for partition in partitions.into_keys() {
+                if !needed.contains_key(&partition) {
+                    let files = self.files_of(&partition).await?;
+                    needed.insert(partition.clone(), files);
+                }
+                is_needed |= needed.get(&partition).is_some_and(|files| files.contains(&epoch));
             }
-            if !is_named {
+            if !is_needed {
                 within(limit, self.state_files.delete(epoch)).await?;
                 self.known_files.remove(&epoch);
                 deleted += 1;
@@ -454,16 +528,27 @@ impl Tables {
         Ok(deleted)
     }
 
+    /// The files that hold a partition's state.
+    async fn files_of(
+        &mut self,
+        partition: &TopicPartition,
+    ) -> Result<BTreeSet<EpochId>, LakeError> {
+        let current = within(self.operation_timeout, self.telemetry.epoch_of(partition)).await?;
+        let Some(epoch) = current else { return Ok(BTreeSet::new()) };
+        let known = self.partitions_of(epoch).await?.and_then(|mut known| known.remove(partition));
+        Ok(known.unwrap_or_default().into_iter().chain([epoch]).collect())
+    }
+
     async fn partitions_of(
         &mut self,
         epoch: EpochId,
-    ) -> Result<Option<BTreeSet<TopicPartition>>, LakeError> {
+    ) -> Result<Option<BTreeMap<TopicPartition, Vec<EpochId>>>, LakeError> {
         if let Some(partitions) = self.known_files.get(&epoch) {
             return Ok(Some(partitions.clone()));
         }
         match within(self.operation_timeout, self.state_files.read(epoch)).await? {
             FoundStateFile::Present(file) => {
-                let partitions: BTreeSet<_> = file.partitions.keys().cloned().collect();
+                let partitions = files_by_partition(&file);
                 self.known_files.insert(epoch, partitions.clone());
                 Ok(Some(partitions))
             }
@@ -472,8 +557,19 @@ impl Tables {
                 warn!(%epoch, text, "state file cannot be read and is kept");
                 Ok(None)
             }
+            FoundStateFile::OtherFormat(format) => {
+                warn!(%epoch, format, "state file of another version is kept");
+                Ok(None)
+            }
         }
     }
+}
+
+fn files_by_partition(file: &EpochFile) -> BTreeMap<TopicPartition, Vec<EpochId>> {
+    let files = |(partition, epoch): (&TopicPartition, &PartitionEpoch)| {
+        (partition.clone(), epoch.state.files().to_vec())
+    };
+    file.partitions.iter().map(files).collect()
 }
 
 async fn open_current(location: &Location) -> Result<Table, LakeError> {

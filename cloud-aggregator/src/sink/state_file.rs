@@ -6,11 +6,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use aggregator_core::checkpoint::{EpochFile, EpochId};
+use aggregator_core::checkpoint::{EpochFile, EpochId, FILE_FORMAT};
 use deltalake::logstore::object_store::path::Path;
 use deltalake::logstore::object_store::{
     Error as StoreError, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions,
 };
+
+use serde::Deserialize;
 
 use super::delta::{LakeError, Location, sync_files};
 
@@ -23,6 +25,8 @@ pub enum FoundStateFile {
     Absent,
     /// Something that is no state file, and why.
     Unreadable(String),
+    /// The state file of another version.
+    OtherFormat(u32),
     /// The file.
     Present(Box<EpochFile>),
 }
@@ -73,10 +77,7 @@ impl StateFiles {
             Ok(got) => got,
         };
         let bytes = got.bytes().await.map_err(|error| state_error(&name, &error))?;
-        Ok(match serde_json::from_slice(&bytes) {
-            Ok(file) => FoundStateFile::Present(Box::new(file)),
-            Err(error) => FoundStateFile::Unreadable(error.to_string()),
-        })
+        Ok(parse(&bytes))
     }
 
     /// Epochs that have a file, with its age in microseconds at `now_micros`.
@@ -113,6 +114,47 @@ impl StateFiles {
     }
 }
 
+/// Looks at the number of the form first: the rest of another version's file has another form.
+fn parse(bytes: &[u8]) -> FoundStateFile {
+    #[derive(Deserialize)]
+    struct Head {
+        format: u32,
+    }
+    match serde_json::from_slice::<Head>(bytes) {
+        Ok(Head { format }) if format != FILE_FORMAT => FoundStateFile::OtherFormat(format),
+        Ok(_) => match serde_json::from_slice(bytes) {
+            Ok(file) => FoundStateFile::Present(Box::new(file)),
+            Err(error) => FoundStateFile::Unreadable(error.to_string()),
+        },
+        Err(error) => FoundStateFile::Unreadable(error.to_string()),
+    }
+}
+
 fn state_error(name: &str, error: &StoreError) -> LakeError {
     LakeError::State { name: name.to_owned(), text: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_an_older_and_a_newer_version_are_told_from_damaged_ones() {
+        for (text, expected) in [
+            (
+                r#"{"format":1,"epoch":1073741825,"partitions":{"t/0":{"state":{"format":1}}}}"#,
+                Some(1),
+            ),
+            (r#"{"format":9,"partitions":[]}"#, Some(9)),
+            (r#"{"format":2,"partitions":[]}"#, None),
+            ("{", None),
+        ] {
+            let found = match parse(text.as_bytes()) {
+                FoundStateFile::OtherFormat(found) => Some(found),
+                FoundStateFile::Unreadable(_) => None,
+                FoundStateFile::Absent | FoundStateFile::Present(_) => panic!("{text}"),
+            };
+            assert_eq!(found, expected, "{text}");
+        }
+    }
 }

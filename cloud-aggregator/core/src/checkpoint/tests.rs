@@ -31,7 +31,7 @@ fn part(offsets: std::ops::Range<i64>) -> PartitionEpoch {
         late_readings: offsets.clone().filter(|offset| offset % 2 == 1).map(late).collect(),
         ..PendingRows::default()
     };
-    let state = PartitionState::new(&Settings::default());
+    let state = SavedState::Whole(Box::new(PartitionState::new(&Settings::default())));
     PartitionEpoch { next_offset: Offset(offsets.end), state, rows, alerts: Vec::new() }
 }
 
@@ -144,7 +144,7 @@ fn each_damage_is_named_and_never_resumed_from() {
     let five = file(epoch(5), [(1, part(0..1))]);
     let other = file(epoch(6), [(0, part(0..1))]);
     let mut newer = file(epoch(5), [(0, part(0..1))]);
-    newer.format = 2;
+    newer.format = FILE_FORMAT + 1;
     let check = |found: &FoundTransactions, file: FoundFile<'_>, expected: Corruption| {
         assert_eq!(resolve(&partition(0), found, file), Recovery::Corrupt(expected));
     };
@@ -156,7 +156,11 @@ fn each_damage_is_named_and_never_resumed_from() {
         FoundFile::Unreadable("eof"),
         Corruption::FileUnreadable { epoch: epoch5, detail: "eof".to_owned() },
     );
-    check(&named, FoundFile::Present(&newer), Corruption::FileFormat { epoch: epoch5, found: 2 });
+    check(
+        &named,
+        FoundFile::Present(&newer),
+        Corruption::FileFormat { epoch: epoch5, found: FILE_FORMAT + 1 },
+    );
     check(
         &named,
         FoundFile::Present(&other),

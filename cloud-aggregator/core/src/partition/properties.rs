@@ -35,6 +35,8 @@ enum Step {
     Timeout,
     Trigger,
     SaveAndRestore,
+    /// The changes since the last save, put on what was saved before.
+    SaveChanges,
 }
 
 /// A rule of each kind.
@@ -106,6 +108,7 @@ fn steps_strategy(spread: i64) -> impl Strategy<Value = Vec<Step>> {
         2 => Just(Step::Timeout),
         2 => Just(Step::Trigger),
         1 => Just(Step::SaveAndRestore),
+        2 => Just(Step::SaveChanges),
     ];
     prop::collection::vec(step, 0..250).prop_map(move |mut steps| {
         for (position, step) in (0..).zip(&mut steps) {
@@ -133,6 +136,7 @@ fn run(steps: &[Step], settings: &Settings, is_restoring: bool) -> Run {
         state: PartitionState::new(settings),
         now: ProcessingTime::from_micros(START + 3600 * SECOND),
     };
+    let mut saved: Option<PartitionState> = None;
     let mut sent: Vec<Reading> = Vec::new();
     for step in steps {
         match step {
@@ -172,11 +176,35 @@ fn run(steps: &[Step], settings: &Settings, is_restoring: bool) -> Run {
                 let restored = serde_json::from_str(&saved).expect("restorable");
                 assert_eq!(run.state, restored);
                 run.state = restored;
+                run.state.unsaved.is_whole = true;
             }
             Step::SaveAndRestore => {}
+            Step::SaveChanges => save_changes(&mut run.state, &mut saved),
         }
     }
     run
+}
+
+/// Saves as epochs do, whole first, and checks that the saved changes give the same state.
+fn save_changes(state: &mut PartitionState, saved: &mut Option<PartitionState>) {
+    let through_text = |state: &PartitionState| -> PartitionState {
+        let text = serde_json::to_string(state).expect("serialisable");
+        serde_json::from_str(&text).expect("restorable")
+    };
+    match saved {
+        Some(saved) if !state.is_whole_due() => {
+            let text = serde_json::to_string(&state.take_changes()).expect("serialisable");
+            let mut restored = through_text(saved);
+            restored.apply(serde_json::from_str(&text).expect("restorable")).expect("they fit");
+            assert_eq!(restored, *state);
+            assert_eq!(restored.figures(), state.figures());
+            *saved = restored;
+        }
+        Some(_) | None => {
+            state.mark_saved();
+            *saved = Some(through_text(state));
+        }
+    }
 }
 
 impl Run {
@@ -431,7 +459,8 @@ fn expected_dispositions(steps: &[Step], settings: &Settings) -> Vec<Disposition
             | Step::Pass { .. }
             | Step::Timeout
             | Step::Trigger
-            | Step::SaveAndRestore => {}
+            | Step::SaveAndRestore
+            | Step::SaveChanges => {}
         }
     }
     dispositions

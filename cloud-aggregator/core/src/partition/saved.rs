@@ -1,4 +1,5 @@
-//! How a partition's state is saved: whole, in an epoch's state file (see [`crate::checkpoint`]).
+//! How a partition's state is saved in an epoch's state file (see [`crate::checkpoint`]): whole, or as the changes since the epoch
+//! before, because a million windows need not be written again for the few that have changed.
 //!
 //! Its form carries [`FORMAT`]; another number, or a state that contradicts itself, is refused.
 
@@ -10,7 +11,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use shared_proto::model::{EventTime, MachineId, MetricType, SensorId};
 
 use super::matching::MatchingRules;
-use super::{Accounting, Due, Found, Machine, PartitionState, Sensor, Track, Unmatched};
+use super::{
+    Accounting, Due, Found, Machine, PartitionState, Sensor, Track, Tracked, Unmatched, Unsaved,
+};
 use crate::dedup::HighWaterMarks;
 use crate::rule::{GroupBy, Rule};
 use crate::time::ProcessingTime;
@@ -40,6 +43,12 @@ pub enum RestoreError {
     /// Windows that fit no rule or are out of order.
     #[error("windows of {group:?} fit no rule of the partition state: it is damaged")]
     Windows {
+        /// The sensor or machine.
+        group: String,
+    },
+    /// Changes of another state than the one they are put on.
+    #[error("changes of {group:?} do not fit the state that they were made of: it is damaged")]
+    Changes {
         /// The sensor or machine.
         group: String,
     },
@@ -99,6 +108,166 @@ struct Saved {
     unmatched: Unmatched,
 }
 
+/// Of one sensor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct SensorChange(GroupIndex, SensorId, Option<MachineId>, Watermark, ProcessingTime, Windows);
+
+/// Of one machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct MachineChange(GroupIndex, MachineId, Watermark, ProcessingTime, Windows);
+
+/// What has changed in a partition's state since the epoch before.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StateChanges {
+    format: u32,
+    metrics: Vec<MetricType>,
+    sensors: Vec<SensorChange>,
+    machines: Vec<MachineChange>,
+    marks: HighWaterMarks,
+    accounting: Accounting,
+    unmatched: Unmatched,
+}
+
+impl StateChanges {
+    /// Whether nothing has changed but what each later epoch saves anyway (high-water marks and counts).
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.metrics.is_empty() && self.sensors.is_empty() && self.machines.is_empty()
+    }
+}
+
+impl PartitionState {
+    /// Whether changes since the last epoch cannot be told apart: the state is to be saved whole.
+    #[must_use]
+    pub fn is_whole_due(&self) -> bool {
+        self.unsaved.is_whole
+    }
+
+    /// What is not saved yet; from here on it counts as saved.
+    pub fn take_changes(&mut self) -> StateChanges {
+        let Unsaved { mut sensors, mut machines, metrics, .. } = std::mem::take(&mut self.unsaved);
+        // New ones come in the order in which they stand.
+        sensors.sort_unstable();
+        machines.sort_unstable();
+        StateChanges {
+            format: FORMAT,
+            metrics,
+            sensors: sensors.into_iter().map(|index| self.sensor_change(index)).collect(),
+            machines: machines.into_iter().map(|index| self.machine_change(index)).collect(),
+            marks: self.marks.clone(),
+            accounting: self.accounting,
+            unmatched: self.unmatched,
+        }
+    }
+
+    /// Says that the state was saved whole.
+    pub fn mark_saved(&mut self) {
+        self.unsaved = Unsaved::default();
+        let machines = self.machines.iter_mut().map(|machine| &mut machine.track);
+        for track in self.sensors.iter_mut().map(|sensor| &mut sensor.track).chain(machines) {
+            track.is_changed = false;
+            track.windows.mark_saved();
+        }
+    }
+
+    fn sensor_change(&mut self, index: GroupIndex) -> SensorChange {
+        let Sensor { sensor_id, machine_id, track } = &mut self.sensors[index as usize];
+        track.is_changed = false;
+        let (watermark, heard) = (track.watermark, track.heard);
+        let windows = track.windows.take_changed();
+        SensorChange(index, sensor_id.clone(), machine_id.clone(), watermark, heard, windows)
+    }
+
+    fn machine_change(&mut self, index: GroupIndex) -> MachineChange {
+        let Machine { machine_id, track } = &mut self.machines[index as usize];
+        track.is_changed = false;
+        let (watermark, heard) = (track.watermark, track.heard);
+        MachineChange(index, machine_id.clone(), watermark, heard, track.windows.take_changed())
+    }
+
+    /// Puts the changes of the next epoch on a state that was restored and not used since. [`Self::resume`] follows.
+    ///
+    /// # Errors
+    /// They are another version's, or no changes of this state.
+    pub fn apply(&mut self, changes: StateChanges) -> Result<(), RestoreError> {
+        if changes.format != FORMAT {
+            return Err(RestoreError::Format { found: changes.format });
+        }
+        for metric_type in changes.metrics {
+            let matching = MatchingRules::of(&metric_type, &self.rules);
+            self.metrics.insert(metric_type, matching);
+        }
+        for SensorChange(index, sensor_id, machine_id, watermark, heard, windows) in changes.sensors
+        {
+            let name = sensor_id.as_str().to_owned();
+            let is_known = place(&mut self.sensor_positions, &sensor_id, index, self.sensors.len());
+            if !is_known.ok_or_else(|| RestoreError::Changes { group: name.clone() })? {
+                let track = Track::saved(watermark, heard);
+                self.sensors.push(Sensor { sensor_id, machine_id: None, track });
+            }
+            let sensor = &mut self.sensors[index as usize];
+            sensor.machine_id = machine_id;
+            sensor.track.merge(watermark, heard, windows, &self.rules, &name)?;
+        }
+        for MachineChange(index, machine_id, watermark, heard, windows) in changes.machines {
+            let name = machine_id.as_str().to_owned();
+            let is_known =
+                place(&mut self.machine_positions, &machine_id, index, self.machines.len());
+            if !is_known.ok_or_else(|| RestoreError::Changes { group: name.clone() })? {
+                self.machines.push(Machine { machine_id, track: Track::saved(watermark, heard) });
+            }
+            let track = self.machines[index as usize].track();
+            track.merge(watermark, heard, windows, &self.rules, &name)?;
+        }
+        self.windows_held = windows_held(&self.sensors, &self.machines);
+        self.marks = changes.marks;
+        self.accounting = changes.accounting;
+        self.unmatched = changes.unmatched;
+        self.due = due(&self.sensors, &self.machines);
+        self.watch_silence();
+        Ok(())
+    }
+}
+
+/// Whether a group is known at its place; `None`: it is not, and does not come next either.
+fn place<K: Clone + Eq + std::hash::Hash>(
+    positions: &mut HashMap<K, GroupIndex>,
+    name: &K,
+    index: GroupIndex,
+    length: usize,
+) -> Option<bool> {
+    match positions.get(name) {
+        Some(known) => (*known == index).then_some(true),
+        None if index as usize == length => {
+            positions.insert(name.clone(), index);
+            Some(false)
+        }
+        None => None,
+    }
+}
+
+impl Track {
+    fn saved(watermark: Watermark, heard: ProcessingTime) -> Self {
+        Self { watermark, heard, windows: Windows::default(), queued: None, is_changed: false }
+    }
+
+    fn merge(
+        &mut self,
+        watermark: Watermark,
+        heard: ProcessingTime,
+        windows: Windows,
+        rules: &[Rule],
+        name: &str,
+    ) -> Result<(), RestoreError> {
+        (self.watermark, self.heard) = (watermark, heard);
+        self.windows.merge(windows, watermark.late_before());
+        if !self.windows.is_consistent(rules) {
+            return Err(RestoreError::Windows { group: name.to_owned() });
+        }
+        Ok(())
+    }
+}
+
 impl Serialize for PartitionState {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let saved = SavedRef {
@@ -128,7 +297,7 @@ impl TryFrom<Saved> for PartitionState {
             if !windows.is_consistent(&rules) {
                 return Err(RestoreError::Windows { group: name.to_owned() });
             }
-            Ok(Track { watermark, heard, windows, queued: None })
+            Ok(Track { watermark, heard, windows, queued: None, is_changed: false })
         };
         let sensors = sensors
             .into_iter()
@@ -153,8 +322,7 @@ impl TryFrom<Saved> for PartitionState {
             since,
             sensor_positions: positions(sensors.iter().map(|sensor| &sensor.sensor_id))?,
             machine_positions: positions(machines.iter().map(|machine| &machine.machine_id))?,
-            windows_held: sensors.iter().map(|sensor| sensor.track.windows.len()).sum::<usize>()
-                + machines.iter().map(|machine| machine.track.windows.len()).sum::<usize>(),
+            windows_held: windows_held(&sensors, &machines),
             due: due(&sensors, &machines),
             rules,
             sensors,
@@ -164,6 +332,7 @@ impl TryFrom<Saved> for PartitionState {
             unmatched,
             silent_sensors: SilenceQueue::default(),
             silent_machines: SilenceQueue::default(),
+            unsaved: Unsaved::default(),
             found: Found::default(),
         };
         state.watch_silence();
@@ -181,6 +350,12 @@ fn positions<'a, K: Clone + Eq + std::hash::Hash + AsRef<str> + 'a>(
         }
     }
     Ok(positions)
+}
+
+fn windows_held(sensors: &[Sensor], machines: &[Machine]) -> usize {
+    let sensors = sensors.iter().map(|sensor| &sensor.track);
+    let machines = machines.iter().map(|machine| &machine.track);
+    sensors.chain(machines).map(|track| track.windows.len()).sum()
 }
 
 /// Rows that are due at the next trigger.

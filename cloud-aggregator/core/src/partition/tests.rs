@@ -382,6 +382,23 @@ fn complete_mode_gives_all_windows_held_and_no_row_of_anomalies() {
 }
 
 #[test]
+fn one_sensor_far_ahead_moves_its_own_watermark_alone() {
+    let mut bench = Bench::new(settings());
+    for second in 0..6 {
+        bench.hot(second * SECOND);
+    }
+    // As far ahead of this clock as is allowed, and a microsecond further.
+    let limit = 10 * MINUTE + bench.settings.future_limit.get();
+    assert_eq!(bench.send(&reading("ahead", limit, 101.0)), Disposition::Counted);
+    let refused = bench.send(&reading("ahead", limit + 1, 101.0));
+    assert_eq!(reason_of(refused), Some("timestamp-in-future"));
+    assert_eq!(bench.rows(), [], "the window of the other sensor stays open");
+    bench.hot(30 * SECOND);
+    bench.cold(2 * MINUTE);
+    assert_eq!(bench.rows(), [(7, 1, ClosedBy::Watermark)]);
+}
+
+#[test]
 fn match_for_a_closed_window_writes_the_next_revision() {
     let mut bench = Bench::new(settings());
     for second in 0..5 {

@@ -13,7 +13,7 @@ const REPORTED: u8 = 4;
 const DUE: u8 = 8;
 
 /// Start, end, rule, flags, revision, count, earliest and latest match, highest and lowest value, sum.
-#[derive(Serialize, Deserialize)]
+#[derive(PartialEq, Serialize, Deserialize)]
 struct SavedWindow(
     EventTime,
     EventTime,
@@ -28,7 +28,7 @@ struct SavedWindow(
     Sum,
 );
 
-#[derive(Serialize, Deserialize)]
+#[derive(PartialEq, Serialize, Deserialize)]
 struct SavedPoint(EventTime, #[serde(with = "exact::number")] f64);
 
 impl From<Point> for SavedPoint {
@@ -77,6 +77,7 @@ impl From<SavedWindow> for Window {
             is_alerted: flags & ALERTED != 0,
             is_reported: flags & REPORTED != 0,
             is_due: flags & DUE != 0,
+            is_changed: false,
             revision: saved.4,
             count: saved.5,
             first: saved.6.into(),
@@ -85,6 +86,15 @@ impl From<SavedWindow> for Window {
             min_value: saved.9,
             sum: saved.10,
         }
+    }
+}
+
+/// Equal when they are saved alike.
+impl PartialEq for Windows {
+    fn eq(&self, other: &Self) -> bool {
+        let saved =
+            |windows: &Self| windows.windows.iter().map(SavedWindow::from).collect::<Vec<_>>();
+        saved(self) == saved(other)
     }
 }
 

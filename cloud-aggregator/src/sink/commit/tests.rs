@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use aggregator_core::checkpoint::{EpochFile, Nonce};
+use aggregator_core::checkpoint::{Nonce, SavedState};
 use aggregator_core::rows::{DeadLetterRow, LateReadingRow, MachineEventRow, Offset};
 use aggregator_core::{AnomalyRow, ClosedBy, PartitionState, ProcessingTime};
 use shared_proto::model::{
@@ -94,7 +94,7 @@ fn file(epoch: EpochId, numbers: &[i32], next_offset: i64, rows: &PendingRows) -
     let partitions = numbers.iter().map(|number| {
         let epoch = PartitionEpoch {
             next_offset: Offset(next_offset),
-            state: state.clone(),
+            state: SavedState::Whole(Box::new(state.clone())),
             rows: if *number == 0 { rows.clone() } else { PendingRows::default() },
             alerts: Vec::new(),
         };
@@ -117,7 +117,13 @@ async fn commit(lake: &mut Lake, file: &EpochFile) -> Result<(), LakeError> {
     let rows = file.partitions.iter().map(|(id, epoch)| (id.clone(), epoch.rows.clone()));
     let bytes = serde_json::to_vec(file).expect("serialisable");
     let rows = rows.collect();
-    let commit = EpochCommit { epoch: file.epoch, file: bytes, rows, current: Vec::new() };
+    let commit = EpochCommit {
+        epoch: file.epoch,
+        file: bytes,
+        files: files_by_partition(file),
+        rows,
+        current: Vec::new(),
+    };
     lake.begin_commit(commit).await.expect("begun");
     let (epoch, result) = lake.committed().await;
     assert_eq!(epoch, file.epoch);
@@ -178,7 +184,7 @@ async fn an_epoch_is_in_all_tables_once_and_is_resumed_from_its_file() {
     let mut lake = Lake::open(&settings).await.expect("opened again");
     let recovered = lake.recover(&[partition(0), partition(2)]).await.expect("answers");
     let Recovered::Resumed(last) = &recovered[0] else { panic!("{recovered:?}") };
-    assert_eq!((last.0, last.1.next_offset), (epoch, Offset(8)));
+    assert_eq!((last.epoch, last.next_offset), (epoch, Offset(8)));
     assert!(matches!(recovered[1], Recovered::Fresh));
     assert_eq!(all_rows(folder.path()), expected(2, 1), "recovery repeats nothing");
 }
@@ -341,7 +347,9 @@ async fn current_windows_hold_what_the_last_epoch_of_each_partition_left_there()
         let bytes = serde_json::to_vec(&file).expect("serialisable");
         let current = vec![(partition(number), row.clone()); windows];
         let lake = if number == 0 { &mut first } else { &mut second };
-        lake.begin_commit(EpochCommit { epoch, file: bytes, rows, current }).await.expect("begun");
+        let files = files_by_partition(&file);
+        let commit = EpochCommit { epoch, file: bytes, files, rows, current };
+        lake.begin_commit(commit).await.expect("begun");
         lake.committed().await.1.expect("committed");
     }
     let held = |lake: &mut Lake| {
