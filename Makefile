@@ -48,10 +48,13 @@ lint: ## Format, clippy and rustdoc, warnings are errors
 	cargo clippy --workspace --all-targets --locked --features e2e-tests/services -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
-long: ## New seeds for the simulation and the property tests, new kills, power cuts and full disks for the journal, ROUNDS of each
+long: ## New seeds for the simulation and the property tests, new kills, power cuts, full disks and rebalances, ROUNDS of each
 	@$(SETUP) test
 	SIMULATION_ROUNDS=$(ROUNDS) PROPTEST_CASES=$(ROUNDS) JOURNAL_ROUNDS=$(ROUNDS) CORRUPTION_CASES=$(ROUNDS) cargo test --workspace --locked
 	POWER_CUT_MODEL=ext4 JOURNAL_ROUNDS=$(ROUNDS) cargo test --locked -p edge-module --test journal_faults power_cut
+	cargo build --workspace --locked --bins --tests --features e2e-tests/services
+	KILL_ROUNDS=$(ROUNDS) REBALANCE_ROUNDS=$$(($(ROUNDS) / 5)) cargo test --workspace --locked --features e2e-tests/services --test scenarios -- \
+	  --nocapture exactly_once:: rebalances::
 
 audit: ## Licences, bans, sources and advisories of the dependencies
 	@command -v cargo-deny >/dev/null || cargo install --locked --version 0.20.2 cargo-deny

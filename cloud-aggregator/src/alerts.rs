@@ -72,6 +72,13 @@ impl AlertDesk {
         self.waiting.values_mut().for_each(VecDeque::clear);
     }
 
+    /// Forgets the alerts of partitions that are somebody else's now: its state file owes them.
+    pub fn forget(&mut self, partitions: &[TopicPartition]) {
+        self.owed.retain(|_, owed| !partitions.contains(&owed.partition));
+        let owed = &self.owed;
+        self.order.retain(|id| owed.contains_key(id));
+    }
+
     /// Owes an alert to every channel. At the limit the oldest is given up and returned.
     pub fn add(&mut self, partition: TopicPartition, alert: Alert) -> Option<Undelivered> {
         let delivery = delivery(&alert, &self.source);

@@ -121,6 +121,8 @@ pub struct Kafka {
     pub group: String,
     /// Where to begin in a partition that the lake knows nothing of.
     pub start: Start,
+    /// How the group shares partitions out.
+    pub assignment: Assignment,
     /// How often new topics and partitions are looked for.
     #[serde(with = "humantime_serde")]
     pub metadata_refresh: Duration,
@@ -156,6 +158,27 @@ pub enum Start {
     Earliest,
     /// After the newest record.
     Latest,
+}
+
+/// How the group shares partitions out.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Assignment {
+    /// Eager: at each rebalance every member starts anew from the lake.
+    Range,
+    /// Only partitions that move are touched.
+    CooperativeSticky,
+}
+
+impl Assignment {
+    /// librdkafka's `partition.assignment.strategy`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Range => "range",
+            Self::CooperativeSticky => "cooperative-sticky",
+        }
+    }
 }
 
 /// `[kafka.topics]`; an empty name switches a topic off.

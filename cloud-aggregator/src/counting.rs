@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use aggregator_core::checkpoint::{
-    EpochFileRef, EpochId, FILE_FORMAT, PartitionEpochRef, PendingRows, SavedStateRef, StateBook,
-    TopicPartition,
+    EpochFileRef, EpochId, FILE_FORMAT, PartitionEpochRef, PendingRows, RecordMark, SavedStateRef,
+    StateBook, TopicPartition,
 };
 use aggregator_core::partition::Figures;
 use aggregator_core::rows::{DeadLetterRow, LateReadingRow, MachineEventRow, Offset};
@@ -46,6 +46,10 @@ pub struct Partition {
     pub known: Option<EpochId>,
     /// Offset of the first record not taken yet.
     pub next_offset: i64,
+    /// The record before it, if one was read.
+    pub last_record: Option<RecordMark>,
+    /// The group has given it to somebody else: its slot is free.
+    pub is_given_up: bool,
     state: PartitionState,
     rows: PendingRows,
     alerts: Vec<Alert>,
@@ -65,9 +69,19 @@ impl Partition {
         state: PartitionState,
     ) -> Self {
         let accounting_before = state.accounting();
-        let rows = PendingRows::default();
-        let (alerts, book) = (Vec::new(), StateBook::default());
-        Self { id, kind, known, next_offset, state, rows, alerts, accounting_before, book }
+        Self {
+            id,
+            kind,
+            known,
+            next_offset,
+            last_record: None,
+            is_given_up: false,
+            state,
+            rows: PendingRows::default(),
+            alerts: Vec::new(),
+            accounting_before,
+            book: StateBook::default(),
+        }
     }
 
     /// The state as JSON: whole, or what has changed since the epoch before.
@@ -166,6 +180,33 @@ impl Counting {
         }
     }
 
+    /// Takes a partition into service beside the others, in a slot that is free or the next.
+    pub fn add(&mut self, slot: usize, mut partition: Partition) {
+        // They may have changed since it was recovered.
+        partition.state.change_rules(&self.settings.rules);
+        match self.partitions.get_mut(slot) {
+            Some(free) => *free = partition,
+            None => self.partitions.push(partition),
+        }
+    }
+
+    /// Takes partitions out of service; what they have not committed is dropped, so commit before.
+    pub fn give_up(&mut self, ids: &[TopicPartition]) {
+        for partition in &mut self.partitions {
+            if ids.contains(&partition.id) && !partition.is_given_up {
+                let state = PartitionState::new(&self.settings);
+                let id = partition.id.clone();
+                *partition = Partition::new(id, partition.kind, None, 0, state);
+                partition.is_given_up = true;
+            }
+        }
+    }
+
+    /// Partitions in service.
+    pub fn in_service(&self) -> impl Iterator<Item = &Partition> {
+        self.partitions.iter().filter(|partition| !partition.is_given_up)
+    }
+
     /// Takes all records of a batch.
     ///
     /// # Errors
@@ -191,6 +232,8 @@ impl Counting {
     ) -> Result<(), ArrowError> {
         let partition = &mut self.partitions[record.slot];
         partition.next_offset = record.offset + 1;
+        partition.last_record =
+            record.stamped_ms.map(|stamped_ms| RecordMark { offset: record.offset, stamped_ms });
         if record.length > payload.len() {
             let detail = format!(
                 "the record has {} bytes, at most {} are read: raise kafka.record-bytes-max",
@@ -360,6 +403,7 @@ impl Counting {
         };
         partition.rows.machine_events.push(MachineEventRow::new(Offset(gap.resumed), now, event));
         partition.next_offset = gap.resumed;
+        partition.last_record = None;
         self.is_dirty = true;
     }
 
@@ -370,10 +414,8 @@ impl Counting {
         letter: DeadLetter,
         now: ProcessingTime,
     ) -> bool {
-        let Some(partition) = self.partitions.iter_mut().find(|partition| partition.id == *id)
-        else {
-            return false;
-        };
+        let is_it = |partition: &&mut Partition| partition.id == *id && !partition.is_given_up;
+        let Some(partition) = self.partitions.iter_mut().find(is_it) else { return false };
         let offset = partition.next_offset;
         partition.dead_letter(offset, now, letter);
         self.is_dirty = true;
@@ -477,14 +519,16 @@ impl Counting {
             state.handle_trigger(now, &self.settings, &mut self.outputs);
             self.keep_outputs(slot);
         }
-        let states = self.partitions.iter_mut().map(|partition| partition.save_state(epoch));
+        let in_service = self.partitions.iter_mut().filter(|partition| !partition.is_given_up);
+        let states = in_service.map(|partition| partition.save_state(epoch));
         let states = states.collect::<Result<Vec<_>, _>>()?;
         let owed: Vec<Vec<Alert>> =
-            self.partitions.iter().map(|partition| owed(&partition.id)).collect();
-        let parts = self.partitions.iter().zip(states).zip(&owed);
+            self.in_service().map(|partition| owed(&partition.id)).collect();
+        let parts = self.in_service().zip(states).zip(&owed);
         let entries = parts.map(|((partition, state), owed)| {
             let entry = PartitionEpochRef {
                 next_offset: Offset(partition.next_offset),
+                last_record: partition.last_record,
                 state,
                 rows: &partition.rows,
                 alerts: owed.iter().chain(&partition.alerts).collect(),
@@ -505,7 +549,7 @@ impl Counting {
             offsets: Vec::new(),
             tally: std::mem::take(&mut self.tally),
         };
-        for partition in &mut self.partitions {
+        for partition in self.partitions.iter_mut().filter(|partition| !partition.is_given_up) {
             partition.accounting_before = partition.state.accounting();
             let (id, rows) = (partition.id.clone(), std::mem::take(&mut partition.rows));
             taken.offsets.push((id.clone(), partition.next_offset));
@@ -520,6 +564,15 @@ impl Counting {
         }
         self.is_dirty = false;
         Ok(taken)
+    }
+
+    /// Takes note that the epoch of these partitions is committed.
+    pub fn committed(&mut self, epoch: EpochId, offsets: &[(TopicPartition, i64)]) {
+        for partition in self.partitions.iter_mut().filter(|partition| !partition.is_given_up) {
+            if offsets.iter().any(|(id, _)| *id == partition.id) {
+                partition.known = Some(epoch);
+            }
+        }
     }
 
     /// Alerts since the last epoch, or since the last call.

@@ -1,7 +1,7 @@
 //! One loop over everything that happens: records, rebalances, time, outcomes of deliveries, the wish to stop.
 //!
-//! A failure of the storage, a rebalance and a crash take the same path: drop what is not committed, read offsets and
-//! state from the lake, go on from there.
+//! A failure of the storage, an eager rebalance and a crash take the same path: drop what is not committed, read offsets
+//! and state from the lake, go on from there. A cooperative rebalance moves single partitions (`pipeline::cooperative`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,8 +23,12 @@ use crate::sink::alert::Outcome;
 use crate::sink::commit::{Lake, Recovered, Resumption};
 use crate::sink::delta::LakeError;
 use crate::source::kafka::Source;
-use crate::source::{AssignmentId, Command, Position, Round, SourceEvent, TopicKind};
+use crate::source::{AssignmentId, Command, Place, Position, Round, SourceEvent, TopicKind};
 use crate::telemetry::names;
+
+mod cooperative;
+
+use cooperative::begin_at;
 
 /// Longest time without a look around.
 const TICK_MAX: Duration = Duration::from_secs(1);
@@ -113,6 +117,8 @@ pub struct Pipeline {
     stage: Stage,
     /// What the group gave, also what cannot be resumed.
     assigned: Vec<TopicPartition>,
+    /// Recovered and not read yet, besides those in service.
+    joining: Vec<Partition>,
     backoff: Backoff,
     last_assignment: AssignmentId,
     last_epoch: Option<EpochId>,
@@ -122,6 +128,8 @@ pub struct Pipeline {
     committing: Option<Committing>,
     epoch_since: Option<Instant>,
     ends_asked_at: Option<Instant>,
+    /// The consumer has not answered yet.
+    is_waiting_for_ends: bool,
     /// Ends of the partitions at the start, while only those are to be read.
     goals: Option<Vec<i64>>,
     cleaned_at: Instant,
@@ -148,6 +156,7 @@ impl Pipeline {
             group,
             stage: Stage::Idle,
             assigned: Vec::new(),
+            joining: Vec::new(),
             backoff: Backoff::new(settings.lake.retry_min, settings.lake.retry_max),
             last_assignment: AssignmentId::default(),
             last_epoch: None,
@@ -155,6 +164,7 @@ impl Pipeline {
             committing: None,
             epoch_since: None,
             ends_asked_at: None,
+            is_waiting_for_ends: false,
             goals: None,
             cleaned_at: Instant::now(),
             idle_since: Instant::now(),
@@ -292,10 +302,22 @@ impl Pipeline {
             SourceEvent::Revoked => {
                 info!("the group took all partitions");
                 self.drop_work();
+                self.assigned.clear();
                 self.idle_since = Instant::now();
                 self.stage = Stage::Idle;
             }
-            SourceEvent::Started { assignment, positions } => self.start(assignment, &positions),
+            SourceEvent::Added { round, partitions } => self.add(round, partitions).await,
+            SourceEvent::Removing { round, partitions } => {
+                self.remove(round, &partitions).await?;
+            }
+            SourceEvent::Started { assignment, positions } => {
+                if matches!(&self.stage, Stage::Running { assignment: current, .. } if *current == assignment)
+                {
+                    self.join(&positions);
+                } else {
+                    self.start(assignment, &positions);
+                }
+            }
             SourceEvent::Batch(batch) => {
                 if let Stage::Running { assignment, counting, .. } = &mut self.stage
                     && *assignment == batch.assignment
@@ -317,6 +339,7 @@ impl Pipeline {
                 }
             }
             SourceEvent::Ends { assignment, ends } => {
+                self.is_waiting_for_ends = false;
                 if let Stage::Running { assignment: current, counting, .. } = &mut self.stage
                     && *current == assignment
                 {
@@ -363,33 +386,21 @@ impl Pipeline {
             self.stage = Stage::Starting { round, assignment, counting };
             return;
         }
-        for (slot, position) in positions.iter().enumerate() {
-            counting.partitions[slot].next_offset = position.offset;
-            if counting.partitions[slot].known.is_none() {
-                // From here on the lake knows where this partition began.
-                counting.mark_dirty();
-            }
-            if let Some(gap) = &position.gap {
-                error!(partition = %position.partition, ?gap, "records are missing in kafka");
-                counting.handle_gap(slot, gap, &self.group, now());
-            }
+        for position in positions {
+            begin_at(&mut counting, position, &self.group);
         }
         if self.parts.settings.trigger.available_now {
             self.goals = Some(positions.iter().map(|position| position.high).collect());
         }
         counter!(names::ASSIGNMENTS_TOTAL).increment(1);
-        gauge!(names::PARTITIONS).set(positions.len() as f64);
-        let partitions = positions.iter().map(|position| position.partition.to_string()).collect();
-        self.parts.health.update(|status| {
-            status.stage = HealthStage::Running;
-            status.partitions = partitions;
-        });
         info!(partitions = positions.len(), "reading begins");
         self.stage = Stage::Running { round, assignment, counting };
+        self.show_partitions();
     }
 
     fn drop_work(&mut self) {
         self.parts.desk.clear();
+        self.joining.clear();
         self.epoch_since = None;
         self.ends_asked_at = None;
         self.goals = None;
@@ -463,18 +474,36 @@ impl Pipeline {
     }
 
     fn begin(&mut self, round: Round, recovered: Vec<Recovered>) {
+        let assigned = self.assigned.clone();
+        let (in_service, plan) = self.take_into_service(assigned, recovered);
+        let schema = self.parts.lake.telemetry_schema();
+        let keeps_readings = self.parts.settings.lake.keeps_readings;
+        let core = Arc::clone(&self.core);
+        let counting = Box::new(Counting::new(core, schema, keeps_readings, in_service));
+        self.last_assignment = AssignmentId(self.last_assignment.0 + 1);
+        let assignment = self.last_assignment;
+        self.parts.source.send(Command::Assign { round, assignment, plan, is_extension: false });
+        self.stage = Stage::Starting { round, assignment, counting };
+    }
+
+    /// What recovered partitions count with, and where they are to be read from.
+    fn take_into_service(
+        &mut self,
+        assigned: Vec<TopicPartition>,
+        recovered: Vec<Recovered>,
+    ) -> (Vec<Partition>, Vec<Place>) {
         let mut in_service = Vec::with_capacity(recovered.len());
         let mut plan = Vec::with_capacity(recovered.len());
-        for (id, recovered) in self.assigned.iter().cloned().zip(recovered) {
+        for (id, recovered) in assigned.into_iter().zip(recovered) {
             let Some(kind) = self.kinds.get(&id.topic).copied() else { continue };
             match recovered {
                 Recovered::Fresh => {
                     let state = PartitionState::new(&self.core);
-                    plan.push((id.clone(), None));
+                    plan.push(Place { partition: id.clone(), next: None, last: None });
                     in_service.push(Partition::new(id, kind, None, 0, state));
                 }
                 Recovered::Resumed(last) => {
-                    let Resumption { epoch, next_offset, mut state, alerts } = *last;
+                    let Resumption { epoch, next_offset, last_record, mut state, alerts } = *last;
                     let resumed = state.resume(&self.core, now());
                     if resumed.windows_forgotten > 0 {
                         warn!(partition = %id, windows = resumed.windows_forgotten, "rules have changed, windows are forgotten");
@@ -484,9 +513,11 @@ impl Pipeline {
                         // What overflows here stays in its state file and comes up again.
                         self.parts.desk.add(id.clone(), alert);
                     }
-                    let next = next_offset.0;
-                    plan.push((id.clone(), Some(next)));
-                    in_service.push(Partition::new(id, kind, Some(epoch), next, state));
+                    let (next, last) = (next_offset.0, last_record);
+                    plan.push(Place { partition: id.clone(), next: Some(next), last });
+                    let mut partition = Partition::new(id, kind, Some(epoch), next, state);
+                    partition.last_record = last;
+                    in_service.push(partition);
                 }
                 Recovered::Corrupt(corruption) => {
                     error!(partition = %id, %corruption, "partition cannot be resumed and stays unread");
@@ -495,14 +526,7 @@ impl Pipeline {
                 }
             }
         }
-        let schema = self.parts.lake.telemetry_schema();
-        let keeps_readings = self.parts.settings.lake.keeps_readings;
-        let core = Arc::clone(&self.core);
-        let counting = Box::new(Counting::new(core, schema, keeps_readings, in_service));
-        self.last_assignment = AssignmentId(self.last_assignment.0 + 1);
-        let assignment = self.last_assignment;
-        self.parts.source.send(Command::Assign { round, assignment, plan });
-        self.stage = Stage::Starting { round, assignment, counting };
+        (in_service, plan)
     }
 
     /// The storage refuses: drop the work since the last epoch and read it again after a while.
@@ -510,8 +534,13 @@ impl Pipeline {
         let wait = self.backoff.wait();
         self.is_drained = false;
         let text = describe(failure);
-        error!(error = text, ?wait, "the lake does not take rows, consumption pauses");
-        counter!(names::LAKE_FAILURES_TOTAL).increment(1);
+        if failure.is_lost_race() {
+            warn!(error = text, ?wait, "an epoch is void, its partitions are taken anew");
+            counter!(names::LOST_RACES_TOTAL).increment(1);
+        } else {
+            error!(error = text, ?wait, "the lake does not take rows, consumption pauses");
+            counter!(names::LAKE_FAILURES_TOTAL).increment(1);
+        }
         self.parts.source.send(Command::Halt);
         let round = match std::mem::replace(&mut self.stage, Stage::Idle) {
             Stage::Idle => return,
@@ -538,7 +567,7 @@ impl Pipeline {
             Err(source) => Err(columns_error(source)),
         };
         if let Err(error) = result {
-            self.is_write_refused = true;
+            self.is_write_refused |= !error.is_lost_race();
             self.fail(&error);
         }
     }
@@ -575,7 +604,7 @@ impl Pipeline {
             Err(source) => Err(columns_error(source)),
         };
         if let Err(error) = rows {
-            self.is_write_refused = true;
+            self.is_write_refused |= !error.is_lost_race();
             self.fail(&error);
             return Ok(());
         }
@@ -590,7 +619,7 @@ impl Pipeline {
         // An epoch that is not committed is never referred to: the next one may leave a number out.
         self.last_epoch = Some(epoch);
         if let Err(error) = self.parts.lake.begin_commit(commit).await {
-            self.is_write_refused = true;
+            self.is_write_refused |= !error.is_lost_race();
             self.fail(&error);
         }
         Ok(())
@@ -600,7 +629,7 @@ impl Pipeline {
     fn handle_committed(&mut self, epoch: EpochId, result: Result<(), LakeError>) {
         let Some(committing) = self.committing.take() else { return };
         if let Err(error) = result {
-            self.is_write_refused = true;
+            self.is_write_refused |= !error.is_lost_race();
             self.fail(&error);
             return;
         }
@@ -611,8 +640,10 @@ impl Pipeline {
         let Committing { assignment, alerts, offsets, tally, began } = committing;
         self.records += tally.records_in;
         self.report(epoch, tally, began.elapsed());
-        let is_ours = matches!(&self.stage, Stage::Running { assignment: current, .. } if *current == assignment);
-        if is_ours {
+        if let Stage::Running { assignment: current, counting, .. } = &mut self.stage
+            && *current == assignment
+        {
+            counting.committed(epoch, &offsets);
             // Else they are in the state file, for whoever has the partitions now.
             self.owe(alerts);
             self.parts.source.send(Command::Commit(offsets));
@@ -668,13 +699,15 @@ impl Pipeline {
     fn ask_for_ends(&mut self) {
         let Stage::Running { counting, .. } = &self.stage else { return };
         let interval = self.parts.settings.trigger.epoch_length().max(TICK_MAX);
-        if self.ends_asked_at.is_some_and(|asked| asked.elapsed() < interval) {
+        let is_soon = self.ends_asked_at.is_some_and(|asked| asked.elapsed() < interval);
+        if self.is_waiting_for_ends || is_soon {
             return;
         }
         if counting.next_silence().is_none_or(|due| due > now()) {
             return;
         }
         self.ends_asked_at = Some(Instant::now());
+        self.is_waiting_for_ends = true;
         self.parts.source.send(Command::LookUpEnds(counting.silent_slots(now())));
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod kafka;
 
+pub use aggregator_core::checkpoint::RecordMark as Mark;
 use aggregator_core::checkpoint::TopicPartition;
 use shared_proto::codec::{DecodeError, Encoding};
 
@@ -63,13 +64,28 @@ impl Batch {
     }
 }
 
+/// A partition that is to be read, and from where.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Which partition.
+    pub partition: TopicPartition,
+    /// First offset to be read; `None` begins where the settings say.
+    pub next: Option<i64>,
+    /// The record before it, as it was when it was read.
+    pub last: Option<Mark>,
+}
+
 /// Where reading of a partition begins.
 #[derive(Clone, Debug)]
 pub struct Position {
     /// Which partition.
     pub partition: TopicPartition,
+    /// Slot of its records.
+    pub slot: usize,
     /// First offset that will be read.
     pub offset: i64,
+    /// Oldest offset that Kafka has.
+    pub low: i64,
     /// Offset of the record that the next producer will write.
     pub high: i64,
     /// Records that were expected and are not there any more.
@@ -94,6 +110,8 @@ pub enum GapCause {
     Retention,
     /// The topic has fewer records than were read from it: it was made anew, or truncated.
     Truncated,
+    /// The record that was read last is another one now: the topic was made anew and has grown past it.
+    Recreated,
 }
 
 impl GapCause {
@@ -103,6 +121,7 @@ impl GapCause {
         match self {
             Self::Retention => "kafka-retention",
             Self::Truncated => "kafka-truncated",
+            Self::Recreated => "kafka-recreated",
         }
     }
 }
@@ -119,11 +138,26 @@ pub enum SourceEvent {
     },
     /// All partitions are gone; batches still on the way are void.
     Revoked,
+    /// The group gave these partitions besides those that this member has (cooperative protocol).
+    Added {
+        /// Rebalance that gave them.
+        round: Round,
+        /// Those that are new; may be none.
+        partitions: Vec<TopicPartition>,
+    },
+    /// The group wants these partitions back (cooperative protocol): no more of their records come. Commit what they have,
+    /// then [`Command::Release`].
+    Removing {
+        /// Rebalance that wants them.
+        round: Round,
+        /// Those that go.
+        partitions: Vec<TopicPartition>,
+    },
     /// Reading begins.
     Started {
-        /// Assignment that begins.
+        /// Assignment that begins, or that these partitions come to.
         assignment: AssignmentId,
-        /// In the order of the plan; the index is the slot of records.
+        /// In the order of the plan.
         positions: Vec<Position>,
     },
     /// Records.
@@ -157,9 +191,13 @@ pub enum Command {
         round: Round,
         /// Name of the assignment.
         assignment: AssignmentId,
-        /// Partitions with their next offsets; `None` begins where the settings say.
-        plan: Vec<(TopicPartition, Option<i64>)>,
+        /// What is to be read.
+        plan: Vec<Place>,
+        /// Besides what is read already, instead of in its place.
+        is_extension: bool,
     },
+    /// The partitions of a [`SourceEvent::Removing`] may go.
+    Release(Round),
     /// Stop reading, stay in the group.
     Halt,
     /// Ask where the partitions of these slots end now.

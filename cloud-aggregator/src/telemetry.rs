@@ -34,6 +34,8 @@ pub mod names {
     pub const EPOCH_COMMIT_SECONDS: &str = "aggregator_epoch_commit_seconds";
     /// Failures of the storage; each repeats the work since the last epoch.
     pub const LAKE_FAILURES_TOTAL: &str = "aggregator_lake_failures_total";
+    /// Epochs that were void because another instance was faster, or because the answer to their commit was lost.
+    pub const LOST_RACES_TOTAL: &str = "aggregator_lost_races_total";
     /// Rows committed, label `table`.
     pub const ROWS_TOTAL: &str = "aggregator_rows_total";
     /// Sensors known.
@@ -121,6 +123,7 @@ fn describe() {
     describe_counter!(names::EPOCHS_TOTAL, "Epochs committed");
     describe_histogram!(names::EPOCH_COMMIT_SECONDS, "Duration of an epoch's commits");
     describe_counter!(names::LAKE_FAILURES_TOTAL, "Failures of the storage");
+    describe_counter!(names::LOST_RACES_TOTAL, "Epochs that another instance was faster with");
     describe_counter!(names::ROWS_TOTAL, "Rows committed by table");
     describe_gauge!(names::SENSORS, "Sensors known");
     describe_gauge!(names::WINDOWS, "Windows held");

@@ -8,15 +8,21 @@
 mod disk;
 
 mod bad_input;
+mod brokers;
 mod exactly_once;
+mod feeder;
+mod kafka_faults;
 mod live_settings;
+mod offline_gateway;
 mod operation;
 mod outages;
 mod pair;
 mod plant;
+mod rebalances;
 mod rules;
 mod servers;
 mod stop_isolation;
 mod stop_path;
+mod storage_faults;
 mod triggers;
 mod waveforms;

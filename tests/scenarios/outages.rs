@@ -16,7 +16,7 @@ use crate::plant::{DEADLINE, Plant, kafka, now};
 const MINUTE_MICROS: i64 = 60_000_000;
 
 /// Publishes `count` readings of `sensor`, `first` to `first + count`, a second of event time apart; every fifth is hot.
-fn publish_readings(
+pub(crate) fn publish_readings(
     publisher: &mut Publisher,
     sensor: &str,
     start: EventTime,
@@ -32,13 +32,13 @@ fn publish_readings(
 }
 
 /// So many minutes ago, on a full minute.
-fn minutes_ago(minutes: i64) -> EventTime {
+pub(crate) fn minutes_ago(minutes: i64) -> EventTime {
     let minute = now().micros().div_euclid(MINUTE_MICROS);
     EventTime::from_micros((minute - minutes) * MINUTE_MICROS)
 }
 
 /// Rows, sequences and windows: what must hold after any outage.
-fn check_books(plant: &Plant, sensor: &str, readings: u64) -> anyhow::Result<()> {
+pub(crate) fn check_books(plant: &Plant, sensor: &str, readings: u64) -> anyhow::Result<()> {
     plant.check_each_reading_once(sensor, readings)?;
     plant.check_sequences()?;
     let batch = plant.lake().batch_windows("temperature", 100.0, 5)?;

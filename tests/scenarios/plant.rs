@@ -67,6 +67,8 @@ pub(crate) struct Plant {
     pub(crate) webhook: Webhook,
     pub(crate) edge_settings: EdgeModuleSettings,
     pub(crate) aggregator_settings: CloudAggregatorSettings,
+    /// Where the reader finds the lake, if that is no folder.
+    pub(crate) lake_url: Option<String>,
     prefix: String,
 }
 
@@ -100,7 +102,15 @@ impl Plant {
             environment: Vec::new(),
             more: String::new(),
         };
-        Ok(Self { dir, mosquitto, webhook, edge_settings, aggregator_settings, prefix })
+        Ok(Self {
+            dir,
+            mosquitto,
+            webhook,
+            edge_settings,
+            aggregator_settings,
+            lake_url: None,
+            prefix,
+        })
     }
 
     pub(crate) fn start_edge_module(&self) -> anyhow::Result<EdgeModule> {
@@ -122,7 +132,10 @@ impl Plant {
     }
 
     pub(crate) fn lake(&self) -> LakeReader {
-        LakeReader::new(&self.aggregator_settings.lake)
+        match &self.lake_url {
+            Some(url) => LakeReader::new(url.as_ref()),
+            None => LakeReader::new(&self.aggregator_settings.lake),
+        }
     }
 
     /// Waits until a query that counts answers at least `expected`, and says what it answered.

@@ -293,6 +293,7 @@ impl Instance {
             };
             let entry = PartitionEpoch {
                 next_offset: Offset(i64::try_from(owned.next_offset).expect("few records")),
+                last_record: None,
                 state,
                 rows: std::mem::take(&mut owned.rows),
                 alerts: std::mem::take(&mut owned.alerts),

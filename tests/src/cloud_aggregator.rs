@@ -102,6 +102,14 @@ impl CloudAggregator {
         &mut self.process
     }
 
+    /// Value of a metric, summed over its labels; 0 while it is not there.
+    ///
+    /// # Errors
+    /// The program does not answer.
+    pub fn metric(&self, name: &str) -> anyhow::Result<f64> {
+        Ok(http::metric(&self.metrics()?, name, "").unwrap_or_default())
+    }
+
     /// The text of `/metrics`.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! A real Apache Kafka of one node (KRaft, broker and controller in one process) from the jars of the set-up step.
 //!
 //! Besides its plain listener it has [`LINKS`] more, each advertised through a proxy of its own: a client of a link sees
-//! nothing of the broker when the link is cut, while everybody else goes on.
+//! nothing of the broker when the link is cut, while everybody else goes on. [`KafkaCluster`] is one of several brokers.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -9,8 +9,6 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Message, OwnedMessage};
@@ -21,6 +19,11 @@ use crate::eventually::eventually;
 use crate::ports::free_port;
 use crate::process::ChildProcess;
 use crate::proxy::TcpProxy;
+
+mod admin;
+mod cluster;
+
+pub use cluster::KafkaCluster;
 
 /// Listeners that can be cut, each to be taken once.
 pub const LINKS: usize = 8;
@@ -65,14 +68,7 @@ impl Kafka {
         let port = free_port()?;
         let links = write_config(dir, port)?;
         let config = path_text(&dir.join("server.properties"))?;
-        let mut format = java(
-            "kafka-format",
-            dir,
-            &["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", &config],
-        )?;
-        if !format.wait(FORMAT_DEADLINE)?.success() {
-            bail!("formatting Kafka's storage failed:\n{}", format.tail());
-        }
+        format_storage(dir, &config)?;
         let process = Mutex::new(launch(dir)?);
         let kafka = Self { dir: dir.to_owned(), port, process, links: Mutex::new(links) };
         kafka.wait_until_it_answers()?;
@@ -116,20 +112,7 @@ impl Kafka {
     /// # Errors
     /// The broker refuses, for example because one is there already.
     pub fn create_topics(&self, names: &[&str], partitions: i32) -> anyhow::Result<()> {
-        let admin: AdminClient<DefaultClientContext> = self.client_config().create()?;
-        let topics: Vec<_> = names
-            .iter()
-            .map(|name| NewTopic::new(name, partitions, TopicReplication::Fixed(1)))
-            .collect();
-        let options = AdminOptions::new().operation_timeout(Some(REQUEST_DEADLINE));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let results = runtime.block_on(admin.create_topics(&topics, &options))?;
-        for result in results {
-            if let Err((name, code)) = result {
-                bail!("creating the topic {name}: {code}");
-            }
-        }
-        Ok(())
+        admin::create_topics(&self.bootstrap(), names, partitions, 1)
     }
 
     /// Sends `(key, value)` pairs to a topic in order and waits until all are acknowledged.
@@ -137,19 +120,7 @@ impl Kafka {
     /// # Errors
     /// One is refused or not acknowledged within 30 s.
     pub fn produce(&self, topic: &str, records: &[(String, Vec<u8>)]) -> anyhow::Result<()> {
-        let producer: ThreadedProducer<DefaultProducerContext> = self
-            .client_config()
-            .set("enable.idempotence", "true")
-            .set("queue.buffering.max.messages", "2000000")
-            .set("message.max.bytes", "20000000")
-            .create()?;
-        for (key, value) in records {
-            producer
-                .send(BaseRecord::to(topic).key(key).payload(value))
-                .map_err(|(error, _)| error)
-                .with_context(|| format!("sending to {topic}"))?;
-        }
-        producer.flush(REQUEST_DEADLINE).context("waiting for acknowledgements")
+        produce(&self.bootstrap(), topic, records)
     }
 
     /// Sends many records to any topics, compressed as edge modules do.
@@ -157,15 +128,7 @@ impl Kafka {
     /// # Errors
     /// The client refuses its properties.
     pub fn loader(&self) -> anyhow::Result<Loader> {
-        let producer = self
-            .client_config()
-            .set("enable.idempotence", "true")
-            .set("compression.codec", "snappy")
-            .set("linger.ms", "50")
-            .set("partitioner", "murmur2_random")
-            .set("queue.buffering.max.messages", "200000")
-            .create()?;
-        Ok(Loader { producer })
+        Loader::new(&self.bootstrap())
     }
 
     /// Everything that a topic holds now, partition by partition.
@@ -212,24 +175,56 @@ impl Kafka {
     }
 
     fn client_config(&self) -> ClientConfig {
-        let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", self.bootstrap());
-        config
+        client_config(&self.bootstrap())
     }
 
     fn wait_until_it_answers(&self) -> anyhow::Result<()> {
-        let consumer: BaseConsumer = self.client_config().create()?;
-        eventually("Kafka answers", START_DEADLINE, || {
-            let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
-            if !process.is_running()? {
-                return Ok(Err(anyhow::anyhow!("Kafka ended:\n{}", process.tail())));
-            }
-            drop(process);
-            let metadata = consumer.fetch_metadata(None, Duration::from_secs(2))?;
-            anyhow::ensure!(!metadata.brokers().is_empty(), "no broker yet");
-            anyhow::Ok(Ok(()))
-        })?
+        let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        wait_until_it_answers(&self.bootstrap(), &mut process, 1)
     }
+}
+
+/// Waits until so many brokers are known at `bootstrap`, as long as `process` lives.
+fn wait_until_it_answers(
+    bootstrap: &str,
+    process: &mut ChildProcess,
+    brokers: usize,
+) -> anyhow::Result<()> {
+    let consumer: BaseConsumer = client_config(bootstrap).create()?;
+    eventually("Kafka answers", START_DEADLINE, || {
+        if !process.is_running()? {
+            return Ok(Err(anyhow::anyhow!("Kafka ended:\n{}", process.tail())));
+        }
+        let metadata = consumer.fetch_metadata(None, Duration::from_secs(2))?;
+        let known = metadata.brokers().len();
+        anyhow::ensure!(known >= brokers, "{known} of {brokers} brokers");
+        anyhow::Ok(Ok(()))
+    })?
+}
+
+fn client_config(bootstrap: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", bootstrap);
+    config
+}
+
+/// Sends `(key, value)` pairs to a topic in order and waits until all in-sync replicas have them.
+///
+/// # Errors
+/// One is refused or not acknowledged within 30 s.
+pub fn produce(bootstrap: &str, topic: &str, records: &[(String, Vec<u8>)]) -> anyhow::Result<()> {
+    let producer: ThreadedProducer<DefaultProducerContext> = client_config(bootstrap)
+        .set("enable.idempotence", "true")
+        .set("queue.buffering.max.messages", "2000000")
+        .set("message.max.bytes", "20000000")
+        .create()?;
+    for (key, value) in records {
+        producer
+            .send(BaseRecord::to(topic).key(key).payload(value))
+            .map_err(|(error, _)| error)
+            .with_context(|| format!("sending to {topic}"))?;
+    }
+    producer.flush(REQUEST_DEADLINE).context("waiting for acknowledgements")
 }
 
 /// See [`Kafka::loader`].
@@ -238,6 +233,17 @@ pub struct Loader {
 }
 
 impl Loader {
+    fn new(bootstrap: &str) -> anyhow::Result<Self> {
+        let producer = client_config(bootstrap)
+            .set("enable.idempotence", "true")
+            .set("compression.codec", "snappy")
+            .set("linger.ms", "50")
+            .set("partitioner", "murmur2_random")
+            .set("queue.buffering.max.messages", "200000")
+            .create()?;
+        Ok(Self { producer })
+    }
+
     /// Hands one record over; waits while too many are on their way.
     ///
     /// # Errors
@@ -295,6 +301,15 @@ fn write_config(dir: &Path, port: u16) -> anyhow::Result<Vec<TcpProxy>> {
     );
     std::fs::write(dir.join("server.properties"), properties)?;
     Ok(links)
+}
+
+fn format_storage(dir: &Path, config: &str) -> anyhow::Result<()> {
+    let arguments = ["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", config];
+    let mut format = java("kafka-format", dir, &arguments)?;
+    if !format.wait(FORMAT_DEADLINE)?.success() {
+        bail!("formatting Kafka's storage failed:\n{}", format.tail());
+    }
+    Ok(())
 }
 
 fn launch(dir: &Path) -> anyhow::Result<ChildProcess> {

@@ -30,7 +30,15 @@ pub struct TableProtocol {
 pub type WindowCount = (String, i64, u64);
 
 impl LakeReader {
-    /// A reader of the tables in `lake`, which need not be there yet.
+    /// Makes the container of a lake in Azurite.
+    ///
+    /// # Errors
+    /// It is there already, or nobody answers.
+    pub fn create_container(&self) -> anyhow::Result<()> {
+        self.run(&["create", &self.lake_text()?]).map(drop)
+    }
+
+    /// A reader of the tables in `lake`, a folder or a URL of Azurite, which need not be there yet.
     #[must_use]
     pub fn new(lake: &Path) -> Self {
         Self { lake: lake.to_owned() }

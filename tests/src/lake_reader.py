@@ -2,16 +2,25 @@
 
     lake_reader.py query LAKE SQL      rows of SQL over the lake's tables, a JSON object a line
     lake_reader.py protocol LAKE       {"table": {"reader": 1, "writer": 2, "version": 7, "files": 3}, ...}
+    lake_reader.py create LAKE         makes the container of a lake in Azurite
 
 A table is a folder of LAKE with a _delta_log. Only files that the log names and has not removed are read; partition
-columns come from the log, not from the path.
+columns come from the log, not from the path. LAKE is a folder, or http://…/devstoreaccount1/CONTAINER/FOLDER of Azurite: then
+its blobs are copied to a folder first.
 """
 
+import base64
+import email.utils
+import hashlib
+import hmac
 import json
 import os
 import re
 import sys
+import tempfile
 import urllib.parse
+import urllib.request
+import xml.etree.ElementTree
 
 import duckdb
 
@@ -90,7 +99,64 @@ def tables_of(lake):
     return {name: path for name, path in folders.items() if os.path.isdir(os.path.join(path, "_delta_log"))}
 
 
+def call(method, url, **query):
+    """A request with the shared key of Azurite's one account, which its documentation publishes."""
+    account = "devstoreaccount1"
+    key = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+    date = email.utils.formatdate(usegmt=True)
+    resource = f"/{account}" + urllib.parse.urlsplit(url).path
+    resource += "".join(f"\n{name}:{value}" for name, value in sorted(query.items()))
+    text = f"{method}" + "\n" * 12 + f"x-ms-date:{date}\nx-ms-version:2021-08-06\n{resource}"
+    digest = hmac.new(base64.b64decode(key), text.encode(), hashlib.sha256).digest()
+    headers = {"x-ms-date": date, "x-ms-version": "2021-08-06",
+               "Authorization": f"SharedKey {account}:{base64.b64encode(digest).decode()}"}
+    full = url + ("?" + urllib.parse.urlencode(query) if query else "")
+    request = urllib.request.Request(full, method=method, headers=headers)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return answer.read()
+
+
+def container_of(url):
+    """http://host/account/container and the folder in it."""
+    parts = urllib.parse.urlsplit(url)
+    account, container, folder = (parts.path.strip("/").split("/", 2) + [""])[:3]
+    return f"{parts.scheme}://{parts.netloc}/{account}/{container}", folder
+
+
+def mirror(url, folder):
+    """Copies the blobs of a lake. The log of each table comes first: what it names is there."""
+    container, prefix = container_of(url)
+    names, marker = [], ""
+    while True:
+        query = {"restype": "container", "comp": "list", "prefix": prefix}
+        listed = xml.etree.ElementTree.fromstring(call("GET", container, **query, **({"marker": marker} if marker else {})))
+        names += [blob.findtext("Name") for blob in listed.iter("Blob")]
+        marker = listed.findtext("NextMarker")
+        if not marker:
+            break
+    for name in names:
+        if name.endswith(".tmp") or "/_state/" in name:
+            continue
+        path = os.path.join(folder, os.path.relpath(name, prefix))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(call("GET", f"{container}/{urllib.parse.quote(name)}"))
+
+
 def main():
+    if len(sys.argv) == 3 and sys.argv[1] == "create":
+        call("PUT", container_of(sys.argv[2])[0], restype="container")
+        return
+    if len(sys.argv) >= 3 and sys.argv[2].startswith("http://"):
+        with tempfile.TemporaryDirectory() as folder:
+            mirror(sys.argv[2], folder)
+            sys.argv[2] = folder
+            read()
+        return
+    read()
+
+
+def read():
     if len(sys.argv) < 3 or sys.argv[1] not in ("query", "protocol") or (sys.argv[1] == "query" and len(sys.argv) != 4):
         raise SystemExit(__doc__)
     action, lake = sys.argv[1:3]

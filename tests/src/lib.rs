@@ -4,12 +4,14 @@
 //! Everything listens on 127.0.0.1 on a port that was free, writes below a folder that the caller names, and ends with the
 //! process that started it, even when that process is killed.
 
+pub mod azurite;
 pub mod bench;
 pub mod cloud_aggregator;
 pub mod demo;
 pub mod edge_module;
 pub mod eventually;
 pub mod http;
+pub mod http_proxy;
 pub mod kafka;
 pub mod lake;
 pub mod machine;

@@ -358,11 +358,23 @@ impl StateBook {
     }
 }
 
+/// A record as the broker showed it: a topic that is made anew has another one at the same offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordMark {
+    /// Its offset.
+    pub offset: i64,
+    /// Milliseconds since 1970 as the broker or the producer stamped it.
+    pub stamped_ms: i64,
+}
+
 /// What one epoch knows of one partition.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PartitionEpoch {
     /// First offset that is not part of the epoch.
     pub next_offset: Offset,
+    /// The record before it, if one was read.
+    #[serde(default)]
+    pub last_record: Option<RecordMark>,
     /// Windows, watermarks, high-water marks behind that offset.
     pub state: SavedState,
     /// Rows of this epoch for the side tables.
@@ -402,6 +414,8 @@ pub enum SavedStateRef<'a> {
 pub struct PartitionEpochRef<'a, S> {
     /// First offset that is not part of the epoch.
     pub next_offset: Offset,
+    /// The record before it, if one was read.
+    pub last_record: Option<RecordMark>,
     /// The JSON of a [`SavedState`].
     pub state: S,
     /// Rows of this epoch for the side tables.

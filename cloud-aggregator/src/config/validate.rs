@@ -92,10 +92,11 @@ impl Settings {
         faults.files("kafka.property-files", &kafka.property_files);
         for property in kafka.properties.keys().chain(kafka.property_files.keys()) {
             if OWN_PROPERTIES.contains(&property.as_str()) {
-                faults.add(
-                    format!("kafka.properties.{property}"),
-                    "is decided by this program and cannot be set",
-                );
+                let text = match property.as_str() {
+                    "partition.assignment.strategy" => "is decided by kafka.assignment",
+                    _ => "is decided by this program and cannot be set",
+                };
+                faults.add(format!("kafka.properties.{property}"), text);
             }
         }
         for (property, value) in &kafka.properties {

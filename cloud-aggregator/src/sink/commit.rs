@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use aggregator_core::checkpoint::{
     Corruption, EpochFile, EpochId, FoundFile, FoundTransactions, PartitionEpoch, PendingRows,
-    Recovery, SideTable, TopicPartition, resolve, restore_state,
+    RecordMark, Recovery, SideTable, TopicPartition, resolve, restore_state,
 };
 use aggregator_core::rows::Offset;
 use aggregator_core::{Alert, AnomalyRow, PartitionState};
@@ -64,6 +64,8 @@ pub struct Resumption {
     pub epoch: EpochId,
     /// Where to read on.
     pub next_offset: Offset,
+    /// The record before it, if one was read.
+    pub last_record: Option<RecordMark>,
     /// The state behind that offset.
     pub state: PartitionState,
     /// Alerts that were not delivered.
@@ -234,6 +236,23 @@ impl Lake {
     /// The storage refuses.
     pub async fn refresh(&mut self) -> Result<(), LakeError> {
         self.tables()?.refresh().await
+    }
+
+    /// Whether partitions in service still stand at the epochs that this instance knows. To be asked after each
+    /// [`Self::refresh`] in the middle of the work: a commit is refused only for what has moved since. No commit may run.
+    ///
+    /// # Errors
+    /// One has moved, or the storage refuses.
+    pub async fn check_ownership(
+        &mut self,
+        known: impl Iterator<Item = (&TopicPartition, Option<EpochId>)>,
+    ) -> Result<(), LakeError> {
+        let limit = self.operation_timeout;
+        let telemetry = &self.tables()?.telemetry;
+        for (partition, epoch) in known {
+            within(limit, telemetry.check_ownership(partition, epoch)).await?;
+        }
+        Ok(())
     }
 
     /// Finds out how partitions go on, and puts the rows of half-finished epochs into their tables. No commit may run.
@@ -474,6 +493,7 @@ impl Tables {
             Ok(state) => Recovered::Resumed(Box::new(Resumption {
                 epoch,
                 next_offset: last.next_offset,
+                last_record: last.last_record,
                 state,
                 alerts: last.alerts,
             })),
@@ -623,17 +643,25 @@ async fn within<T>(
     }
 }
 
-/// Ends the process at the n-th passage of a step, when `AGGREGATOR_FAULT=<step>:<n>` says so. For tests: not there in releases.
+/// Ends the process at the n-th passage of a step, when `AGGREGATOR_FAULT=<step>:<n>` says so; with `:stop` behind it the process
+/// stands still there until it gets SIGCONT. For tests: not there in releases.
 #[cfg(debug_assertions)]
 fn fault_point(step: &str) {
     use std::sync::atomic::{AtomicU64, Ordering};
     static PASSED: AtomicU64 = AtomicU64::new(0);
     let Ok(wanted) = std::env::var("AGGREGATOR_FAULT") else { return };
-    let Some((wanted_step, count)) = wanted.split_once(':') else { return };
-    if wanted_step == step
-        && PASSED.fetch_add(1, Ordering::Relaxed) + 1 == count.parse().unwrap_or(1)
-    {
-        std::process::abort();
+    let mut parts = wanted.split(':');
+    if parts.next() != Some(step) {
+        return;
+    }
+    let count = parts.next().and_then(|count| count.parse().ok()).unwrap_or(1);
+    if PASSED.fetch_add(1, Ordering::Relaxed) + 1 != count {
+        return;
+    }
+    let own = std::process::id().to_string();
+    match parts.next() {
+        Some("stop") => drop(std::process::Command::new("kill").args(["-STOP", &own]).status()),
+        Some(_) | None => std::process::abort(),
     }
 }
 

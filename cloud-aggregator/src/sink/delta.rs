@@ -8,11 +8,13 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aggregator_core::checkpoint::{EpochError, EpochId, TopicPartition};
+use aggregator_core::checkpoint::{EpochError, EpochId, OwnershipLost, TopicPartition};
 use deltalake::arrow::datatypes::{Schema, SchemaRef};
 use deltalake::arrow::error::ArrowError;
 use deltalake::kernel::engine::arrow_conversion::TryIntoArrow as _;
-use deltalake::kernel::transaction::{CommitBuilder, CommitProperties, TableReference};
+use deltalake::kernel::transaction::{
+    CommitBuilder, CommitConflictError, CommitProperties, TableReference, TransactionError,
+};
 use deltalake::kernel::{Action, Add, StructField, Transaction};
 use deltalake::logstore::LogStoreRef;
 use deltalake::operations::create::CreateBuilder;
@@ -75,6 +77,17 @@ pub enum LakeError {
     /// The tables went with a commit that did not come back.
     #[error("the tables are with a commit that has not ended")]
     CommitGone,
+    /// Somebody else has committed for a partition that this instance holds.
+    #[error(transparent)]
+    Ownership(#[from] OwnershipLost),
+    /// The same, found by the commit itself. Also what comes of a commit that was carried out and whose answer was lost.
+    #[error(
+        "table {table}: a partition of this epoch has a newer one, the assignment is taken anew"
+    )]
+    Overtaken {
+        /// Name of the table.
+        table: String,
+    },
     /// A state file cannot be read or written.
     #[error("state file {name}: {text}")]
     State {
@@ -89,6 +102,24 @@ pub enum LakeError {
         /// The limit.
         seconds: u64,
     },
+}
+
+impl LakeError {
+    /// Whether the storage works, and the epoch is void because a partition has moved.
+    #[must_use]
+    pub fn is_lost_race(&self) -> bool {
+        match self {
+            Self::Ownership(_) | Self::Overtaken { .. } => true,
+            Self::Folder { .. }
+            | Self::OptionFile { .. }
+            | Self::Table { .. }
+            | Self::Columns { .. }
+            | Self::Epoch { .. }
+            | Self::State { .. }
+            | Self::CommitGone
+            | Self::Timeout { .. } => false,
+        }
+    }
 }
 
 /// Where the lake is and how to get at it.
@@ -173,6 +204,16 @@ fn writable_folder(location: &str) -> Result<PathBuf, LakeError> {
 
 fn table_error(table: &str, source: DeltaTableError) -> LakeError {
     LakeError::Table { table: table.to_owned(), source: Box::new(source) }
+}
+
+fn commit_error(table: &str, source: DeltaTableError) -> LakeError {
+    if let DeltaTableError::Transaction {
+        source: TransactionError::CommitConflict(CommitConflictError::ConcurrentTransaction),
+    } = &source
+    {
+        return LakeError::Overtaken { table: table.to_owned() };
+    }
+    table_error(table, source)
 }
 
 /// Another instance may do the same at the same time: then the table is read again.
@@ -374,7 +415,7 @@ impl Table {
             .await
             .map_err(failed)?
             .await
-            .map_err(failed)?;
+            .map_err(|source| commit_error(self.name, source))?;
         let version = committed.version;
         self.sync_files(vec![format!("_delta_log/{version:020}.json")]).await?;
         // From here on the rows are in the table; a log checkpoint that fails is made later.
@@ -383,6 +424,10 @@ impl Table {
             Err(error) => {
                 warn!(table = self.name, %error, "log checkpoint failed, the rows are committed");
                 self.refresh().await?;
+                // The new snapshot may hold another owner's commit, which the next one of ours would no longer run into.
+                for partition in partitions {
+                    self.check_ownership(partition, Some(epoch)).await?;
+                }
             }
         }
         Ok(())
@@ -393,6 +438,21 @@ impl Table {
     pub(super) fn rows_by_statistics(&self) -> usize {
         let snapshot = self.table.snapshot().expect("loaded");
         snapshot.log_data().iter().filter_map(|file| file.num_records()).sum()
+    }
+
+    /// Whether the last commit for a partition, as of the last refresh, is the one that this instance knows.
+    ///
+    /// # Errors
+    /// It is another one, or the storage refuses.
+    pub async fn check_ownership(
+        &self,
+        partition: &TopicPartition,
+        known: Option<EpochId>,
+    ) -> Result<(), LakeError> {
+        if self.epoch_of(partition).await? == known {
+            return Ok(());
+        }
+        Err(OwnershipLost { partition: partition.clone() }.into())
     }
 
     async fn sync_files(&self, paths: Vec<String>) -> Result<(), LakeError> {

@@ -1,35 +1,36 @@
 //! The consumer thread: records, rebalances and gaps as events.
 //!
 //! Offsets come from the lake. An assignment of the group is only reported; reading begins when the plan with explicit
-//! offsets arrives. A revocation drops everything on the way. When nobody takes batches, the thread waits, then pauses
-//! its partitions and keeps polling, so that a long outage of the storage does not cost the membership.
+//! offsets arrives. When nobody takes batches, the thread waits, then pauses its partitions and keeps polling, so that a
+//! long outage of the storage does not cost the membership.
+//!
+//! Under the eager protocol a revocation drops everything on the way. Under the cooperative one (`kafka.assignment`)
+//! only partitions that come or go are touched: one that goes is given back when the pipeline has committed it, or after
+//! [`RELEASE_LIMIT`]; the others go on.
 
-use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use aggregator_core::checkpoint::TopicPartition;
-use metrics::{counter, gauge};
-use rdkafka::Message as _;
-use rdkafka::client::ClientContext;
+use metrics::counter;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Headers as _};
-use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use rdkafka::types::RDKafkaRespErr;
-use shared_proto::Encoding;
-use shared_proto::wire::CONTENT_TYPE_HEADER;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
-use super::{AssignmentId, Batch, Command, Gap, GapCause, Position, RawRecord, Round, SourceEvent};
-use crate::config::{self, Start, read_secret};
+use self::cursor::{Cursor, take_message};
+use self::group::{Context, Rebalance};
+use super::{AssignmentId, Batch, Command, Gap, GapCause, Place, Position, Round, SourceEvent};
+use crate::config::{self, Assignment, Start, read_secret};
 use crate::telemetry::names;
+
+mod cursor;
+mod group;
 
 /// How long a poll waits for the first record.
 const POLL_WAIT: Duration = Duration::from_millis(50);
@@ -38,6 +39,10 @@ const PAUSE_AFTER: Duration = Duration::from_secs(5);
 /// How often brokers that are down are asked whether they are back, and for how long.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+/// Longest wait for one partition's offsets: meanwhile nothing is read.
+const OFFSETS_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long partitions that the group wants back are held for the pipeline to commit their share of the epoch.
+const RELEASE_LIMIT: Duration = Duration::from_secs(5);
 /// Commands that may wait for the thread.
 const COMMANDS_MAX: usize = 64;
 /// A complaint of the client is repeated in the log at most this often.
@@ -119,10 +124,11 @@ pub fn start(
     runtime: Handle,
 ) -> Result<Source, SourceError> {
     let brokers_down = Arc::new(AtomicBool::new(false));
-    let context = Context::new(settings.brokers.clone(), Arc::clone(&brokers_down));
+    let is_cooperative = settings.assignment == Assignment::CooperativeSticky;
+    let context = Context::new(settings.brokers.clone(), Arc::clone(&brokers_down), is_cooperative);
     let mut client = client_config(settings)?;
     let defaults = [
-        ("partition.assignment.strategy", "range"),
+        ("partition.assignment.strategy", settings.assignment.as_str()),
         ("topic.metadata.refresh.interval.ms", &millis(settings.metadata_refresh)),
         ("session.timeout.ms", &millis(settings.session_timeout)),
         ("queued.max.messages.kbytes", &(settings.prefetch_bytes / 1024).to_string()),
@@ -151,7 +157,8 @@ pub fn start(
     let names = topic_names(settings);
     consumer.subscribe(&names).map_err(SourceError::Client)?;
     let (commands, receiver) = sync_channel(COMMANDS_MAX);
-    let reader = Reader::new(consumer, settings.clone(), events, receiver, runtime);
+    let offsets: BaseConsumer = client_config(settings)?.create().map_err(SourceError::Client)?;
+    let reader = Reader::new(consumer, offsets, settings.clone(), events, receiver, runtime);
     let thread = std::thread::Builder::new()
         .name("kafka-consumer".to_owned())
         .spawn(move || reader.run())
@@ -179,113 +186,25 @@ fn millis(duration: Duration) -> String {
     duration.as_millis().to_string()
 }
 
-enum Rebalance {
-    Assigned(Vec<TopicPartition>),
-    Revoked,
-}
-
-struct Context {
-    /// `kafka.brokers`, to be named.
-    brokers: String,
-    rebalances: Mutex<VecDeque<Rebalance>>,
-    brokers_down: Arc<AtomicBool>,
-}
-
-impl Context {
-    fn new(brokers: String, brokers_down: Arc<AtomicBool>) -> Self {
-        Self { brokers, rebalances: Mutex::new(VecDeque::new()), brokers_down }
-    }
-
-    fn push(&self, rebalance: Rebalance) {
-        self.rebalances.lock().unwrap_or_else(PoisonError::into_inner).push_back(rebalance);
-    }
-
-    fn take(&self) -> Option<Rebalance> {
-        self.rebalances.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
-    }
-}
-
-impl ClientContext for Context {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        match level {
-            RDKafkaLogLevel::Emerg
-            | RDKafkaLogLevel::Alert
-            | RDKafkaLogLevel::Critical
-            | RDKafkaLogLevel::Error
-            | RDKafkaLogLevel::Warning => debug!(facility, message, "kafka client warns"),
-            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info | RDKafkaLogLevel::Debug => {
-                debug!(facility, message, "kafka client");
-            }
-        }
-    }
-
-    fn stats(&self, statistics: Statistics) {
-        for (topic, of_topic) in &statistics.topics {
-            for (number, partition) in &of_topic.partitions {
-                // A high watermark below 0 is not known: never read here.
-                if partition.hi_offset < 0 {
-                    continue;
-                }
-                let known = partition.committed_offset.max(partition.lo_offset).max(0);
-                // What was given to another member is its to tell.
-                let lag = if partition.desired { (partition.hi_offset - known).max(0) } else { 0 };
-                let labels = [("topic", topic.clone()), ("partition", number.to_string())];
-                gauge!(names::LAG_RECORDS, &labels).set(lag as f64);
-            }
-        }
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown)
-            && !self.brokers_down.swap(true, Ordering::Relaxed)
-        {
-            warn!(brokers = self.brokers, reason, "no broker answers: check kafka.brokers");
-        } else {
-            debug!(%error, reason, "kafka client error");
-        }
-    }
-}
-
-impl ConsumerContext for Context {
-    /// Takes the place of librdkafka's own handling: an assignment waits for the lake's offsets.
-    fn rebalance(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        kind: RDKafkaRespErr,
-        list: &mut TopicPartitionList,
-    ) {
-        if kind == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            let partitions = list
-                .elements()
-                .iter()
-                .map(|element| TopicPartition {
-                    topic: element.topic().to_owned(),
-                    partition: element.partition(),
-                })
-                .collect();
-            self.push(Rebalance::Assigned(partitions));
-        } else {
-            if let Err(error) = consumer.unassign() {
-                error!(%error, "partitions cannot be given back");
-            }
-            self.push(Rebalance::Revoked);
-        }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
-        if let Err(error) = result {
-            debug!(%error, "kafka does not take the offsets that are for monitoring");
-        }
-    }
-}
-
 struct Plan {
     assignment: AssignmentId,
-    partitions: Vec<(TopicPartition, Option<i64>)>,
+    partitions: Vec<Place>,
+    /// Beside what is read already, instead of it.
+    is_extension: bool,
+}
+
+/// Partitions that the group wants back.
+struct Release {
+    round: Round,
+    partitions: Vec<TopicPartition>,
+    since: Instant,
 }
 
 struct Reader {
     consumer: BaseConsumer<Context>,
+    /// Asks for offsets on connections of its own: on those of the consumer a question waits behind a fetch that waits for
+    /// records, half a second for each partition.
+    offsets: BaseConsumer,
     settings: config::Kafka,
     events: mpsc::Sender<SourceEvent>,
     commands: Receiver<Command>,
@@ -293,10 +212,10 @@ struct Reader {
     round: Round,
     /// Assignment to begin as soon as the brokers tell their offsets.
     plan: Option<Plan>,
+    release: Option<Release>,
     assignment: AssignmentId,
-    partitions: Vec<TopicPartition>,
-    /// Next offset of each partition, as far as handed over.
-    next: Vec<i64>,
+    /// By slot; a slot whose partition was given back is free.
+    cursors: Vec<Option<Cursor>>,
     batch: Batch,
     last_slot: usize,
     last_complaint: Option<(String, Instant)>,
@@ -307,6 +226,7 @@ struct Reader {
 impl Reader {
     fn new(
         consumer: BaseConsumer<Context>,
+        offsets: BaseConsumer,
         settings: config::Kafka,
         events: mpsc::Sender<SourceEvent>,
         commands: Receiver<Command>,
@@ -314,15 +234,16 @@ impl Reader {
     ) -> Self {
         Self {
             consumer,
+            offsets,
             settings,
             events,
             commands,
             runtime,
             round: Round::default(),
             plan: None,
+            release: None,
             assignment: AssignmentId::default(),
-            partitions: Vec::new(),
-            next: Vec::new(),
+            cursors: Vec::new(),
             batch: Batch::new(AssignmentId::default()),
             last_slot: 0,
             last_complaint: None,
@@ -334,12 +255,15 @@ impl Reader {
     fn run(mut self) {
         while !self.is_stopping && !self.events.is_closed() {
             self.take_commands();
+            self.release_in_time();
             self.begin_plan();
             self.probe_brokers();
             self.fill();
             self.report_rebalances();
             self.hand_over();
         }
+        self.give_back();
+        self.consumer.context().answer_at_once();
         self.consumer.unsubscribe();
         info!("left the consumer group");
     }
@@ -347,9 +271,14 @@ impl Reader {
     fn take_commands(&mut self) {
         loop {
             match self.commands.try_recv() {
-                Ok(Command::Assign { round, assignment, plan }) => {
+                Ok(Command::Assign { round, assignment, plan, is_extension }) => {
                     if round == self.round {
-                        self.plan = Some(Plan { assignment, partitions: plan });
+                        self.plan = Some(Plan { assignment, partitions: plan, is_extension });
+                    }
+                }
+                Ok(Command::Release(round)) => {
+                    if self.release.as_ref().is_some_and(|release| release.round == round) {
+                        self.give_back();
                     }
                 }
                 Ok(Command::Halt) => self.halt(),
@@ -368,12 +297,8 @@ impl Reader {
         self.hand_over();
         let mut ends = Vec::with_capacity(slots.len());
         for &slot in slots {
-            let Some(partition) = self.partitions.get(slot) else { continue };
-            match self.consumer.fetch_watermarks(
-                &partition.topic,
-                partition.partition,
-                self.settings.request_timeout,
-            ) {
+            let Some(Some(Cursor { partition, .. })) = self.cursors.get(slot) else { continue };
+            match self.watermarks(partition) {
                 Ok((_, high)) => ends.push((slot, high)),
                 Err(error) => {
                     let text = format!("{partition}: {error}");
@@ -387,11 +312,30 @@ impl Reader {
 
     fn halt(&mut self) {
         self.plan = None;
-        self.partitions.clear();
-        self.next.clear();
+        self.cursors.clear();
         self.batch = Batch::new(AssignmentId::default());
-        if let Err(error) = self.consumer.unassign() {
+        if let Err(error) = group::unassign_all(&self.consumer) {
             error!(%error, "reading cannot be stopped");
+        }
+    }
+
+    /// Gives back what the group wants, once the pipeline has let it go.
+    fn give_back(&mut self) {
+        let Some(release) = self.release.take() else { return };
+        let held = release.since.elapsed();
+        if let Err(error) = group::unassign(&self.consumer, &release.partitions) {
+            self.send(SourceEvent::Failed(format!("partitions cannot be given back: {error}")));
+            return;
+        }
+        info!(partitions = release.partitions.len(), ?held, "partitions given back");
+    }
+
+    /// A pipeline that is busy does not hold up the group: what it commits later for these partitions holds, or is refused
+    /// because the next owner was faster.
+    fn release_in_time(&mut self) {
+        if self.release.as_ref().is_some_and(|release| release.since.elapsed() >= RELEASE_LIMIT) {
+            warn!(limit = ?RELEASE_LIMIT, "the epoch is not committed yet, its partitions are given back all the same");
+            self.give_back();
         }
     }
 
@@ -418,24 +362,54 @@ impl Reader {
     fn begin_plan(&mut self) {
         let Some(plan) = self.plan.take() else { return };
         let mut positions = Vec::with_capacity(plan.partitions.len());
-        for (partition, next) in &plan.partitions {
-            match self.position(partition, *next) {
+        for place in &plan.partitions {
+            match self.position(&place.partition, place.next) {
                 Ok(position) => positions.push(position),
                 Err(error) => {
-                    self.complain("offsets", &format!("{partition}: {error}"));
+                    self.complain("offsets", &format!("{}: {error}", place.partition));
                     self.plan = Some(plan);
                     return;
                 }
             }
         }
         self.consumer.context().brokers_down.store(false, Ordering::Relaxed);
-        self.assignment = plan.assignment;
-        self.partitions = plan.partitions.into_iter().map(|(partition, _)| partition).collect();
-        self.next = positions.iter().map(|position| position.offset).collect();
-        self.batch = Batch::new(self.assignment);
-        self.last_slot = 0;
+        if plan.is_extension {
+            self.hand_over();
+        } else {
+            self.assignment = plan.assignment;
+            self.cursors.clear();
+            self.batch = Batch::new(self.assignment);
+            self.last_slot = 0;
+        }
+        let mut slots = Vec::with_capacity(positions.len());
+        for (place, position) in plan.partitions.into_iter().zip(&mut positions) {
+            let is_where_it_was = position.gap.is_none() && place.next.is_some();
+            let last = place.last.filter(|_| is_where_it_was);
+            let is_to_verify = last.is_some() && position.offset > position.low;
+            position.slot = self.occupy(Cursor {
+                partition: place.partition,
+                next: position.offset,
+                last,
+                is_to_verify,
+                is_foreign: false,
+            });
+            slots.push(position.slot);
+        }
         self.send(SourceEvent::Started { assignment: self.assignment, positions });
-        self.assign();
+        self.assign(&slots, plan.is_extension);
+    }
+
+    fn occupy(&mut self, cursor: Cursor) -> usize {
+        match self.cursors.iter().position(Option::is_none) {
+            Some(slot) => {
+                self.cursors[slot] = Some(cursor);
+                slot
+            }
+            None => {
+                self.cursors.push(Some(cursor));
+                self.cursors.len() - 1
+            }
+        }
     }
 
     /// While no broker answers and no record comes: finds out when one answers again.
@@ -451,12 +425,22 @@ impl Reader {
         }
     }
 
+    /// Oldest offset that Kafka has, and that of the record that the next producer will write.
+    fn watermarks(&self, partition: &TopicPartition) -> KafkaResult<(i64, i64)> {
+        let limit = self.settings.request_timeout.min(OFFSETS_TIMEOUT);
+        let (topic, number) = (&partition.topic, partition.partition);
+        let found = self.offsets.fetch_watermarks(topic, number, limit);
+        // The client goes on asking who led the partition when it last heard of it, also when that broker is gone.
+        if found.is_err()
+            && let Err(error) = self.offsets.fetch_metadata(None, limit)
+        {
+            debug!(%error, "brokers do not say who leads which partition");
+        }
+        found
+    }
+
     fn position(&self, partition: &TopicPartition, next: Option<i64>) -> KafkaResult<Position> {
-        let (low, high) = self.consumer.fetch_watermarks(
-            &partition.topic,
-            partition.partition,
-            self.settings.request_timeout,
-        )?;
+        let (low, high) = self.watermarks(partition)?;
         let (offset, gap) = match next {
             None => match self.settings.start {
                 Start::Earliest => (low, None),
@@ -464,22 +448,22 @@ impl Reader {
             },
             Some(expected) => checked_position(expected, low, high),
         };
-        Ok(Position { partition: partition.clone(), offset, high, gap })
+        Ok(Position { partition: partition.clone(), slot: 0, offset, low, high, gap })
     }
 
-    fn assign(&mut self) {
+    /// Has the client read the partitions of these slots, beside those that it reads already or instead of them.
+    fn assign(&mut self, slots: &[usize], is_extension: bool) {
         let mut list = TopicPartitionList::new();
         let mut result = Ok(());
-        for (partition, offset) in self.partitions.iter().zip(&self.next) {
+        let cursors = slots.iter().filter_map(|slot| self.cursors.get(*slot)?.as_ref());
+        for cursor in cursors {
+            let (partition, first) = (&cursor.partition, Offset::Offset(cursor.first()));
             result = result.and_then(|()| {
-                list.add_partition_offset(
-                    &partition.topic,
-                    partition.partition,
-                    Offset::Offset(*offset),
-                )
+                list.add_partition_offset(&partition.topic, partition.partition, first)
             });
         }
-        if let Err(error) = result.and_then(|()| self.consumer.assign(&list)) {
+        let assigned = result.and_then(|()| group::assign(&self.consumer, &list, is_extension));
+        if let Err(error) = assigned {
             self.send(SourceEvent::Failed(format!("partitions cannot be assigned: {error}")));
         }
     }
@@ -495,8 +479,7 @@ impl Reader {
             match polled {
                 Ok(message) => take_message(
                     &message,
-                    &self.partitions,
-                    &mut self.next,
+                    &mut self.cursors,
                     &mut self.last_slot,
                     &mut self.batch,
                     self.settings.record_bytes_max,
@@ -545,38 +528,120 @@ impl Reader {
     /// A partition's next record is gone: finds out which, reports it and reads on behind the gap.
     fn skip_gaps(&mut self) {
         self.hand_over();
-        for slot in 0..self.partitions.len() {
-            let partition = self.partitions[slot].clone();
-            match self.position(&partition, Some(self.next[slot])) {
-                Ok(Position { offset, gap: Some(gap), .. }) => {
-                    self.next[slot] = offset;
-                    let assignment = self.assignment;
-                    self.send(SourceEvent::Gap { assignment, slot, gap });
+        let mut moved = Vec::new();
+        for slot in 0..self.cursors.len() {
+            let Some(Some(cursor)) = self.cursors.get(slot) else { continue };
+            let (partition, next) = (cursor.partition.clone(), cursor.next);
+            match self.position(&partition, Some(next)) {
+                Ok(Position { gap: Some(gap), .. }) => {
+                    self.jump(slot, gap);
+                    moved.push(slot);
                 }
-                Ok(Position { gap: None, .. }) => {}
+                // The record before it may be what is gone.
+                Ok(Position { low, gap: None, .. }) => {
+                    if let Some(Some(cursor)) = self.cursors.get_mut(slot)
+                        && cursor.is_to_verify
+                        && cursor.first() < low
+                    {
+                        cursor.is_to_verify = false;
+                        moved.push(slot);
+                    }
+                }
                 Err(error) => self.complain("offsets", &format!("{partition}: {error}")),
             }
         }
-        self.assign();
+        self.begin_again(&moved);
+    }
+
+    /// Topics that were made anew and have grown past where the old ones were read to: read from their beginnings.
+    fn leave_foreign(&mut self) {
+        let is_foreign = |cursor: &Option<Cursor>| cursor.as_ref().is_some_and(|it| it.is_foreign);
+        if !self.cursors.iter().any(is_foreign) {
+            return;
+        }
+        self.hand_over();
+        let mut moved = Vec::new();
+        for slot in 0..self.cursors.len() {
+            let Some(Some(cursor)) = self.cursors.get(slot) else { continue };
+            if !cursor.is_foreign {
+                continue;
+            }
+            let (partition, expected) = (cursor.partition.clone(), cursor.next);
+            match self.position(&partition, None) {
+                Ok(Position { low, .. }) => {
+                    self.jump(slot, Gap { expected, resumed: low, cause: GapCause::Recreated });
+                    moved.push(slot);
+                }
+                Err(error) => self.complain("offsets", &format!("{partition}: {error}")),
+            }
+        }
+        self.begin_again(&moved);
+    }
+
+    fn jump(&mut self, slot: usize, gap: Gap) {
+        if let Some(Some(cursor)) = self.cursors.get_mut(slot) {
+            cursor.next = gap.resumed;
+            cursor.last = None;
+            cursor.is_to_verify = false;
+            cursor.is_foreign = false;
+        }
+        self.send(SourceEvent::Gap { assignment: self.assignment, slot, gap });
+    }
+
+    /// Has the client read partitions from their cursors' places.
+    fn begin_again(&mut self, slots: &[usize]) {
+        if !self.consumer.context().is_cooperative {
+            // A new list takes the place of the old one: it must hold all.
+            let all: Vec<usize> = (0..self.cursors.len()).collect();
+            self.assign(&all, false);
+            return;
+        }
+        let cursors = slots.iter().filter_map(|slot| self.cursors.get(*slot)?.as_ref());
+        let partitions: Vec<_> = cursors.map(|cursor| cursor.partition.clone()).collect();
+        if let Err(error) = group::unassign(&self.consumer, &partitions) {
+            error!(%error, "partitions cannot be read from another place");
+        }
+        self.assign(slots, true);
     }
 
     fn report_rebalances(&mut self) {
+        self.leave_foreign();
         while let Some(rebalance) = self.consumer.context().take() {
+            // What was wanted back before comes first.
+            self.give_back();
             self.plan = None;
-            self.partitions.clear();
-            self.next.clear();
-            self.batch = Batch::new(AssignmentId::default());
+            self.round = Round(self.round.0 + 1);
+            let round = self.round;
             match rebalance {
                 Rebalance::Assigned(partitions) => {
-                    self.round = Round(self.round.0 + 1);
-                    self.send(SourceEvent::Assigned { round: self.round, partitions });
+                    self.drop_all();
+                    self.send(SourceEvent::Assigned { round, partitions });
                 }
                 Rebalance::Revoked => {
-                    self.round = Round(self.round.0 + 1);
+                    self.drop_all();
                     self.send(SourceEvent::Revoked);
+                }
+                Rebalance::Added(partitions) => {
+                    self.send(SourceEvent::Added { round, partitions });
+                }
+                Rebalance::Removing(partitions) => {
+                    self.hand_over();
+                    for cursor in &mut self.cursors {
+                        if cursor.as_ref().is_some_and(|it| partitions.contains(&it.partition)) {
+                            *cursor = None;
+                        }
+                    }
+                    let since = Instant::now();
+                    self.release = Some(Release { round, partitions: partitions.clone(), since });
+                    self.send(SourceEvent::Removing { round, partitions });
                 }
             }
         }
+    }
+
+    fn drop_all(&mut self) {
+        self.cursors.clear();
+        self.batch = Batch::new(AssignmentId::default());
     }
 
     fn hand_over(&mut self) {
@@ -614,8 +679,7 @@ impl Reader {
             if let Some(Ok(message)) = self.consumer.poll(Duration::ZERO) {
                 take_message(
                     &message,
-                    &self.partitions,
-                    &mut self.next,
+                    &mut self.cursors,
                     &mut self.last_slot,
                     &mut self.batch,
                     self.settings.record_bytes_max,
@@ -660,53 +724,6 @@ fn checked_position(expected: i64, low: i64, high: i64) -> (i64, Option<Gap>) {
         return (expected, None);
     };
     (low, Some(Gap { expected, resumed: low, cause }))
-}
-
-fn take_message(
-    message: &BorrowedMessage<'_>,
-    partitions: &[TopicPartition],
-    next: &mut [i64],
-    last_slot: &mut usize,
-    batch: &mut Batch,
-    record_bytes_max: usize,
-) {
-    let matches = |partition: &TopicPartition| {
-        partition.partition == message.partition() && partition.topic == message.topic()
-    };
-    let slot = match partitions.get(*last_slot) {
-        Some(partition) if matches(partition) => *last_slot,
-        // A record of a partition that was just given back belongs to nobody here.
-        Some(_) | None => match partitions.iter().position(matches) {
-            Some(slot) => slot,
-            None => return,
-        },
-    };
-    *last_slot = slot;
-    if message.offset() < next[slot] {
-        return;
-    }
-    next[slot] = message.offset() + 1;
-    let payload = message.payload().unwrap_or_default();
-    let start = batch.bytes.len();
-    let kept = payload.len().min(record_bytes_max);
-    batch.bytes.extend_from_slice(&payload[..kept]);
-    batch.records.push(RawRecord {
-        slot,
-        offset: message.offset(),
-        stamped_ms: message.timestamp().to_millis(),
-        encoding: Encoding::from_content_type(content_type(message)),
-        length: payload.len(),
-        start,
-        end: start + kept,
-    });
-}
-
-fn content_type<'a>(message: &'a BorrowedMessage<'_>) -> Option<&'a [u8]> {
-    let headers = message.headers()?;
-    (0..headers.count())
-        .map(|index| headers.get(index))
-        .find(|header| header.key == CONTENT_TYPE_HEADER)
-        .and_then(|header| header.value)
 }
 
 #[cfg(test)]

@@ -32,7 +32,8 @@ fn part(offsets: std::ops::Range<i64>) -> PartitionEpoch {
         ..PendingRows::default()
     };
     let state = SavedState::Whole(Box::new(PartitionState::new(&Settings::default())));
-    PartitionEpoch { next_offset: Offset(offsets.end), state, rows, alerts: Vec::new() }
+    let next_offset = Offset(offsets.end);
+    PartitionEpoch { next_offset, last_record: None, state, rows, alerts: Vec::new() }
 }
 
 fn file(epoch: EpochId, parts: impl IntoIterator<Item = (i32, PartitionEpoch)>) -> EpochFile {

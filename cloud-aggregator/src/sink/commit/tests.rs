@@ -94,6 +94,7 @@ fn file(epoch: EpochId, numbers: &[i32], next_offset: i64, rows: &PendingRows) -
     let partitions = numbers.iter().map(|number| {
         let epoch = PartitionEpoch {
             next_offset: Offset(next_offset),
+            last_record: None,
             state: SavedState::Whole(Box::new(state.clone())),
             rows: if *number == 0 { rows.clone() } else { PendingRows::default() },
             alerts: Vec::new(),

@@ -1,0 +1,188 @@
+//! What the consumer group says, and how the client is answered under its two protocols.
+//!
+//! librdkafka waits for an answer to each assignment and revocation. An assignment is answered at once with nothing, so
+//! that a lake that does not answer never holds up the group; the partitions themselves are assigned when their offsets
+//! are known. Under the cooperative protocol a revocation is answered by whoever takes it from the queue.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aggregator_core::checkpoint::TopicPartition;
+use metrics::gauge;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::statistics::Statistics;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaRespErr;
+use tracing::{debug, error, warn};
+
+use crate::telemetry::names;
+
+pub(super) enum Rebalance {
+    /// Eager: all partitions of this member.
+    Assigned(Vec<TopicPartition>),
+    /// All are gone.
+    Revoked,
+    /// Cooperative: these came.
+    Added(Vec<TopicPartition>),
+    /// Cooperative: these are to go; the client waits for [`unassign`].
+    Removing(Vec<TopicPartition>),
+}
+
+pub(super) struct Context {
+    /// `kafka.brokers`, to be named.
+    brokers: String,
+    rebalances: Mutex<VecDeque<Rebalance>>,
+    pub(super) brokers_down: Arc<AtomicBool>,
+    pub(super) is_cooperative: bool,
+    /// Nobody takes rebalances from the queue any more.
+    is_closing: AtomicBool,
+}
+
+impl Context {
+    pub(super) fn new(
+        brokers: String,
+        brokers_down: Arc<AtomicBool>,
+        is_cooperative: bool,
+    ) -> Self {
+        let (rebalances, is_closing) = (Mutex::new(VecDeque::new()), AtomicBool::new(false));
+        Self { brokers, rebalances, brokers_down, is_cooperative, is_closing }
+    }
+
+    /// From here on the client gets its answers without anybody's help.
+    pub(super) fn answer_at_once(&self) {
+        self.is_closing.store(true, Ordering::Relaxed);
+    }
+
+    fn push(&self, rebalance: Rebalance) {
+        self.rebalances.lock().unwrap_or_else(PoisonError::into_inner).push_back(rebalance);
+    }
+
+    pub(super) fn take(&self) -> Option<Rebalance> {
+        self.rebalances.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg
+            | RDKafkaLogLevel::Alert
+            | RDKafkaLogLevel::Critical
+            | RDKafkaLogLevel::Error
+            | RDKafkaLogLevel::Warning => debug!(facility, message, "kafka client warns"),
+            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info | RDKafkaLogLevel::Debug => {
+                debug!(facility, message, "kafka client");
+            }
+        }
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        for (topic, of_topic) in &statistics.topics {
+            for (number, partition) in &of_topic.partitions {
+                // A high watermark below 0 is not known: never read here.
+                if partition.hi_offset < 0 {
+                    continue;
+                }
+                let known = partition.committed_offset.max(partition.lo_offset).max(0);
+                // What was given to another member is its to tell.
+                let lag = if partition.desired { (partition.hi_offset - known).max(0) } else { 0 };
+                let labels = [("topic", topic.clone()), ("partition", number.to_string())];
+                gauge!(names::LAG_RECORDS, &labels).set(lag as f64);
+            }
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown)
+            && !self.brokers_down.swap(true, Ordering::Relaxed)
+        {
+            warn!(brokers = self.brokers, reason, "no broker answers: check kafka.brokers");
+        } else {
+            debug!(%error, reason, "kafka client error");
+        }
+    }
+}
+
+impl ConsumerContext for Context {
+    /// Takes the place of librdkafka's own handling: an assignment waits for the lake's offsets.
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        kind: RDKafkaRespErr,
+        list: &mut TopicPartitionList,
+    ) {
+        let partitions = partitions_of(list);
+        let is_assignment = kind == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        let must_wait = self.is_cooperative
+            && !is_assignment
+            && !consumer.assignment_lost()
+            && !self.is_closing.load(Ordering::Relaxed);
+        debug!(is_assignment, must_wait, partitions = partitions.len(), "the group rebalances");
+        let answered = match (is_assignment, must_wait) {
+            (true, _) => assign(consumer, &TopicPartitionList::new(), self.is_cooperative),
+            (false, true) => Ok(()),
+            (false, false) => unassign_all(consumer),
+        };
+        if let Err(error) = answered {
+            error!(%error, is_assignment, "the group's wish cannot be answered");
+        }
+        self.push(match (is_assignment, self.is_cooperative) {
+            (true, false) => Rebalance::Assigned(partitions),
+            (true, true) => Rebalance::Added(partitions),
+            (false, _) if must_wait => Rebalance::Removing(partitions),
+            (false, _) => Rebalance::Revoked,
+        });
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
+        if let Err(error) = result {
+            debug!(%error, "kafka does not take the offsets that are for monitoring");
+        }
+    }
+}
+
+fn partitions_of(list: &TopicPartitionList) -> Vec<TopicPartition> {
+    let partition = |topic: &str, partition| TopicPartition { topic: topic.to_owned(), partition };
+    list.elements().iter().map(|one| partition(one.topic(), one.partition())).collect()
+}
+
+/// Has the client read the partitions of `list`; `is_extension`: besides what it reads already.
+pub(super) fn assign(
+    consumer: &BaseConsumer<Context>,
+    list: &TopicPartitionList,
+    is_extension: bool,
+) -> KafkaResult<()> {
+    if !consumer.context().is_cooperative {
+        return consumer.assign(list);
+    }
+    if !is_extension {
+        unassign_all(consumer)?;
+    }
+    consumer.incremental_assign(list)
+}
+
+/// Has the client read nothing more.
+pub(super) fn unassign_all(consumer: &BaseConsumer<Context>) -> KafkaResult<()> {
+    if consumer.context().is_cooperative {
+        consumer.incremental_unassign(&consumer.assignment()?)
+    } else {
+        consumer.unassign()
+    }
+}
+
+/// Has the client read these no more, as far as it does; the answer to a revocation under the cooperative protocol.
+pub(super) fn unassign(
+    consumer: &BaseConsumer<Context>,
+    partitions: &[TopicPartition],
+) -> KafkaResult<()> {
+    let read = partitions_of(&consumer.assignment()?);
+    let mut list = TopicPartitionList::new();
+    for partition in partitions.iter().filter(|partition| read.contains(partition)) {
+        list.add_partition_offset(&partition.topic, partition.partition, Offset::Invalid)?;
+    }
+    consumer.incremental_unassign(&list)
+}
