@@ -1,7 +1,7 @@
 //! Decisions of the lake's upkeep: which files become one, which dates are too old, who keeps house.
 //!
 //! Files of one partition are merged by tiers of size, as a log-structured merge tree does: a row is written again once for
-//! each tier, not once for each round. A partition to which nothing was added for a while is merged as a whole.
+//! each tier, not once for each round. A partition whose day is over is merged as a whole.
 
 use serde::{Deserialize, Serialize};
 
@@ -34,25 +34,22 @@ pub struct MergeLimits {
     pub files_min: usize,
     /// Most files of one merge.
     pub files_max: usize,
-    /// A partition whose newest small file is older gets no more, as far as anybody knows.
-    pub settle: Micros,
 }
 
 /// Groups of `files`, as their places, of which each becomes one file. No file is in two groups, each group has at least two
-/// files and at most the target's bytes, and is in the order of writing.
+/// files and at most the target's bytes, and is in the order of writing. `is_settled`: see [`is_settled`].
 #[must_use]
 pub fn plan_merges(
     files: &[FileInfo],
     limits: &MergeLimits,
-    now: ProcessingTime,
+    is_settled: bool,
 ) -> Vec<Vec<usize>> {
     let is_small = |place: &usize| files[*place].bytes < limits.target_bytes / 2;
     let mut small: Vec<usize> = (0..files.len()).filter(is_small).collect();
     small.sort_by_key(|place| (files[*place].written_at, &files[*place].path));
-    let Some(newest) = small.last() else { return Vec::new() };
-    if files[*newest].written_at.saturating_add(limits.settle) <= now {
+    if is_settled {
         let mut groups = fill_groups(files, &small, limits);
-        groups.retain(|group| is_worthwhile(files, group, limits));
+        groups.retain(|group| is_worthwhile(files, group));
         return groups;
     }
     let mut groups = Vec::new();
@@ -108,11 +105,10 @@ fn total(files: &[FileInfo], group: &[usize]) -> u64 {
     group.iter().map(|place| files[*place].bytes).sum()
 }
 
-/// One late record a day must not write a large file again each day.
-fn is_worthwhile(files: &[FileInfo], group: &[usize], limits: &MergeLimits) -> bool {
+/// A few late records must not write a large file again each time.
+fn is_worthwhile(files: &[FileInfo], group: &[usize]) -> bool {
     let largest = group.iter().map(|place| files[*place].bytes).max().unwrap_or(0);
-    group.len() >= limits.files_min
-        || (total(files, group) - largest).saturating_mul(WORTHWHILE_SHARE) >= largest
+    (total(files, group) - largest).saturating_mul(WORTHWHILE_SHARE) >= largest
 }
 
 /// A day of the calendar.
@@ -156,6 +152,14 @@ pub fn first_day_kept(now: ProcessingTime, retention: Micros) -> Option<Day> {
         return None;
     }
     Day::of(now.saturating_add(Micros::new(retention.get().saturating_neg())))
+}
+
+/// Whether the day of a partition ended at least `settle` ago: few more files are to be expected. A partition without a day
+/// never settles.
+#[must_use]
+pub fn is_settled(date: Option<&str>, now: ProcessingTime, settle: Micros) -> bool {
+    let running = Day::of(now.saturating_add(Micros::new(settle.get().saturating_neg())));
+    date.and_then(Day::parse).zip(running).is_some_and(|(day, running)| day < running)
 }
 
 /// Whether a partition goes. One whose date is missing or no date stays.

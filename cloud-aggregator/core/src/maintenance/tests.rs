@@ -9,7 +9,6 @@ const LIMITS: MergeLimits = MergeLimits {
     target_bytes: 128 * MEBIBYTE,
     files_min: 8,
     files_max: 64,
-    settle: Micros::from_seconds(3600),
 };
 
 fn at(seconds: i64) -> ProcessingTime {
@@ -28,9 +27,8 @@ fn files(sizes: &[u64]) -> Vec<FileInfo> {
 
 #[test]
 fn a_tier_is_merged_when_it_has_enough_files_and_large_files_are_left_alone() {
-    let live = at(60);
     let check = |sizes: &[u64], expected: &[Vec<usize>]| {
-        assert_eq!(plan_merges(&files(sizes), &LIMITS, live), expected, "{sizes:?}");
+        assert_eq!(plan_merges(&files(sizes), &LIMITS, false), expected, "{sizes:?}");
     };
     check(&[], &[]);
     check(&[1000; 7], &[]);
@@ -40,15 +38,14 @@ fn a_tier_is_merged_when_it_has_enough_files_and_large_files_are_left_alone() {
     check(&[64 * MEBIBYTE; 9], &[]);
     // Two reach the target together.
     check(&[63 * MEBIBYTE; 3], &[vec![0, 1]]);
-    let many = plan_merges(&files(&[1000; 150]), &LIMITS, at(150));
+    let many = plan_merges(&files(&[1000; 150]), &LIMITS, false);
     assert_eq!(many.iter().map(Vec::len).collect::<Vec<_>>(), [64, 64, 22]);
 }
 
 #[test]
 fn a_settled_partition_is_merged_as_a_whole_unless_that_rewrites_much_for_little() {
-    let later = at(3600 + 10);
     let check = |sizes: &[u64], expected: &[Vec<usize>]| {
-        assert_eq!(plan_merges(&files(sizes), &LIMITS, later), expected, "{sizes:?}");
+        assert_eq!(plan_merges(&files(sizes), &LIMITS, true), expected, "{sizes:?}");
     };
     check(&[1000, 2 * MEBIBYTE, MEBIBYTE], &[vec![0, 1, 2]]);
     check(&[1000], &[]);
@@ -61,7 +58,7 @@ fn a_settled_partition_is_merged_as_a_whole_unless_that_rewrites_much_for_little
 fn files_are_merged_in_the_order_of_writing() {
     let mut shuffled = files(&[1000; 8]);
     shuffled.reverse();
-    assert_eq!(plan_merges(&shuffled, &LIMITS, at(60)), [(0..8).rev().collect::<Vec<_>>()]);
+    assert_eq!(plan_merges(&shuffled, &LIMITS, false), [(0..8).rev().collect::<Vec<_>>()]);
 }
 
 #[test]
@@ -86,6 +83,21 @@ fn whole_days_expire() {
     ] {
         assert_eq!(is_expired(date, day("2026-02-28")), expected, "{date:?}");
     }
+}
+
+#[test]
+fn a_day_settles_when_it_has_been_over_for_a_while() {
+    // 2026-03-01T08:15:30Z.
+    let now = at(1_772_352_930);
+    let check = |date: Option<&str>, hours: i64, expected: bool| {
+        assert_eq!(is_settled(date, now, Micros::from_seconds(hours * 3600)), expected, "{date:?}");
+    };
+    check(Some("2026-03-01"), 0, false);
+    check(Some("2026-02-28"), 8, true);
+    check(Some("2026-02-28"), 9, false);
+    check(Some("2026-02-27"), 9, true);
+    check(Some("2026-03-02"), 1, false);
+    check(None, 1, false);
 }
 
 #[test]
@@ -118,11 +130,10 @@ proptest! {
         let mut lake: Vec<(FileInfo, Vec<usize>)> =
             files(&sizes).into_iter().enumerate().map(|(row, file)| (file, vec![row])).collect();
         let all: u64 = sizes.iter().sum();
-        let now = if settled { at(1_000_000) } else { at(0) };
         let mut rounds = 0;
         loop {
             let infos: Vec<FileInfo> = lake.iter().map(|(file, _)| file.clone()).collect();
-            let plan = plan_merges(&infos, &limits, now);
+            let plan = plan_merges(&infos, &limits, settled);
             let merged: Vec<usize> = plan.iter().flatten().copied().collect();
             let gone: BTreeSet<usize> = merged.iter().copied().collect();
             prop_assert_eq!(gone.len(), merged.len(), "no file is merged twice");
@@ -150,7 +161,7 @@ proptest! {
         prop_assert_eq!(rows, (0..sizes.len()).collect::<Vec<_>>());
         let small = lake.iter().filter(|(file, _)| file.bytes < limits.target_bytes / 2).count();
         // Of each tier fewer than are waited for, twice that where a group was full before.
-        let full = (all / (limits.target_bytes / 4)) as usize;
+        let full = (all / (limits.target_bytes / 4)) as usize + sizes.len() / files_max;
         prop_assert!(small <= files_min * TIERS as usize + full + 2, "{} small files", small);
     }
 }
