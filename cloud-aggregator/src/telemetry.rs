@@ -148,7 +148,10 @@ fn describe_maintenance() {
     describe_counter!(names::MAINTENANCE_MERGED_FILES_TOTAL, "Files merged into others by table");
     describe_counter!(names::MAINTENANCE_READ_BYTES_TOTAL, "Bytes read to merge files by table");
     describe_counter!(names::MAINTENANCE_WRITTEN_BYTES_TOTAL, "Bytes of merged files by table");
-    describe_counter!(names::MAINTENANCE_EXPIRED_FILES_TOTAL, "Files removed by retention by table");
+    describe_counter!(
+        names::MAINTENANCE_EXPIRED_FILES_TOTAL,
+        "Files removed by retention by table"
+    );
     describe_counter!(names::MAINTENANCE_VACUUMED_FILES_TOTAL, "Files deleted that nothing names");
     describe_counter!(names::MAINTENANCE_LOG_FILES_TOTAL, "Log files deleted by table");
 }

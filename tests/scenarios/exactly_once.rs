@@ -33,7 +33,7 @@ const MINUTE_MICROS: i64 = 60_000_000;
 const DAY_MINUTES: i64 = 24 * 60;
 
 /// Writes to Kafka, a minute of event time in each round, and counts what must come of it.
-struct Feeder {
+pub(crate) struct Feeder {
     readings_topic: String,
     events_topic: String,
     start: EventTime,
@@ -44,7 +44,7 @@ struct Feeder {
 }
 
 impl Feeder {
-    fn new(plant: &Plant) -> Self {
+    pub(crate) fn new(plant: &Plant) -> Self {
         let minute = now().micros().div_euclid(MINUTE_MICROS);
         let start = EventTime::from_micros((minute - DAY_MINUTES) * MINUTE_MICROS);
         let (readings_topic, events_topic) =
@@ -54,7 +54,7 @@ impl Feeder {
 
     /// Readings of all sensors, every third of them hot; one of each that is days late; as many machine events and as many
     /// records that are none.
-    fn feed(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn feed(&mut self) -> anyhow::Result<()> {
         let (mut readings, mut events, mut letters) = (Vec::new(), Vec::new(), Vec::new());
         let minute = self.start.saturating_add_micros(self.minutes * MINUTE_MICROS);
         for number in 0..SENSORS {
@@ -88,7 +88,7 @@ impl Feeder {
     }
 
     /// Waits until all is in the lake and holds it against what was written.
-    fn check(&self, plant: &Plant) -> anyhow::Result<()> {
+    pub(crate) fn check(&self, plant: &Plant) -> anyhow::Result<()> {
         let lake = plant.lake();
         let expected = [
             ("telemetry", self.readings),
@@ -121,7 +121,7 @@ impl Feeder {
 }
 
 /// A plant whose aggregator is let into its group at once when it comes back, and whose windows close without delay.
-fn plant(name: &str) -> anyhow::Result<Plant> {
+pub(crate) fn plant(name: &str) -> anyhow::Result<Plant> {
     let mut plant = Plant::new(name)?;
     let settings = &mut plant.aggregator_settings;
     settings.more = "[kafka.properties]\n\"group.instance.id\" = \"one\"\n".to_owned();

@@ -9,6 +9,7 @@ mod disk;
 
 mod bad_input;
 mod exactly_once;
+mod lake_upkeep;
 mod live_settings;
 mod operation;
 mod outages;

@@ -39,11 +39,7 @@ pub struct MergeLimits {
 /// Groups of `files`, as their places, of which each becomes one file. No file is in two groups, each group has at least two
 /// files and at most the target's bytes, and is in the order of writing. `is_settled`: see [`is_settled`].
 #[must_use]
-pub fn plan_merges(
-    files: &[FileInfo],
-    limits: &MergeLimits,
-    is_settled: bool,
-) -> Vec<Vec<usize>> {
+pub fn plan_merges(files: &[FileInfo], limits: &MergeLimits, is_settled: bool) -> Vec<Vec<usize>> {
     let is_small = |place: &usize| files[*place].bytes < limits.target_bytes / 2;
     let mut small: Vec<usize> = (0..files.len()).filter(is_small).collect();
     small.sort_by_key(|place| (files[*place].written_at, &files[*place].path));

@@ -26,24 +26,27 @@ use upkeep::Upkeep;
 
 mod lease;
 mod merge;
+mod rounds;
 mod upkeep;
 
 pub use merge::MergeError;
+pub use rounds::run;
 
-/// Every table with the columns by which its rows are sorted.
-const TABLES: [(&str, &[&str]); 5] = [
+/// Every table with the columns by which its rows are sorted. Without any its files are not merged: each epoch replaces them.
+const TABLES: [(&str, &[&str]); 6] = [
     (rows::TELEMETRY, &["sensor_id", "timestamp"]),
     (SideTable::Anomalies.as_str(), &["sensor_id", "window_start"]),
     (SideTable::LateReadings.as_str(), &["sensor_id", "timestamp"]),
     (SideTable::MachineEvents.as_str(), &["machine_id", "timestamp"]),
     (SideTable::DeadLetters.as_str(), &["timestamp"]),
+    (rows::CURRENT_WINDOWS, &[]),
 ];
 /// Most files of one merge: each costs an open file and a batch of rows.
 const FILES_MAX: usize = 256;
 
 /// Names of the tables that can be maintained.
 #[must_use]
-pub fn table_names() -> [&'static str; 5] {
+pub fn table_names() -> [&'static str; 6] {
     TABLES.map(|(name, _)| name)
 }
 
@@ -112,8 +115,17 @@ impl fmt::Display for TableReport {
     }
 }
 
+/// By table.
+pub type Reports = BTreeMap<&'static str, TableReport>;
+
 /// Tells the time.
 pub type Clock = Arc<dyn Fn() -> ProcessingTime + Send + Sync>;
+
+/// The clock of this machine.
+#[must_use]
+pub fn system_clock() -> Clock {
+    Arc::new(|| ProcessingTime::from_micros(chrono::Utc::now().timestamp_micros()))
+}
 
 /// The upkeep of one lake.
 pub struct Maintenance {
@@ -159,10 +171,7 @@ impl Maintenance {
     ///
     /// # Errors
     /// The lease cannot be read or written. What fails in a table is in its report, and the others are maintained.
-    pub async fn round(
-        &mut self,
-        only: Option<&str>,
-    ) -> Result<Option<BTreeMap<&'static str, TableReport>>, LakeError> {
+    pub async fn round(&mut self, only: Option<&str>) -> Result<Option<Reports>, LakeError> {
         let Some(mut lease) = self.leases.take((self.clock)()).await? else { return Ok(None) };
         let is_vacuum_due = self.is_vacuum_due(&lease);
         let mut reports = BTreeMap::new();
@@ -175,7 +184,8 @@ impl Maintenance {
             if let Err(error) = self.maintain(name, keys, is_vacuum_due, &mut report).await {
                 report.problem = Some(chain(&error));
             }
-            if report.version == 0 && report.problem.is_none() {
+            if report == TableReport::default() {
+                // Not there, or nothing was ever written to it.
                 continue;
             }
             tell(name, &report, began.elapsed());
@@ -184,7 +194,9 @@ impl Maintenance {
                 return Ok(Some(reports));
             }
         }
-        if is_vacuum_due && only.is_none() && reports.values().all(|report| report.problem.is_none())
+        if is_vacuum_due
+            && only.is_none()
+            && reports.values().all(|report| report.problem.is_none())
         {
             lease.vacuumed_at = Some((self.clock)());
             lease.until = (self.clock)().saturating_add(Micros::from(self.settings.lease));
@@ -257,6 +269,9 @@ impl Maintenance {
         now: ProcessingTime,
         report: &mut TableReport,
     ) -> Result<(), LakeError> {
+        if !upkeep.is_merged() {
+            return Ok(());
+        }
         let settle = Micros::from(self.settings.settle);
         for group in upkeep.plan(&self.limits(), now, settle, &self.too_large)? {
             // Long rounds keep the lease; one that was lost ends the round.
@@ -318,3 +333,6 @@ fn tell(name: &'static str, report: &TableReport, took: Duration) {
         info!(table = name, ?took, %report, "maintained");
     }
 }
+
+#[cfg(test)]
+mod tests;

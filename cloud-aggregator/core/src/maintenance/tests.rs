@@ -5,11 +5,8 @@ use proptest::prelude::*;
 use super::*;
 
 const MEBIBYTE: u64 = 1 << 20;
-const LIMITS: MergeLimits = MergeLimits {
-    target_bytes: 128 * MEBIBYTE,
-    files_min: 8,
-    files_max: 64,
-};
+const LIMITS: MergeLimits =
+    MergeLimits { target_bytes: 128 * MEBIBYTE, files_min: 8, files_max: 64 };
 
 fn at(seconds: i64) -> ProcessingTime {
     ProcessingTime::from_micros(seconds * 1_000_000)

@@ -76,9 +76,8 @@ impl Layout {
     }
 
     fn converter(&self) -> Result<RowConverter, ArrowError> {
-        let field = |key: &&str| {
-            Ok(SortField::new(self.schema.field_with_name(key)?.data_type().clone()))
-        };
+        let field =
+            |key: &&str| Ok(SortField::new(self.schema.field_with_name(key)?.data_type().clone()));
         RowConverter::new(self.keys.iter().map(field).collect::<Result<_, ArrowError>>()?)
     }
 
@@ -322,9 +321,9 @@ impl Merge {
                 }
             }
             Rest::Stream { stream, group } => {
-                let read = next_of_stream(stream, group).await.map_err(|source| {
-                    MergeError::Read { path: path.to_string(), source }
-                })?;
+                let read = next_of_stream(stream, group)
+                    .await
+                    .map_err(|source| MergeError::Read { path: path.to_string(), source })?;
                 read.map(|batch| self.read(&path, batch)).transpose()?
             }
         };

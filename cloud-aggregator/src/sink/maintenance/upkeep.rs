@@ -123,6 +123,11 @@ impl Upkeep {
         }))
     }
 
+    /// Whether its files may become others.
+    pub(super) fn is_merged(&self) -> bool {
+        !self.layout.keys.is_empty()
+    }
+
     pub(super) fn name(&self) -> &'static str {
         self.name
     }
@@ -300,7 +305,12 @@ impl Upkeep {
     }
 
     /// What is taken away must be what is put back.
-    fn check_rows(&self, adds: &[Add], rows: u64, expected: Option<usize>) -> Result<(), LakeError> {
+    fn check_rows(
+        &self,
+        adds: &[Add],
+        rows: u64,
+        expected: Option<usize>,
+    ) -> Result<(), LakeError> {
         let wrong = |text| LakeError::Rows { table: self.name.to_owned(), text };
         let mut written = 0;
         for add in adds {
@@ -423,8 +433,7 @@ impl Upkeep {
         let cutoff = before.micros() / MICROS_PER_MILLISECOND;
         let work = cleanup_expired_logs_for(version, self.log_store.as_ref(), cutoff, None);
         let failed = self.failed();
-        let deleted =
-            within(self.operation_timeout, async { work.await.map_err(failed) }).await?;
+        let deleted = within(self.operation_timeout, async { work.await.map_err(failed) }).await?;
         Ok(deleted as u64)
     }
 
@@ -452,6 +461,13 @@ impl Upkeep {
             .map_err(self.failed())?;
         self.table = table;
         Ok(done.files_deleted.len() as u64)
+    }
+
+    /// Where the files of the table are, below its folder.
+    #[cfg(test)]
+    pub(super) fn paths(&self) -> Vec<String> {
+        let snapshot = self.table.snapshot().expect("it is loaded");
+        snapshot.log_data().iter().map(|file| file.object_store_path().to_string()).collect()
     }
 
     fn merge_error(&self, source: MergeError) -> LakeError {
