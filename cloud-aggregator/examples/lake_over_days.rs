@@ -66,12 +66,12 @@ impl Simulation {
             for sensor in 0..self.sensors {
                 for metric in METRICS {
                     let mut reading = Reading::new(
-                        SensorId::new(format!("press-{}/{metric}-{sensor:04}", sensor / 10))?,
+                        SensorId::new(&format!("press-{}/{metric}-{sensor:04}", sensor / 10))?,
                         EventTime::from_micros(now + (second - seconds) * SECOND + sensor * 100),
                         MetricType::new(metric)?,
                         70.0 + ((now / SECOND + sensor) % 97) as f64 / 7.0,
                     );
-                    reading.machine_id = Some(MachineId::new(format!("press-{}", sensor / 10))?);
+                    reading.machine_id = Some(MachineId::new(&format!("press-{}", sensor / 10))?);
                     columns.push(&reading, &partition, self.next_offset)?;
                     self.next_offset += 1;
                 }

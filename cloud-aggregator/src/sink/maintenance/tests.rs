@@ -59,7 +59,7 @@ impl World {
         let mut columns = ReadingColumns::new(lake.telemetry_schema());
         for number in 0..50 {
             let reading = Reading::new(
-                SensorId::new(format!("press-{}/oil", number * 3 % SENSORS)).expect("a name"),
+                SensorId::new(&format!("press-{}/oil", number * 3 % SENSORS)).expect("a name"),
                 EventTime::from_micros(at + (number * 17 % 50) * 1000),
                 MetricType::new(metric).expect("a name"),
                 70.0,

@@ -176,8 +176,8 @@ impl Upkeep {
     ) -> Result<u64, LakeError> {
         let Some(first_kept) = first_day_kept(now, Micros::from(retention)) else { return Ok(0) };
         let snapshot = self.table.snapshot().map_err(self.failed())?;
-        let files = snapshot.log_data().iter();
-        let expired = files.filter(|file| is_expired(date_of(file).as_deref(), first_kept));
+        let log = snapshot.log_data();
+        let expired = log.iter().filter(|file| is_expired(date_of(file).as_deref(), first_kept));
         let removes: Vec<Remove> = expired.map(|file| remove(&file, true, now)).collect();
         let count = removes.len() as u64;
         if count == 0 {
@@ -351,8 +351,8 @@ impl Upkeep {
         for _ in 0..COMMIT_ATTEMPTS_MAX {
             self.table.update_state().await.map_err(&failed)?;
             let snapshot = self.table.snapshot().map_err(&failed)?;
-            let files = snapshot.log_data().iter();
-            let present = files.filter(|file| wanted.contains(file.path().as_ref())).count();
+            let log = snapshot.log_data();
+            let present = log.iter().filter(|file| wanted.contains(file.path().as_ref())).count();
             if present != wanted.len() || snapshot.schema() != schema {
                 return Ok(false);
             }
