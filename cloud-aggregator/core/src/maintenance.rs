@@ -44,9 +44,8 @@ pub fn plan_merges(files: &[FileInfo], limits: &MergeLimits, is_settled: bool) -
     let mut small: Vec<usize> = (0..files.len()).filter(is_small).collect();
     small.sort_by_key(|place| (files[*place].written_at, &files[*place].path));
     if is_settled {
-        let mut groups = fill_groups(files, &small, limits);
-        groups.retain(|group| is_worthwhile(files, group));
-        return groups;
+        let groups = fill_groups(files, &small, limits);
+        return groups.into_iter().filter_map(|group| worthwhile(files, group)).collect();
     }
     let mut groups = Vec::new();
     for tier in 0..TIERS {
@@ -101,10 +100,21 @@ fn total(files: &[FileInfo], group: &[usize]) -> u64 {
     group.iter().map(|place| files[*place].bytes).sum()
 }
 
-/// A few late records must not write a large file again each time.
-fn is_worthwhile(files: &[FileInfo], group: &[usize]) -> bool {
-    let largest = group.iter().map(|place| files[*place].bytes).max().unwrap_or(0);
-    (total(files, group) - largest).saturating_mul(WORTHWHILE_SHARE) >= largest
+/// Without the files that are so large that the others do not justify to write them again: a few late records must not do that
+/// each time.
+fn worthwhile(files: &[FileInfo], mut group: Vec<usize>) -> Option<Vec<usize>> {
+    loop {
+        let bytes = total(files, &group);
+        let largest = (0..group.len()).max_by_key(|place| files[group[*place]].bytes)?;
+        let bytes_of_largest = files[group[largest]].bytes;
+        if group.len() < 2 {
+            return None;
+        }
+        if (bytes - bytes_of_largest).saturating_mul(WORTHWHILE_SHARE) >= bytes_of_largest {
+            return Some(group);
+        }
+        group.remove(largest);
+    }
 }
 
 /// A day of the calendar.

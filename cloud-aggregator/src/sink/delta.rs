@@ -337,7 +337,13 @@ impl Table {
     /// # Errors
     /// The storage refuses.
     pub async fn refresh(&mut self) -> Result<(), LakeError> {
-        self.table.update_state().await.map_err(|source| table_error(self.name, source))
+        let Err(error) = self.table.update_state().await else { return Ok(()) };
+        // Maintenance may have deleted the commits on which the snapshot stands; a checkpoint has what was in them.
+        info!(table = self.name, %error, "reading the table anew");
+        let mut table = DeltaTable::new(self.log_store.clone());
+        table.load().await.map_err(|source| table_error(self.name, source))?;
+        self.table = table;
+        Ok(())
     }
 
     /// Epoch of the last commit for a partition, as of the last refresh or commit.
@@ -502,19 +508,17 @@ impl Table {
     }
 }
 
-/// Whether nothing was committed because maintenance has removed old dates, set table properties, or deleted the commits
-/// since a snapshot that is very old. Merged files are no conflict.
+/// Whether nothing was committed because maintenance has removed old dates or set table properties. Merged files are no
+/// conflict.
 fn is_of_maintenance(error: &DeltaTableError) -> bool {
-    match error {
-        DeltaTableError::InvalidVersion(_) => true,
-        DeltaTableError::Transaction { source: TransactionError::CommitConflict(conflict) } => {
-            matches!(
-                conflict,
+    matches!(
+        error,
+        DeltaTableError::Transaction {
+            source: TransactionError::CommitConflict(
                 CommitConflictError::ConcurrentDeleteRead | CommitConflictError::MetadataChanged
             )
         }
-        _ => false,
-    }
+    )
 }
 
 /// Syncs files below `root` and the folders on the way to them.

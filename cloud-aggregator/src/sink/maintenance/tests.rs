@@ -171,7 +171,7 @@ async fn small_files_become_one_sorted_file_of_each_partition_and_no_row_is_lost
     for _ in 0..3 {
         world.append(&mut lake, "temperature", NOON).await.expect("committed");
     }
-    let reports = world.maintenance(NOON + 2 * DAY).round(None).await.expect("no fault");
+    let reports = world.maintenance(NOON).round(None).await.expect("no fault");
     assert!(reports.is_none(), "the lease of another instance is respected");
     maintenance.release().await.expect("released");
     let reports = world.maintenance(NOON + 2 * DAY).round(None).await.expect("no fault");
@@ -216,19 +216,31 @@ async fn an_append_goes_through_beside_merges_retention_and_a_shortened_log() {
     }
     world.settings.maintenance.retention.telemetry = Duration::from_secs(2 * 86_400);
     world.settings.maintenance.checkpoint_commits = 1;
-    // `lake` does not know of any of this: properties, removed dates, merged files, a log that begins later.
-    let far = NOON + 400 * 365 * DAY;
+    // `lake` does not know of any of this: properties, removed dates, merged files.
     let mut maintenance = world.maintenance(NOON);
     let report = maintenance.round(None).await.expect("no fault").expect("elected");
     let report = &report[rows::TELEMETRY];
     assert_eq!((report.expired_files, report.merged_files, report.files), (8, 8, 1), "{report}");
     let kept: Vec<i64> = (400..800).collect();
     assert_eq!(world.rows(true).await, (kept, 1));
-    let upkeep = world.upkeep().await;
-    let deleted = upkeep.shorten_log(ProcessingTime::from_micros(far), Duration::from_secs(1));
-    assert!(deleted.await.expect("no fault") > 16, "commits of the writer's snapshot are gone");
     world.append(&mut lake, "temperature", NOON).await.expect("committed beside maintenance");
     assert_eq!(world.rows(false).await, ((400..850).collect(), 2));
+    // One who has not looked for longer than the log goes back reads the table anew and goes on.
+    let mut upkeep = world.upkeep().await;
+    assert!(upkeep.checkpoint(1).await.expect("no fault"));
+    let mut busy = world.lake().await;
+    world.append(&mut busy, "temperature", NOON).await.expect("committed");
+    assert!(upkeep.checkpoint(1).await.expect("no fault"));
+    let far = ProcessingTime::from_micros(NOON + 400 * 365 * DAY);
+    let deleted = upkeep.shorten_log(far, Duration::from_secs(1)).await.expect("no fault");
+    assert!(deleted > 16, "{deleted} log files are gone, those of the writer's snapshot too");
+    lake.refresh().await.expect("read anew");
+    let partition = TopicPartition { topic: "temperature".to_owned(), partition: 0 };
+    let recovered = lake.recover(&[partition]).await.expect("answers");
+    assert!(matches!(&recovered[0], Recovered::Resumed(last) if Some(last.0) == world.epoch));
+    lake.discard().expect("a writer");
+    world.append(&mut lake, "temperature", NOON).await.expect("committed");
+    assert_eq!(world.rows(false).await, ((400..950).collect(), 4));
 }
 
 #[tokio::test(flavor = "multi_thread")]
