@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use aggregator_core::checkpoint::{
-    EpochFile, EpochId, Nonce, PartitionEpoch, PendingRows, TopicPartition,
+    EpochFile, EpochId, Nonce, PartitionEpoch, PendingRows, SavedState, TopicPartition,
 };
 use aggregator_core::rows::Offset;
 use aggregator_core::{PartitionState, ProcessingTime};
@@ -81,14 +81,19 @@ impl Simulation {
         let epoch = EpochId::after(self.epoch, Nonce(1))?;
         let last = PartitionEpoch {
             next_offset: Offset(self.next_offset),
-            state: PartitionState::new(&aggregator_core::Settings::default()),
+            state: SavedState::Whole(Box::new(PartitionState::new(
+                &aggregator_core::Settings::default(),
+            ))),
             rows: PendingRows::default(),
             alerts: Vec::new(),
         };
         let file = EpochFile::new(epoch, BTreeMap::from([(partition.clone(), last)]));
+        let files = BTreeMap::from([(partition.clone(), Vec::new())]);
         let rows = BTreeMap::from([(partition, PendingRows::default())]);
         let file = serde_json::to_vec(&file)?;
-        self.lake.begin_commit(EpochCommit { epoch, file, rows, current: Vec::new() }).await?;
+        self.lake
+            .begin_commit(EpochCommit { epoch, file, files, rows, current: Vec::new() })
+            .await?;
         self.lake.committed().await.1?;
         self.epoch = Some(epoch);
         self.date_files()

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use aggregator_core::checkpoint::{
-    EpochFile, EpochId, Nonce, PartitionEpoch, PendingRows, TopicPartition,
+    EpochFile, EpochId, Nonce, PartitionEpoch, PendingRows, SavedState, TopicPartition,
 };
 use aggregator_core::rows::Offset;
 use aggregator_core::{PartitionState, ProcessingTime};
@@ -71,14 +71,17 @@ impl World {
         let epoch = EpochId::after(self.epoch, Nonce(1)).expect("room");
         let last = PartitionEpoch {
             next_offset: Offset(self.next_offset),
-            state: PartitionState::new(&aggregator_core::Settings::default()),
+            state: SavedState::Whole(Box::new(PartitionState::new(
+                &aggregator_core::Settings::default(),
+            ))),
             rows: PendingRows::default(),
             alerts: Vec::new(),
         };
         let file = EpochFile::new(epoch, BTreeMap::from([(partition.clone(), last)]));
         let file = serde_json::to_vec(&file).expect("serialisable");
+        let files = BTreeMap::from([(partition.clone(), Vec::new())]);
         let rows = BTreeMap::from([(partition, PendingRows::default())]);
-        let commit = EpochCommit { epoch, file, rows, current: Vec::new() };
+        let commit = EpochCommit { epoch, file, files, rows, current: Vec::new() };
         lake.begin_commit(commit).await?;
         lake.committed().await.1?;
         self.epoch = Some(epoch);
@@ -237,7 +240,7 @@ async fn an_append_goes_through_beside_merges_retention_and_a_shortened_log() {
     lake.refresh().await.expect("read anew");
     let partition = TopicPartition { topic: "temperature".to_owned(), partition: 0 };
     let recovered = lake.recover(&[partition]).await.expect("answers");
-    assert!(matches!(&recovered[0], Recovered::Resumed(last) if Some(last.0) == world.epoch));
+    assert!(matches!(&recovered[0], Recovered::Resumed(last) if Some(last.epoch) == world.epoch));
     lake.discard().expect("a writer");
     world.append(&mut lake, "temperature", NOON).await.expect("committed");
     assert_eq!(world.rows(false).await, ((400..950).collect(), 4));
@@ -265,7 +268,7 @@ async fn offsets_outlive_the_commits_that_carried_them() {
         let mut again = world.lake().await;
         let recovered = again.recover(std::slice::from_ref(&other)).await.expect("answers");
         let Recovered::Resumed(last) = &recovered[0] else { panic!("{recovered:?}") };
-        assert_eq!((Some(last.0), last.1.next_offset), (world.epoch, Offset(world.next_offset)));
+        assert_eq!((Some(last.epoch), last.next_offset), (world.epoch, Offset(world.next_offset)));
         world.append(&mut again, "temperature", NOON).await.expect("committed");
     }
     // One who has not looked since cannot commit an epoch of the past.
