@@ -23,9 +23,10 @@ use crate::reload::Reloader;
 use crate::sink::alert::{Channel, Delivery, Outcome};
 use crate::sink::alert_topic::AlertTopic;
 use crate::sink::commit::Lake;
+use crate::sink::maintenance::{self, Maintenance, Reports};
 use crate::sink::webhook::Webhook;
 use crate::source::kafka::{Source, client_config, start};
-use crate::{admin, telemetry};
+use crate::{admin, config, telemetry};
 
 /// A service is wrong: the port is taken, the consumer ended (`EX_UNAVAILABLE` of sysexits.h).
 const EXIT_UNAVAILABLE: u8 = 69;
@@ -39,6 +40,8 @@ const EXIT_TEMPORARY: u8 = 75;
 const EXIT_CONFIG: u8 = 78;
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
+/// Maintenance sorts and compresses: it gets what the other threads leave.
+const MAINTENANCE_NICE: i32 = 10;
 /// Kept of the drain timeout for leaving the consumer group.
 const LEAVE_SHARE: u32 = 4;
 
@@ -84,7 +87,10 @@ async fn run_async(
         .map_err(exit_with(EXIT_UNAVAILABLE))?;
     let address = listener.local_addr().map_err(exit_with(EXIT_UNAVAILABLE))?;
     info!(%address, "health, metrics and status are served");
-    let lake = Lake::open(&settings.lake)
+    // A run that only drains is over before there is much to do; it looks after the log itself.
+    let is_maintained = settings.maintenance.enabled && !settings.trigger.available_now;
+    let lake_settings = config::Lake { is_maintained, ..settings.lake.clone() };
+    let lake = Lake::open(&lake_settings)
         .await
         .with_context(|| format!("lake.location {}", settings.lake.location))
         .map_err(exit_with(EXIT_STORAGE))?;
@@ -98,6 +104,10 @@ async fn run_async(
     let (outcomes_sender, outcomes) = mpsc::channel(settings.alerts.queue_length);
     let channels =
         open_channels(&settings, &outcomes_sender, &mut tasks).map_err(exit_with(EXIT_CONFIG))?;
+    if is_maintained {
+        spawn_maintenance(lake_settings, settings.maintenance.clone(), stop.clone())
+            .map_err(exit_with(EXIT_SOFTWARE))?;
+    }
     tasks.spawn(upkeep(metrics.clone()));
     tasks.spawn(serve_admin(listener, Arc::clone(&health), metrics, stop.clone()));
     let (rules_sender, rules) = mpsc::channel(1);
@@ -195,6 +205,55 @@ fn open_channels(
         channels.insert(Channel::Webhook, sender);
     }
     Ok(channels)
+}
+
+/// A thread of its own, so that sorting keeps no worker of the pipeline busy. It ends with the process.
+fn spawn_maintenance(
+    lake: config::Lake,
+    settings: config::Maintenance,
+    stop: watch::Receiver<bool>,
+) -> std::io::Result<()> {
+    let yields = || {
+        if let Err(error) = rustix::process::nice(MAINTENANCE_NICE) {
+            warn!(%error, "maintenance runs with the priority of everything else");
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("maintenance")
+        .on_thread_start(yields)
+        .enable_all()
+        .build()?;
+    let run = move || {
+        runtime.block_on(maintenance::run(lake, settings, stop));
+        runtime.shutdown_background();
+    };
+    std::thread::Builder::new().name("maintenance".to_owned()).spawn(run)?;
+    Ok(())
+}
+
+/// One round of maintenance over one table or all. `None`: another instance is at it.
+///
+/// # Errors
+/// The lake cannot be opened; what fails in a table is in its report.
+pub fn maintain(settings: &Settings, table: Option<&str>) -> Result<Option<Reports>, Failure> {
+    telemetry::start_logging(&settings.telemetry)
+        .map_err(|error| Failure { cause: anyhow!(error), exit_code: EXIT_CONFIG })?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(exit_with(EXIT_SOFTWARE))?;
+    let round = async {
+        let clock = maintenance::system_clock();
+        let mut maintenance = Maintenance::open(&settings.lake, &settings.maintenance, clock)?;
+        let reports = maintenance.round(table).await?;
+        if reports.is_some() {
+            maintenance.release().await?;
+        }
+        anyhow::Ok(reports)
+    };
+    runtime.block_on(round).map_err(exit_with(EXIT_STORAGE))
 }
 
 async fn watch_settings(reloader: Reloader, stop: watch::Receiver<bool>) {

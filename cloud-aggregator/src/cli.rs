@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::sink::maintenance::table_names;
 
 /// Counts anomalies from Kafka in event-time windows, writes Delta tables exactly once, alerts.
 #[derive(Debug, Parser)]
@@ -25,6 +28,19 @@ pub enum Command {
     /// Try the rules of the configuration.
     #[command(subcommand)]
     Rules(Rules),
+    /// Maintain the tables once and print what was done: exit code 0; 74 if a table failed, 75 if another instance is at it.
+    Maintain(Maintain),
+}
+
+/// Which tables.
+#[derive(Args, Debug)]
+pub struct Maintain {
+    /// Which configuration.
+    #[command(flatten)]
+    pub config: ConfigFile,
+    /// This table alone.
+    #[arg(long, value_parser = PossibleValuesParser::new(table_names()))]
+    pub table: Option<String>,
 }
 
 /// What to do with rules.

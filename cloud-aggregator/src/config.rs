@@ -14,9 +14,11 @@ use config::{Case, Config, ConfigError, Environment, File, FileFormat, Value, Va
 use serde::Deserialize;
 
 mod keys;
+mod maintenance;
 mod validate;
 
 pub use keys::Keys;
+pub use maintenance::{Maintenance, Retention, table_properties};
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
 /// Tables whose keys are free, such as librdkafka's properties.
@@ -93,6 +95,8 @@ pub struct Settings {
     pub kafka: Kafka,
     /// Where rows go.
     pub lake: Lake,
+    /// How the tables are kept small.
+    pub maintenance: Maintenance,
     /// When an epoch ends.
     pub trigger: Trigger,
     /// When an epoch ends early.
@@ -225,6 +229,9 @@ pub struct Lake {
     /// Age at which state files without reference are deleted.
     #[serde(with = "humantime_serde")]
     pub state_grace: Duration,
+    /// Log checkpoints and old log files are left to maintenance: both take time that grows with the table. Not in the file.
+    #[serde(skip)]
+    pub is_maintained: bool,
 }
 
 /// `[trigger]`.

@@ -14,6 +14,10 @@ use cloud_aggregator::trial::{self, TrialError};
 const EXIT_DATA: u8 = 65;
 /// There is no input (`EX_NOINPUT`).
 const EXIT_NO_INPUT: u8 = 66;
+/// A table cannot be read or written (`EX_IOERR`).
+const EXIT_STORAGE: u8 = 74;
+/// Another instance is at it (`EX_TEMPFAIL`).
+const EXIT_TEMPORARY: u8 = 75;
 /// The configuration is wrong (`EX_CONFIG`).
 const EXIT_CONFIG: u8 = 78;
 
@@ -22,6 +26,7 @@ fn main() -> ExitCode {
     let file = match &command {
         Command::Run(file) | Command::CheckConfig(file) | Command::Healthcheck(file) => file,
         Command::Rules(Rules::Test(test)) => &test.config,
+        Command::Maintain(maintain) => &maintain.config,
     };
     match Settings::load_with_keys(file.config.as_deref()) {
         Ok((settings, keys)) => execute(command, settings, keys),
@@ -38,6 +43,7 @@ fn execute(command: Command, settings: Settings, keys: Keys) -> ExitCode {
         Command::CheckConfig(_) => say("configuration is valid"),
         Command::Healthcheck(_) => healthcheck(&settings),
         Command::Rules(Rules::Test(test)) => try_rules(&settings, &test),
+        Command::Maintain(which) => maintain(&settings, which.table.as_deref()),
     }
 }
 
@@ -48,6 +54,26 @@ fn run(settings: Settings, keys: Keys, file: Option<PathBuf>) -> ExitCode {
             complain(&format!("{:#}", error.cause));
             ExitCode::from(error.exit_code)
         }
+    }
+}
+
+fn maintain(settings: &Settings, table: Option<&str>) -> ExitCode {
+    let reports = match app::maintain(settings, table) {
+        Ok(Some(reports)) => reports,
+        Ok(None) => {
+            complain("another instance maintains this lake (maintenance.lease)");
+            return ExitCode::from(EXIT_TEMPORARY);
+        }
+        Err(error) => {
+            complain(&format!("{:#}", error.cause));
+            return ExitCode::from(error.exit_code);
+        }
+    };
+    let lines = reports.iter().map(|(table, report)| format!("{table}: {report}"));
+    let said = say(&lines.collect::<Vec<_>>().join("\n"));
+    match reports.values().any(|report| report.problem.is_some()) {
+        true => ExitCode::from(EXIT_STORAGE),
+        false => said,
     }
 }
 

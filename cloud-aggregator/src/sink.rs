@@ -4,6 +4,7 @@ pub mod alert;
 pub mod alert_topic;
 pub mod commit;
 pub mod delta;
+pub mod maintenance;
 pub mod rows;
 pub mod state_file;
 pub mod webhook;

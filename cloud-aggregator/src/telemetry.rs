@@ -54,6 +54,32 @@ pub mod names {
     pub const UNMATCHED_READINGS: &str = "aggregator_unmatched_readings";
     /// Alerts decided.
     pub const ALERTS_TOTAL: &str = "aggregator_alerts_total";
+    /// Files of a table, as of the last maintenance.
+    pub const TABLE_FILES: &str = "aggregator_table_files";
+    /// Bytes of these files.
+    pub const TABLE_BYTES: &str = "aggregator_table_bytes";
+    /// Rounds of maintenance, label `outcome`: done, held-elsewhere, failed.
+    pub const MAINTENANCE_ROUNDS_TOTAL: &str = "aggregator_maintenance_rounds_total";
+    /// Time since this instance or another one last ended a round without a fault, as far as this one knows.
+    pub const MAINTENANCE_LAST_SUCCESS_AGE_SECONDS: &str =
+        "aggregator_maintenance_last_success_age_seconds";
+    /// Duration of the maintenance of a table, label `table`.
+    pub const MAINTENANCE_SECONDS: &str = "aggregator_maintenance_seconds";
+    /// Failures, label `table`.
+    pub const MAINTENANCE_FAILURES_TOTAL: &str = "aggregator_maintenance_failures_total";
+    /// Files merged into others, label `table`.
+    pub const MAINTENANCE_MERGED_FILES_TOTAL: &str = "aggregator_maintenance_merged_files_total";
+    /// Bytes of these, label `table`.
+    pub const MAINTENANCE_READ_BYTES_TOTAL: &str = "aggregator_maintenance_read_bytes_total";
+    /// Bytes written for them, label `table`.
+    pub const MAINTENANCE_WRITTEN_BYTES_TOTAL: &str = "aggregator_maintenance_written_bytes_total";
+    /// Files removed by retention, label `table`.
+    pub const MAINTENANCE_EXPIRED_FILES_TOTAL: &str = "aggregator_maintenance_expired_files_total";
+    /// Files deleted that nothing names, label `table`.
+    pub const MAINTENANCE_VACUUMED_FILES_TOTAL: &str =
+        "aggregator_maintenance_vacuumed_files_total";
+    /// Log files deleted, label `table`.
+    pub const MAINTENANCE_LOG_FILES_TOTAL: &str = "aggregator_maintenance_log_files_total";
     /// Alerts owed to some channel.
     pub const ALERTS_PENDING: &str = "aggregator_alerts_pending";
     /// Alerts delivered, label `channel`.
@@ -104,9 +130,32 @@ pub fn start_metrics() -> Result<PrometheusHandle, BuildError> {
     let seconds = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Full(names::EPOCH_COMMIT_SECONDS.to_owned()), &seconds)?
+        .set_buckets_for_metric(Matcher::Full(names::MAINTENANCE_SECONDS.to_owned()), &seconds)?
         .install_recorder()?;
     describe();
+    describe_maintenance();
     Ok(handle)
+}
+
+fn describe_maintenance() {
+    describe_gauge!(names::TABLE_FILES, "Files of a table");
+    describe_gauge!(names::TABLE_BYTES, "Bytes of a table's files");
+    describe_counter!(names::MAINTENANCE_ROUNDS_TOTAL, "Rounds of maintenance by outcome");
+    describe_gauge!(
+        names::MAINTENANCE_LAST_SUCCESS_AGE_SECONDS,
+        "Age of the last round without a fault"
+    );
+    describe_histogram!(names::MAINTENANCE_SECONDS, "Duration of a table's maintenance");
+    describe_counter!(names::MAINTENANCE_FAILURES_TOTAL, "Failures of maintenance by table");
+    describe_counter!(names::MAINTENANCE_MERGED_FILES_TOTAL, "Files merged into others by table");
+    describe_counter!(names::MAINTENANCE_READ_BYTES_TOTAL, "Bytes read to merge files by table");
+    describe_counter!(names::MAINTENANCE_WRITTEN_BYTES_TOTAL, "Bytes of merged files by table");
+    describe_counter!(
+        names::MAINTENANCE_EXPIRED_FILES_TOTAL,
+        "Files removed by retention by table"
+    );
+    describe_counter!(names::MAINTENANCE_VACUUMED_FILES_TOTAL, "Files deleted that nothing names");
+    describe_counter!(names::MAINTENANCE_LOG_FILES_TOTAL, "Log files deleted by table");
 }
 
 fn describe() {

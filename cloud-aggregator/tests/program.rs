@@ -103,16 +103,20 @@ fn files_of(lake: &Path, table: &str) -> Vec<PathBuf> {
         Err(_) => return Vec::new(),
     };
     logs.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
-    let mut files = Vec::new();
+    logs.sort();
+    let mut files = BTreeSet::new();
     for log in logs {
         for line in std::fs::read_to_string(log).expect("readable").lines() {
             let action: serde_json::Value = serde_json::from_str(line).expect("JSON");
             if let Some(path) = action["add"]["path"].as_str() {
-                files.push(lake.join(table).join(path));
+                files.insert(lake.join(table).join(path));
+            }
+            if let Some(path) = action["remove"]["path"].as_str() {
+                assert!(files.remove(&lake.join(table).join(path)), "{path} is removed twice");
             }
         }
     }
-    files
+    files.into_iter().collect()
 }
 
 /// (topic, partition, offset) of each row; fails on the first that is there twice.
@@ -252,6 +256,74 @@ fn wait_for_files(lake: &Path, before: usize, child: &mut Child) -> usize {
         assert!(since.elapsed() < PATIENCE, "no commit within {PATIENCE:?}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Where `AGGREGATOR_FAULT` can end maintenance, in its order.
+const MAINTENANCE_STEPS: [&str; 7] = [
+    "expired",
+    "merge-written",
+    "merge-committed",
+    "checkpoint-written",
+    "log-shortened",
+    "vacuumed",
+    "round-done",
+];
+
+#[test]
+fn maintenance_that_dies_at_any_step_loses_no_row_and_the_next_round_goes_on() {
+    let plant = Plant::new();
+    let lake = plant.lake();
+    // What a round that dies leaves must not keep the next from working: its lease ends by itself.
+    let settings = [
+        ("AGGREGATOR__MAINTENANCE__FILES_MIN", "2"),
+        ("AGGREGATOR__MAINTENANCE__LEASE", "1s"),
+        ("AGGREGATOR__MAINTENANCE__CHECKPOINT_COMMITS", "1"),
+        ("AGGREGATOR__MAINTENANCE__VACUUM_INTERVAL", "1s"),
+    ];
+    let maintain = |more: &[(&str, &str)]| {
+        let variables = [&settings[..], more].concat();
+        let since = Instant::now();
+        loop {
+            let output = plant.command("maintain", &variables).output().expect("started");
+            if output.status.code() != Some(75) {
+                return output;
+            }
+            assert!(since.elapsed() < PATIENCE, "the lease does not end");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    let mut sent = 0;
+    for (round, step) in MAINTENANCE_STEPS.into_iter().enumerate() {
+        for _ in 0..2 {
+            for sensor in 0..20 {
+                let second = i64::try_from(sent).expect("small");
+                let json = encode_reading(&reading(sensor, second, 20.0, None), Encoding::Json);
+                plant.send("temperature", &format!("sensor-{sensor}"), &json, None);
+                sent += 1;
+            }
+            plant.flush();
+            plant.drain();
+        }
+        let before = sources(&lake, "telemetry").len();
+        // 2026-03-01 is behind any retention of a day; only this step looks at it.
+        let retention = ("AGGREGATOR__MAINTENANCE__RETENTION__TELEMETRY", "1d");
+        let expires = if step == "expired" { vec![retention] } else { Vec::new() };
+        let fault = format!("{step}:1");
+        let output = maintain(&[expires, vec![("AGGREGATOR_FAULT", &fault)]].concat());
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), None, "{step} has not come: {text}");
+        let kept = if step == "expired" { 0 } else { before };
+        assert_eq!(sources(&lake, "telemetry").len(), kept, "rows after {step}");
+        let output = maintain(&[]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(text.contains("telemetry: version "), "{text}");
+        assert_eq!(sources(&lake, "telemetry").len(), kept, "rows in the round after {step}");
+        let files = files_of(&lake, "telemetry").len();
+        assert!(files <= 1, "{files} files in round {round}");
+    }
+    plant.drain();
+    assert_eq!(sources(&lake, "telemetry").len(), sent - 40, "all but those that have expired");
 }
 
 #[test]

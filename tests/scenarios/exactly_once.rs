@@ -28,7 +28,7 @@ const SIGABRT: i32 = 6;
 const ROUNDS: u64 = 100;
 
 /// A plant whose aggregator is let into its group at once when it comes back, and whose windows close without delay.
-fn plant(name: &str) -> anyhow::Result<Plant> {
+pub(crate) fn plant(name: &str) -> anyhow::Result<Plant> {
     let mut plant = Plant::new(name)?;
     let settings = &mut plant.aggregator_settings;
     settings.more = "[kafka.properties]\n\"group.instance.id\" = \"one\"\n".to_owned();

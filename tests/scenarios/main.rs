@@ -12,6 +12,7 @@ mod brokers;
 mod exactly_once;
 mod feeder;
 mod kafka_faults;
+mod lake_upkeep;
 mod live_settings;
 mod offline_gateway;
 mod operation;

@@ -26,6 +26,17 @@ pub struct TableProtocol {
     pub files: u64,
 }
 
+/// What a query reads, and what there is.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+pub struct Touched {
+    /// Files.
+    pub files: (u64, u64),
+    /// Row groups.
+    pub row_groups: (u64, u64),
+    /// Bytes of these row groups, not compressed.
+    pub bytes: (u64, u64),
+}
+
 /// One closed window: sensor, start in microseconds since 1970, matches.
 pub type WindowCount = (String, i64, u64);
 
@@ -69,6 +80,20 @@ impl LakeReader {
     /// A log cannot be read.
     pub fn protocols(&self) -> anyhow::Result<std::collections::BTreeMap<String, TableProtocol>> {
         Ok(serde_json::from_str(&self.run(&["protocol", &self.lake_text()?])?)?)
+    }
+
+    /// Files, row groups and bytes that a query for `column = value` within a span of time must read, of how many.
+    ///
+    /// # Errors
+    /// A log or a file cannot be read.
+    pub fn touched(
+        &self,
+        table: &str,
+        (column, value): (&str, &str),
+        (from, to): (&str, &str),
+    ) -> anyhow::Result<Touched> {
+        let lake = self.lake_text()?;
+        Ok(serde_json::from_str(&self.run(&["touched", &lake, table, column, value, from, to])?)?)
     }
 
     /// Batch count over `telemetry`: for each sensor and minute the readings of `metric_type` above `above`, where there are

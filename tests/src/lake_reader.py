@@ -3,6 +3,10 @@
     lake_reader.py query LAKE SQL      rows of SQL over the lake's tables, a JSON object a line
     lake_reader.py protocol LAKE       {"table": {"reader": 1, "writer": 2, "version": 7, "files": 3}, ...}
     lake_reader.py create LAKE         makes the container of a lake in Azurite
+    lake_reader.py touched LAKE TABLE COLUMN VALUE FROM TO
+                                       {"files": [2, 90], "row_groups": [3, 700], "bytes": [.., ..]}: how many of how many a
+                                       query for COLUMN = VALUE and FROM <= timestamp < TO must read, by date partition, the
+                                       log's statistics, and those of the row groups
 
 A table is a folder of LAKE with a _delta_log. Only files that the log names and has not removed are read; partition
 columns come from the log, not from the path. LAKE is a folder, or http://…/devstoreaccount1/CONTAINER/FOLDER of Azurite: then
@@ -30,29 +34,96 @@ TYPES = {
 }
 
 
+def checkpoint_actions(log, version):
+    """Protocol, metadata and files of a checkpoint in one Parquet file, as the actions of a commit."""
+    path = os.path.join(log, f"{version:020}.checkpoint.parquet").replace("'", "''")
+    rows = duckdb.sql(
+        "SELECT to_json(protocol), to_json(metaData), to_json(add) FROM "
+        f"read_parquet('{path}') WHERE protocol IS NOT NULL OR metaData IS NOT NULL OR add IS NOT NULL").fetchall()
+    for row in rows:
+        for name, text in zip(("protocol", "metaData", "add"), row):
+            value = json.loads(text) if text else None
+            if value and any(field is not None for field in value.values()):
+                if name == "add" and isinstance(value["partitionValues"], list):
+                    value["partitionValues"] = {pair["key"]: pair["value"] for pair in value["partitionValues"]}
+                yield {name: value}
+
+
+def commit_actions(log, version):
+    with open(os.path.join(log, f"{version:020}.json"), encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
+
+
 def fold_log(table):
-    """Schema, protocol, version and active files (path -> partition values) of a table."""
+    """Schema, protocol, version and active files (path -> add) of a table."""
     log = os.path.join(table, "_delta_log")
-    versions = sorted(name for name in os.listdir(log) if re.fullmatch(r"\d{20}\.json", name))
-    for expected, name in enumerate(versions):
-        if int(name[:20]) != expected:
+    names = os.listdir(log)
+    versions = sorted(int(name[:20]) for name in names if re.fullmatch(r"\d{20}\.json", name))
+    checkpoints = [int(name[:20]) for name in names if re.fullmatch(r"\d{20}\.checkpoint\.parquet", name)]
+    # From the first commit, if it is still there: a checkpoint is then not needed, and not trusted.
+    start, sources = -1, []
+    if versions[0] > 0:
+        start = min((version for version in checkpoints if version >= versions[0] - 1), default=None)
+        if start is None:
+            raise SystemExit(f"{table}: the log begins with version {versions[0]} and has no checkpoint")
+        sources.append(checkpoint_actions(log, start))
+    later = [version for version in versions if version > start]
+    for expected, version in enumerate(later, start + 1):
+        if version != expected:
             raise SystemExit(f"{table}: version {expected} is missing from the log")
+        sources.append(commit_actions(log, version))
     schema, protocol, files = None, None, {}
-    for name in versions:
-        with open(os.path.join(log, name), encoding="utf-8") as lines:
-            for line in lines:
-                action = json.loads(line)
-                if "metaData" in action:
-                    schema = json.loads(action["metaData"]["schemaString"])
-                elif "protocol" in action:
-                    protocol = action["protocol"]
-                elif "remove" in action:
-                    files.pop(action["remove"]["path"], None)
-                elif "add" in action:
-                    if action["add"]["path"] in files:
-                        raise SystemExit(f"{table}: {action['add']['path']} is added twice")
-                    files[action["add"]["path"]] = action["add"]["partitionValues"]
-    return schema, protocol, len(versions) - 1, files
+    for actions in sources:
+        for action in actions:
+            if "metaData" in action:
+                schema = json.loads(action["metaData"]["schemaString"])
+            elif "protocol" in action:
+                protocol = action["protocol"]
+            elif "remove" in action:
+                if files.pop(action["remove"]["path"], None) is None:
+                    raise SystemExit(f"{table}: {action['remove']['path']} is removed and was not there")
+            elif "add" in action:
+                if action["add"]["path"] in files:
+                    raise SystemExit(f"{table}: {action['add']['path']} is added twice")
+                files[action["add"]["path"]] = action["add"]
+    return schema, protocol, max(versions[-1], start), files
+
+
+def may_hold(low, high, least, most):
+    """Whether a range of a file may hold values of a query; without statistics it may."""
+    return low is None or high is None or (low <= most and high >= least)
+
+
+def touched(lake, name, column, value, begin, end):
+    """See the head of this file."""
+    _, _, _, files = fold_log(os.path.join(lake, name))
+    counts = {"files": [0, 0], "row_groups": [0, 0], "bytes": [0, 0]}
+    for path, add in files.items():
+        stats = json.loads(add["stats"] or "{}")
+        low, high = stats.get("minValues", {}), stats.get("maxValues", {})
+        reads = begin[:10] <= add["partitionValues"]["date"] <= end[:10]
+        reads = reads and may_hold(low.get(column), high.get(column), value, value)
+        reads = reads and may_hold(low.get("timestamp"), high.get("timestamp"), begin, end)
+        full = os.path.join(lake, name, urllib.parse.unquote(path)).replace("'", "''")
+        groups = duckdb.execute(
+            "SELECT row_group_id, any_value(row_group_bytes), max(stats_min_value) FILTER (path_in_schema = ?), "
+            "max(stats_max_value) FILTER (path_in_schema = ?), max(stats_min_value) FILTER (path_in_schema = 'timestamp'), "
+            f"max(stats_max_value) FILTER (path_in_schema = 'timestamp') FROM parquet_metadata('{full}') GROUP BY 1",
+            [column, column]).fetchall()
+        read_groups = [
+            group for group in groups if reads and may_hold(group[2], group[3], value, value)
+            and may_hold(iso(group[4]), iso(group[5]), begin, end)]
+        for kind, read, all_of_them in (
+                ("files", int(reads), 1), ("row_groups", len(read_groups), len(groups)),
+                ("bytes", sum(group[1] for group in read_groups), sum(group[1] for group in groups))):
+            counts[kind][0] += read
+            counts[kind][1] += all_of_them
+    return counts
+
+
+def iso(text):
+    """`2026-03-01 08:15:30.5+00` as the log writes it."""
+    return None if text is None else re.sub(r"([+]00(:00)?)?$", "Z", text.replace(" ", "T"), count=1)
 
 
 def sql_type(kind):
@@ -74,9 +145,10 @@ def define(connection, name, table):
         columns = ", ".join(f'CAST(NULL AS {sql_type(field["type"])}) AS "{field["name"]}"' for field in fields)
         connection.execute(f'CREATE VIEW "{name}" AS SELECT {columns} WHERE false')
         return
-    partitioned = {column for values in files.values() for column in values}
+    partitioned = {column for add in files.values() for column in add["partitionValues"]}
     rows = []
-    for path, values in files.items():
+    for path, add in files.items():
+        values = add["partitionValues"]
         full = os.path.join(table, urllib.parse.unquote(path))
         rows.append([full] + [values.get(column) for column in sorted(partitioned)])
     columns = ", ".join(f'"{column}" VARCHAR' for column in sorted(partitioned))
@@ -157,9 +229,13 @@ def main():
 
 
 def read():
-    if len(sys.argv) < 3 or sys.argv[1] not in ("query", "protocol") or (sys.argv[1] == "query" and len(sys.argv) != 4):
+    arguments = {"query": 4, "protocol": 3, "touched": 8}
+    if len(sys.argv) < 2 or arguments.get(sys.argv[1]) != len(sys.argv):
         raise SystemExit(__doc__)
     action, lake = sys.argv[1:3]
+    if action == "touched":
+        print(json.dumps(touched(lake, *sys.argv[3:])))
+        return
     tables = tables_of(lake)
     if not tables and action == "query":
         raise SystemExit(f"{lake} holds no Delta table (yet)")

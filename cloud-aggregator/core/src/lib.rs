@@ -7,7 +7,8 @@
 //!        `-> Disposition: what becomes of the record       `-> Outputs: rows of `anomalies`, alerts
 //! ```
 //!
-//! [`checkpoint`] decides what one epoch commits together and what a start finds of it. Time is an argument:
+//! [`checkpoint`] decides what one epoch commits together and what a start finds of it, [`maintenance`] what becomes of the
+//! files that epochs leave. Time is an argument:
 //! [`time::ProcessingTime`] is when the aggregator looks, `EventTime` is when a sensor measured.
 
 pub mod accounting;
@@ -16,6 +17,7 @@ pub mod checkpoint;
 pub mod dedup;
 pub mod exact;
 pub mod filter;
+pub mod maintenance;
 pub mod partition;
 pub mod rows;
 pub mod rule;

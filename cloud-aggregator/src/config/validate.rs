@@ -11,7 +11,7 @@ use shared_proto::model::EventTime;
 
 use super::{Fault, Rule, Settings, read_secret};
 
-const TABLES_RESERVED: &str = "_state";
+const FOLDERS_RESERVED: [&str; 2] = ["_state", "_maintenance"];
 
 #[derive(Default)]
 struct Faults(Vec<Fault>);
@@ -63,6 +63,7 @@ impl Settings {
         let mut faults = Faults::default();
         self.check_kafka(&mut faults);
         self.check_lake(&mut faults);
+        self.check_maintenance(&mut faults);
         self.check_rules(&mut faults);
         self.check_trigger(&mut faults);
         self.check_counting(&mut faults);
@@ -132,8 +133,11 @@ impl Settings {
     fn check_lake(&self, faults: &mut Faults) {
         let lake = &self.lake;
         faults.not_empty("lake.location", &lake.location);
-        if lake.location.trim_end_matches('/').ends_with(TABLES_RESERVED) {
-            faults.add("lake.location", "ends with _state, a name this program uses itself");
+        for reserved in FOLDERS_RESERVED {
+            if lake.location.trim_end_matches('/').ends_with(reserved) {
+                let text = format!("ends with {reserved}, a name this program uses itself");
+                faults.add("lake.location", text);
+            }
         }
         faults.files("lake.storage-option-files", &lake.storage_option_files);
         faults.duration("lake.operation-timeout", lake.operation_timeout, SECOND, DAY);
@@ -142,6 +146,34 @@ impl Settings {
         faults.range("lake.file-bytes-max", lake.file_bytes_max, MEBIBYTE, 4_096 * MEBIBYTE);
         faults.range("lake.row-group-rows", lake.row_group_rows, 1, 10_000_000);
         faults.duration("lake.state-grace", lake.state_grace, Duration::ZERO, 365 * DAY);
+    }
+
+    fn check_maintenance(&self, faults: &mut Faults) {
+        let set = &self.maintenance;
+        faults.duration("maintenance.interval", set.interval, SECOND / 10, DAY);
+        faults.duration("maintenance.lease", set.lease, SECOND, DAY);
+        faults.duration("maintenance.retry-min", set.retry_min, SECOND / 1000, DAY);
+        faults.duration("maintenance.retry-max", set.retry_max, set.retry_min, DAY);
+        let most = 4_096 * MEBIBYTE;
+        faults.range("maintenance.target-file-bytes", set.target_file_bytes, MEBIBYTE, most);
+        faults.range("maintenance.files-min", set.files_min, 2, 256);
+        faults.duration("maintenance.settle", set.settle, Duration::ZERO, 30 * DAY);
+        let memory = set.memory_bytes_max as u64;
+        faults.range("maintenance.memory-bytes-max", memory, MEBIBYTE, 16_384 * MEBIBYTE);
+        faults.range("maintenance.row-group-rows", set.row_group_rows, 1000, 10_000_000);
+        faults.range("maintenance.checkpoint-commits", set.checkpoint_commits, 1, 100_000);
+        faults.duration("maintenance.log-retention", set.log_retention, DAY / 24, 3_650 * DAY);
+        faults.duration("maintenance.vacuum-interval", set.vacuum_interval, SECOND, 365 * DAY);
+        // Files of an epoch that is being written are older than their commit by this much, at most.
+        let epoch = self.trigger.processing_time + 10 * self.lake.operation_timeout;
+        let floor = epoch.max(DAY / 24);
+        faults.duration("maintenance.vacuum-retention", set.vacuum_retention, floor, 3_650 * DAY);
+        for (table, retention) in set.retention.all() {
+            let path = format!("maintenance.retention.{}", table.replace('_', "-"));
+            if !retention.is_zero() {
+                faults.duration(&path, retention, DAY, 36_500 * DAY);
+            }
+        }
     }
 
     fn check_rules(&self, faults: &mut Faults) {

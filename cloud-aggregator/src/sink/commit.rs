@@ -633,7 +633,7 @@ fn side_batch(
     batch.map_err(|source| LakeError::Columns { table: side.as_str().to_owned(), source })
 }
 
-async fn within<T>(
+pub(super) async fn within<T>(
     limit: Duration,
     work: impl Future<Output = Result<T, LakeError>>,
 ) -> Result<T, LakeError> {
@@ -646,7 +646,7 @@ async fn within<T>(
 /// Ends the process at the n-th passage of a step, when `AGGREGATOR_FAULT=<step>:<n>` says so; with `:stop` behind it the process
 /// stands still there until it gets SIGCONT. For tests: not there in releases.
 #[cfg(debug_assertions)]
-fn fault_point(step: &str) {
+pub(super) fn fault_point(step: &str) {
     use std::sync::atomic::{AtomicU64, Ordering};
     static PASSED: AtomicU64 = AtomicU64::new(0);
     let Ok(wanted) = std::env::var("AGGREGATOR_FAULT") else { return };
@@ -666,7 +666,7 @@ fn fault_point(step: &str) {
 }
 
 #[cfg(not(debug_assertions))]
-fn fault_point(_step: &str) {}
+pub(super) fn fault_point(_step: &str) {}
 
 #[cfg(test)]
 mod tests;

@@ -27,6 +27,8 @@ use crate::config::{self, Secret, read_secret};
 
 /// How often missing columns are tried to be added.
 const COLUMN_ATTEMPTS_MAX: u32 = 3;
+/// How often rows are committed again after maintenance was faster.
+const APPEND_ATTEMPTS_MAX: u32 = 5;
 
 /// Why the lake did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +98,44 @@ pub enum LakeError {
         /// What is wrong.
         text: String,
     },
+    /// A table asks for more than every reader can do.
+    #[error(
+        "table {table} asks for reader version {reader} and writer version {writer}, maintenance knows 1 and 2: \
+         something else has changed it; take that back, or switch maintenance off"
+    )]
+    Protocol {
+        /// Name of the table.
+        table: String,
+        /// Lowest reader version.
+        reader: i32,
+        /// Lowest writer version.
+        writer: i32,
+    },
+    /// Files of a table cannot become one.
+    #[error("table {table}")]
+    Merge {
+        /// Name of the table.
+        table: String,
+        /// Why.
+        #[source]
+        source: Box<super::maintenance::MergeError>,
+    },
+    /// Rows would be lost or doubled.
+    #[error("table {table}: {text}")]
+    Rows {
+        /// Name of the table.
+        table: String,
+        /// What does not fit.
+        text: String,
+    },
+    /// A lease cannot be read or written.
+    #[error("maintenance lease {name}: {text}")]
+    Lease {
+        /// Name of the file.
+        name: String,
+        /// What is wrong.
+        text: String,
+    },
     /// The storage did not answer in time.
     #[error("the storage did not answer within {seconds} s (lake.operation-timeout)")]
     Timeout {
@@ -117,6 +157,10 @@ impl LakeError {
             | Self::Epoch { .. }
             | Self::State { .. }
             | Self::CommitGone
+            | Self::Protocol { .. }
+            | Self::Merge { .. }
+            | Self::Rows { .. }
+            | Self::Lease { .. }
             | Self::Timeout { .. } => false,
         }
     }
@@ -130,6 +174,8 @@ pub struct Location {
     url: String,
     options: BTreeMap<String, String>,
     secrets: BTreeMap<String, Secret>,
+    /// Log checkpoints and old log files are left to maintenance.
+    is_maintained: bool,
 }
 
 impl Location {
@@ -150,7 +196,13 @@ impl Location {
             Some(folder) => folder.to_string_lossy().into_owned(),
             None => settings.location.trim_end_matches('/').to_owned(),
         };
-        Ok(Self { folder, url, options: settings.storage_options.clone(), secrets })
+        Ok(Self {
+            folder,
+            url,
+            options: settings.storage_options.clone(),
+            secrets,
+            is_maintained: settings.is_maintained,
+        })
     }
 
     /// Folder of a table or of the state files on this machine.
@@ -202,7 +254,7 @@ fn writable_folder(location: &str) -> Result<PathBuf, LakeError> {
     Ok(folder)
 }
 
-fn table_error(table: &str, source: DeltaTableError) -> LakeError {
+pub(super) fn table_error(table: &str, source: DeltaTableError) -> LakeError {
     LakeError::Table { table: table.to_owned(), source: Box::new(source) }
 }
 
@@ -251,6 +303,8 @@ pub struct Table {
     schema: SchemaRef,
     partitions: Vec<String>,
     folder: Option<PathBuf>,
+    /// Somebody else writes log checkpoints and shortens the log.
+    is_maintained: bool,
 }
 
 impl std::fmt::Debug for Table {
@@ -301,6 +355,7 @@ impl Table {
             schema: Arc::new(schema),
             partitions,
             folder: location.local(name),
+            is_maintained: location.is_maintained,
         })
     }
 
@@ -325,7 +380,13 @@ impl Table {
     /// # Errors
     /// The storage refuses.
     pub async fn refresh(&mut self) -> Result<(), LakeError> {
-        self.table.update_state().await.map_err(|source| table_error(self.name, source))
+        let Err(error) = self.table.update_state().await else { return Ok(()) };
+        // Maintenance may have deleted the commits on which the snapshot stands; a checkpoint has what was in them.
+        info!(table = self.name, %error, "reading the table anew");
+        let mut table = DeltaTable::new(self.log_store.clone());
+        table.load().await.map_err(|source| table_error(self.name, source))?;
+        self.table = table;
+        Ok(())
     }
 
     /// Epoch of the last commit for a partition, as of the last refresh or commit.
@@ -397,40 +458,90 @@ impl Table {
         partitions: &[TopicPartition],
         epoch: EpochId,
     ) -> Result<(), LakeError> {
-        let failed = |source| table_error(self.name, source);
         self.sync_files(adds.iter().map(|add| add.path.clone()).collect()).await?;
+        let actions: Vec<Action> = adds.into_iter().map(Action::Add).chain(removes).collect();
+        let mut attempt = 1;
+        loop {
+            match self.try_commit(&actions, partitions, epoch).await {
+                Ok(false) => return Ok(()),
+                Ok(true) => break,
+                Err(error) if attempt < APPEND_ATTEMPTS_MAX && is_of_maintenance(&error) => {
+                    if !self.still_stands(partitions).await? {
+                        return Err(commit_error(self.name, error));
+                    }
+                    info!(table = self.name, %error, "maintenance was faster, committing again");
+                    attempt += 1;
+                }
+                Err(error) => return Err(commit_error(self.name, error)),
+            }
+        }
+        // The new snapshot may hold another owner's commit, which the next one of ours would no longer run into.
+        for partition in partitions {
+            self.check_ownership(partition, Some(epoch)).await?;
+        }
+        Ok(())
+    }
+
+    /// Refreshes; whether the partitions' epochs and the columns are as before.
+    async fn still_stands(&mut self, partitions: &[TopicPartition]) -> Result<bool, LakeError> {
+        let failed = |source| table_error(self.name, source);
+        let schema = self.table.snapshot().map_err(failed)?.schema();
+        let mut before = Vec::with_capacity(partitions.len());
+        for partition in partitions {
+            before.push(self.epoch_of(partition).await?);
+        }
+        self.refresh().await?;
+        for (partition, before) in partitions.iter().zip(before) {
+            if self.epoch_of(partition).await? != before {
+                return Ok(false);
+            }
+        }
+        let failed = |source| table_error(self.name, source);
+        Ok(self.table.snapshot().map_err(failed)?.schema() == schema)
+    }
+
+    /// Whether the table had to be read again after the commit.
+    async fn try_commit(
+        &mut self,
+        actions: &[Action],
+        partitions: &[TopicPartition],
+        epoch: EpochId,
+    ) -> Result<bool, DeltaTableError> {
         let transactions = partitions
             .iter()
             .map(|partition| Transaction::new(partition.app_id(), epoch.version()))
             .collect();
-        let mode = if removes.is_empty() { SaveMode::Append } else { SaveMode::Overwrite };
+        let is_append = actions.iter().all(|action| matches!(action, Action::Add(_)));
+        let mode = if is_append { SaveMode::Append } else { SaveMode::Overwrite };
         let partition_by = Some(self.partitions.clone());
         let operation = DeltaOperation::Write { mode, partition_by, predicate: None };
-        let properties = CommitProperties::default().with_application_transactions(transactions);
-        let snapshot: &dyn TableReference = self.table.snapshot().map_err(failed)?;
+        let mut properties =
+            CommitProperties::default().with_application_transactions(transactions);
+        if self.is_maintained {
+            properties =
+                properties.with_create_checkpoint(false).with_cleanup_expired_logs(Some(false));
+        }
+        let snapshot: &dyn TableReference = self.table.snapshot()?;
         let committed = CommitBuilder::from(properties)
-            .with_actions(adds.into_iter().map(Action::Add).chain(removes).collect())
+            .with_actions(actions.to_vec())
             .build(Some(snapshot), self.log_store.clone(), operation)
             .into_prepared_commit_future()
-            .await
-            .map_err(failed)?
-            .await
-            .map_err(|source| commit_error(self.name, source))?;
+            .await?
+            .await?;
         let version = committed.version;
-        self.sync_files(vec![format!("_delta_log/{version:020}.json")]).await?;
+        self.sync_files(vec![format!("_delta_log/{version:020}.json")])
+            .await
+            .map_err(|error| DeltaTableError::GenericError { source: Box::new(error) })?;
         // From here on the rows are in the table; a log checkpoint that fails is made later.
         match committed.await {
             Ok(finalized) => self.table.state = Some(finalized.snapshot()),
             Err(error) => {
                 warn!(table = self.name, %error, "log checkpoint failed, the rows are committed");
-                self.refresh().await?;
-                // The new snapshot may hold another owner's commit, which the next one of ours would no longer run into.
-                for partition in partitions {
-                    self.check_ownership(partition, Some(epoch)).await?;
-                }
+                self.table.update_state().await?;
+                return Ok(true);
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Rows by the statistics of the files.
@@ -461,6 +572,19 @@ impl Table {
             None => Ok(()),
         }
     }
+}
+
+/// Whether nothing was committed because maintenance has removed old dates or set table properties. Merged files are no
+/// conflict.
+fn is_of_maintenance(error: &DeltaTableError) -> bool {
+    matches!(
+        error,
+        DeltaTableError::Transaction {
+            source: TransactionError::CommitConflict(
+                CommitConflictError::ConcurrentDeleteRead | CommitConflictError::MetadataChanged
+            )
+        }
+    )
 }
 
 /// Syncs files below `root` and the folders on the way to them.

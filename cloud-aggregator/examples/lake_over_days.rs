@@ -1,0 +1,249 @@
+//! What becomes of the lake over days of commits: the aggregator's own commits and maintenance with a simulated clock.
+//!
+//! Each simulated day is a line: commits, how long they took, files and log of `telemetry`, time to open it, memory.
+//! Variables: DAYS (1), COMMIT_SECONDS (5), SENSORS (30, of each of three metrics, a reading each second), FOLDER (a temporary
+//! one; made, and kept if named), MAINTAINED (1; 0: the log alone is looked after, by the commits). Files get the simulated time as the time of their
+//! last change, so that retentions apply to them.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use aggregator_core::checkpoint::{
+    EpochFile, EpochId, Nonce, PartitionEpoch, PendingRows, SavedState, TopicPartition,
+};
+use aggregator_core::rows::Offset;
+use aggregator_core::{PartitionState, ProcessingTime};
+use anyhow::Context as _;
+use cloud_aggregator::config::Settings;
+use cloud_aggregator::sink::commit::{EpochCommit, Lake};
+use cloud_aggregator::sink::delta::{Location, Table};
+use cloud_aggregator::sink::maintenance::{Clock, Maintenance};
+use cloud_aggregator::sink::rows::{self, ReadingColumns};
+use shared_proto::model::{EventTime, MachineId, MetricType, Reading, SensorId};
+
+const SECOND: i64 = 1_000_000;
+const DAY_SECONDS: i64 = 86_400;
+const METRICS: [&str; 3] = ["temperature", "pressure", "vibration"];
+/// Rounds of maintenance, as by default.
+const ROUND_SECONDS: i64 = 60;
+
+fn number(variable: &str, default: i64) -> i64 {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+struct Simulation {
+    folder: PathBuf,
+    settings: Settings,
+    lake: Lake,
+    maintenance: Maintenance,
+    now: Arc<AtomicI64>,
+    sensors: i64,
+    epoch: Option<EpochId>,
+    next_offset: i64,
+    /// Versions of `telemetry` whose files have the simulated time.
+    dated: u64,
+}
+
+#[derive(Default)]
+struct Day {
+    commits: Vec<Duration>,
+    rounds: Vec<Duration>,
+    merged: u64,
+    written_bytes: u64,
+}
+
+impl Simulation {
+    async fn append(&mut self, seconds: i64) -> anyhow::Result<()> {
+        let now = self.now.load(Ordering::Relaxed);
+        let partition = TopicPartition { topic: "temperature".to_owned(), partition: 0 };
+        let mut columns = ReadingColumns::new(self.lake.telemetry_schema());
+        for second in 0..seconds {
+            for sensor in 0..self.sensors {
+                for metric in METRICS {
+                    let mut reading = Reading::new(
+                        SensorId::new(&format!("press-{}/{metric}-{sensor:04}", sensor / 10))?,
+                        EventTime::from_micros(now + (second - seconds) * SECOND + sensor * 100),
+                        MetricType::new(metric)?,
+                        70.0 + ((now / SECOND + sensor) % 97) as f64 / 7.0,
+                    );
+                    reading.machine_id = Some(MachineId::new(&format!("press-{}", sensor / 10))?);
+                    columns.push(&reading, &partition, self.next_offset)?;
+                    self.next_offset += 1;
+                }
+            }
+        }
+        self.lake.write(columns.finish()?).await?;
+        let epoch = EpochId::after(self.epoch, Nonce(1))?;
+        let last = PartitionEpoch {
+            next_offset: Offset(self.next_offset),
+            last_record: None,
+            state: SavedState::Whole(Box::new(PartitionState::new(
+                &aggregator_core::Settings::default(),
+            ))),
+            rows: PendingRows::default(),
+            alerts: Vec::new(),
+        };
+        let file = EpochFile::new(epoch, BTreeMap::from([(partition.clone(), last)]));
+        let files = BTreeMap::from([(partition.clone(), Vec::new())]);
+        let rows = BTreeMap::from([(partition, PendingRows::default())]);
+        let file = serde_json::to_vec(&file)?;
+        self.lake
+            .begin_commit(EpochCommit { epoch, file, files, rows, current: Vec::new() })
+            .await?;
+        self.lake.committed().await.1?;
+        self.epoch = Some(epoch);
+        self.date_files()
+    }
+
+    /// Gives the files of new commits the simulated time.
+    fn date_files(&mut self) -> anyhow::Result<()> {
+        let now = u64::try_from(self.now.load(Ordering::Relaxed))?;
+        let time = UNIX_EPOCH + Duration::from_micros(now);
+        let table = self.folder.join(rows::TELEMETRY);
+        loop {
+            let log = table.join(format!("_delta_log/{:020}.json", self.dated));
+            let Ok(text) = std::fs::read_to_string(&log) else { return Ok(()) };
+            File::open(&log)?.set_modified(time)?;
+            for line in text.lines() {
+                let action: serde_json::Value = serde_json::from_str(line)?;
+                if let Some(path) = action["add"]["path"].as_str() {
+                    File::open(table.join(path))?.set_modified(time)?;
+                }
+            }
+            self.dated += 1;
+        }
+    }
+
+    async fn round(&mut self, day: &mut Day) -> anyhow::Result<()> {
+        let began = Instant::now();
+        let reports = self.maintenance.round(None).await?.context("nobody else is there")?;
+        day.rounds.push(began.elapsed());
+        for (table, report) in &reports {
+            anyhow::ensure!(report.problem.is_none(), "{table}: {report}");
+            day.merged += report.merged_files;
+            day.written_bytes += report.written_bytes;
+        }
+        self.date_files()
+    }
+}
+
+fn main() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(simulate())
+}
+
+async fn simulate() -> anyhow::Result<()> {
+    let temporary = std::env::temp_dir().join(format!("lake-over-days-{}", std::process::id()));
+    let named = std::env::var_os("FOLDER").map(PathBuf::from);
+    let folder = named.clone().unwrap_or_else(|| temporary.clone());
+    let (days, step) = (number("DAYS", 1), number("COMMIT_SECONDS", 5));
+    let is_maintained = number("MAINTAINED", 1) != 0;
+    let mut settings = Settings::load(None)?;
+    settings.lake.location = folder.to_str().context("the folder is not UTF-8")?.to_owned();
+    settings.lake.is_maintained = is_maintained;
+    settings.lake.state_grace = Duration::ZERO;
+    let end = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())?;
+    // Days of the calendar.
+    let end = end - end % (DAY_SECONDS * SECOND);
+    let now = Arc::new(AtomicI64::new(end - days * DAY_SECONDS * SECOND));
+    let told = Arc::clone(&now);
+    let clock: Clock = Arc::new(move || ProcessingTime::from_micros(told.load(Ordering::Relaxed)));
+    let mut simulation = Simulation {
+        lake: Lake::open(&settings.lake).await?,
+        maintenance: Maintenance::open(&settings.lake, &settings.maintenance, clock)?,
+        folder: folder.clone(),
+        settings,
+        now,
+        sensors: number("SENSORS", 30),
+        epoch: None,
+        next_offset: 0,
+        dated: 0,
+    };
+    for day in 1..=days {
+        let mut figures = Day::default();
+        for second in (step..=DAY_SECONDS).step_by(usize::try_from(step)?) {
+            simulation.now.fetch_add(step * SECOND, Ordering::Relaxed);
+            let began = Instant::now();
+            simulation.append(step).await?;
+            figures.commits.push(began.elapsed());
+            if is_maintained && second % ROUND_SECONDS < step {
+                simulation.round(&mut figures).await?;
+            }
+            if second % 3600 < step {
+                simulation.lake.clean_state_files(i64::MAX).await?;
+            }
+        }
+        tell(day, &mut figures, &simulation).await?;
+    }
+    if named.is_none() {
+        std::fs::remove_dir_all(temporary)?;
+    }
+    Ok(())
+}
+
+async fn tell(day: i64, figures: &mut Day, simulation: &Simulation) -> anyhow::Result<()> {
+    let location = Location::open(&simulation.settings.lake)?;
+    let began = Instant::now();
+    let columns = rows::telemetry_columns();
+    let table =
+        Table::open(&location, rows::TELEMETRY, columns, rows::reading_partitions()).await?;
+    let opened = began.elapsed();
+    drop(table);
+    let log = simulation.folder.join(rows::TELEMETRY).join("_delta_log");
+    let (log_files, log_bytes, checkpoint) = log_size(&log)?;
+    let mut commits = std::mem::take(&mut figures.commits);
+    commits.sort_unstable();
+    let share = |share: usize| commits[(commits.len() - 1) * share / 1000].as_secs_f64() * 1e3;
+    let rounds: Duration = figures.rounds.iter().sum();
+    let longest = figures.rounds.iter().max().copied().unwrap_or_default();
+    writeln!(
+        std::io::stdout(),
+        "day {day}: {} commits, p50 {:.1} ms, p99 {:.1} ms, most {:.1} ms; maintenance {:.1} s in {} rounds, longest {:.2} s, \
+         {} files merged, {:.0} MiB written; log {log_files} files, {:.1} MiB, checkpoint {:.1} MiB; opened in {:.0} ms; \
+         {} rows; memory {} MiB, at most {} MiB",
+        commits.len(),
+        share(500),
+        share(990),
+        share(1000),
+        rounds.as_secs_f64(),
+        figures.rounds.len(),
+        longest.as_secs_f64(),
+        figures.merged,
+        figures.written_bytes as f64 / 1_048_576.0,
+        log_bytes as f64 / 1_048_576.0,
+        checkpoint as f64 / 1_048_576.0,
+        opened.as_secs_f64() * 1e3,
+        simulation.next_offset,
+        memory("VmRSS:")?,
+        memory("VmHWM:")?,
+    )?;
+    Ok(())
+}
+
+/// Files, bytes, and the bytes of the largest checkpoint.
+fn log_size(log: &Path) -> anyhow::Result<(u64, u64, u64)> {
+    let mut size = (0, 0, 0);
+    for entry in std::fs::read_dir(log)? {
+        let entry = entry?;
+        let bytes = entry.metadata()?.len();
+        size.0 += 1;
+        size.1 += bytes;
+        if entry.file_name().to_string_lossy().contains("checkpoint.parquet") {
+            size.2 = size.2.max(bytes);
+        }
+    }
+    Ok(size)
+}
+
+/// MiB of a line of `/proc/self/status`.
+fn memory(line: &str) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let found = status.lines().find_map(|text| text.strip_prefix(line));
+    let kibibytes = found.and_then(|text| text.split_whitespace().next());
+    Ok(kibibytes.with_context(|| format!("no {line}"))?.parse::<u64>()? / 1024)
+}

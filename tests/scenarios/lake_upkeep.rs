@@ -1,0 +1,114 @@
+//! Maintenance beside a running aggregator: no row missing, none twice, the windows those that a batch counts, and tables that
+//! every reader can read.
+
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use e2e_tests::cloud_aggregator::{CloudAggregator, program};
+use e2e_tests::eventually::eventually;
+
+use crate::exactly_once::plant;
+use crate::feeder::Feeder;
+use crate::plant::{DEADLINE, Plant};
+
+/// `maintain` ends with it when another instance is at it.
+const EXIT_TEMPORARY: i32 = 75;
+const LOAD: Duration = Duration::from_secs(20);
+
+fn maintain(plant: &Plant, lease: &str) -> anyhow::Result<Output> {
+    let mut command = Command::new(program());
+    command
+        .arg("maintain")
+        .env("AGGREGATOR__LAKE__LOCATION", &plant.aggregator_settings.lake)
+        .env("AGGREGATOR__MAINTENANCE__FILES_MIN", "2")
+        .env("AGGREGATOR__MAINTENANCE__CHECKPOINT_COMMITS", "5")
+        .env("AGGREGATOR__MAINTENANCE__LEASE", lease);
+    command.output().context("maintain cannot be started")
+}
+
+#[test]
+fn appends_go_through_beside_maintenance_and_each_row_stays_once() -> anyhow::Result<()> {
+    let mut plant = plant("lake-upkeep")?;
+    let settings = &mut plant.aggregator_settings.environment;
+    settings.push(("AGGREGATOR__TRIGGER__PROCESSING_TIME".to_owned(), "100ms".to_owned()));
+    settings.push(("AGGREGATOR__MAINTENANCE__ENABLED".to_owned(), "false".to_owned()));
+    let mut feeder = Feeder::new(&plant);
+    feeder.feed()?;
+    let aggregator = plant.start_aggregator()?;
+    let began = Instant::now();
+    let (mut rounds, mut merged) = (0, 0);
+    while began.elapsed() < LOAD {
+        feeder.feed()?;
+        let output = maintain(&plant, "1s")?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "{}: {text}{errors}", output.status);
+        rounds += 1;
+        merged += usize::from(text.contains("telemetry") && !text.contains("merged 0 files"));
+    }
+    let metrics = aggregator.metrics()?;
+    let failures = metrics.lines().find(|line| line.starts_with("aggregator_lake_failures_total"));
+    ensure!(
+        failures.is_none_or(|line| line.ends_with(" 0")),
+        "an epoch failed beside maintenance: {failures:?}"
+    );
+    ensure!(merged >= 5, "{merged} of {rounds} rounds merged anything");
+    let before = plant.lake().protocols()?;
+    feeder.check(&plant)?;
+    let last = maintain(&plant, "1s")?;
+    ensure!(last.status.success(), "{}", String::from_utf8_lossy(&last.stderr));
+    feeder.check(&plant)?;
+    for (table, protocol) in plant.lake().protocols()? {
+        ensure!((protocol.reader, protocol.writer) == (1, 2), "{table}: {protocol:?}");
+    }
+    let after = plant.lake().protocols()?["telemetry"];
+    eprintln!(
+        "{rounds} rounds beside {} commits: {:?}, then {after:?}",
+        after.version, before["telemetry"]
+    );
+    ensure!(after.files <= before["telemetry"].files, "{after:?}");
+    Ok(())
+}
+
+#[test]
+fn of_two_aggregators_one_maintains_and_the_other_goes_on_when_it_is_killed() -> anyhow::Result<()>
+{
+    let mut plant = plant("lake-election")?;
+    plant.aggregator_settings.more = String::new();
+    for (key, value) in [("INTERVAL", "200ms"), ("LEASE", "3s"), ("FILES_MIN", "2")] {
+        let variable = format!("AGGREGATOR__MAINTENANCE__{key}");
+        plant.aggregator_settings.environment.push((variable, value.to_owned()));
+    }
+    let mut feeder = Feeder::new(&plant);
+    feeder.feed()?;
+    let start = |name: &str| -> anyhow::Result<CloudAggregator> {
+        CloudAggregator::start(&plant.dir.join(name), &plant.aggregator_settings)
+    };
+    let mut both = [start("first")?, start("second")?];
+    let rounds = |aggregator: &CloudAggregator, outcome: &str| -> anyhow::Result<u64> {
+        let name = format!("aggregator_maintenance_rounds_total{{outcome=\"{outcome}\"}} ");
+        let metrics = aggregator.metrics()?;
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name.as_str()));
+        Ok(value.map_or(Ok(0), str::parse)?)
+    };
+    let elected = eventually("one of them is elected", DEADLINE, || {
+        let done = [rounds(&both[0], "done")?, rounds(&both[1], "done")?];
+        let held = [rounds(&both[0], "held-elsewhere")?, rounds(&both[1], "held-elsewhere")?];
+        let elected = usize::from(done[1] > done[0]);
+        ensure!(done[elected] >= 3 && held[1 - elected] >= 3, "done {done:?}, held {held:?}");
+        ensure!(done[1 - elected] == 0, "both maintain: {done:?}");
+        Ok(elected)
+    })?;
+    both[elected].process().kill()?;
+    eventually("the other one goes on", DEADLINE, || {
+        let done = rounds(&both[1 - elected], "done")?;
+        ensure!(done >= 3, "{done} rounds");
+        Ok(())
+    })?;
+    feeder.feed()?;
+    feeder.check(&plant)?;
+    let status = maintain(&plant, "3s")?.status;
+    ensure!(status.code() == Some(EXIT_TEMPORARY), "the lease is held by the aggregator: {status}");
+    Ok(())
+}
