@@ -11,9 +11,10 @@ use anyhow::{Context, bail};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Message, OwnedMessage};
+use rdkafka::message::{Header, Message, OwnedHeaders, OwnedMessage};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use rdkafka::{Offset, TopicPartitionList};
+use shared_proto::wire::CONTENT_TYPE_HEADER;
 
 use crate::eventually::eventually;
 use crate::ports::free_port;
@@ -128,7 +129,35 @@ impl Kafka {
     /// # Errors
     /// The client refuses its properties.
     pub fn loader(&self) -> anyhow::Result<Loader> {
-        Loader::new(&self.bootstrap())
+        self.loader_with(&[])
+    }
+
+    /// As [`Self::loader`], with other properties of the client.
+    ///
+    /// # Errors
+    /// The client refuses its properties.
+    pub fn loader_with(&self, properties: &[(&str, &str)]) -> anyhow::Result<Loader> {
+        Loader::new(&self.bootstrap(), properties)
+    }
+
+    /// Follows a topic from its end, as fast as records come.
+    ///
+    /// # Errors
+    /// The topic is not there.
+    pub fn tail(&self, topic: &str) -> anyhow::Result<Tail> {
+        let consumer: BaseConsumer = client_config(&self.bootstrap())
+            .set("group.id", "reader-without-commits")
+            .set("enable.auto.commit", "false")
+            .set("fetch.wait.max.ms", "50")
+            .create()?;
+        let metadata = consumer.fetch_metadata(Some(topic), REQUEST_DEADLINE)?;
+        let mut assignment = TopicPartitionList::new();
+        for partition in metadata.topics().first().context("no such topic")?.partitions() {
+            let (_, high) = consumer.fetch_watermarks(topic, partition.id(), REQUEST_DEADLINE)?;
+            assignment.add_partition_offset(topic, partition.id(), Offset::Offset(high))?;
+        }
+        consumer.assign(&assignment)?;
+        Ok(Tail { consumer })
     }
 
     /// Everything that a topic holds now, partition by partition.
@@ -233,15 +262,19 @@ pub struct Loader {
 }
 
 impl Loader {
-    fn new(bootstrap: &str) -> anyhow::Result<Self> {
-        let producer = client_config(bootstrap)
+    fn new(bootstrap: &str, properties: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let mut config = client_config(bootstrap);
+        config
             .set("enable.idempotence", "true")
             .set("compression.codec", "snappy")
             .set("linger.ms", "50")
             .set("partitioner", "murmur2_random")
             .set("queue.buffering.max.messages", "200000")
-            .create()?;
-        Ok(Self { producer })
+            .set("message.max.bytes", "20000000");
+        for (property, value) in properties {
+            config.set(*property, *value);
+        }
+        Ok(Self { producer: config.create()? })
     }
 
     /// Hands one record over; waits while too many are on their way.
@@ -262,12 +295,59 @@ impl Loader {
         }
     }
 
+    /// Hands over a record as it is: perhaps without payload, with any content type or none. Waits as [`Self::send`] does.
+    ///
+    /// # Errors
+    /// The client refuses it.
+    pub fn send_as_is(
+        &self,
+        topic: &str,
+        key: &str,
+        payload: Option<&[u8]>,
+        content_type: Option<&str>,
+    ) -> anyhow::Result<()> {
+        loop {
+            let mut record = BaseRecord::<str, [u8]>::to(topic).key(key);
+            if let Some(payload) = payload {
+                record = record.payload(payload);
+            }
+            if let Some(value) = content_type {
+                let header = Header { key: CONTENT_TYPE_HEADER, value: Some(value) };
+                record = record.headers(OwnedHeaders::new().insert(header));
+            }
+            match self.producer.send(record) {
+                Ok(()) => return Ok(()),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => {
+                    self.producer.poll(LOADER_PAUSE);
+                }
+                Err((error, _)) => {
+                    return Err(error).with_context(|| format!("sending to {topic}"));
+                }
+            }
+        }
+    }
+
     /// Waits until all are acknowledged.
     ///
     /// # Errors
     /// They are not within 30 s.
     pub fn finish(self) -> anyhow::Result<()> {
         self.producer.flush(REQUEST_DEADLINE).context("waiting for acknowledgements")
+    }
+}
+
+/// See [`Kafka::tail`].
+pub struct Tail {
+    consumer: BaseConsumer,
+}
+
+impl Tail {
+    /// The next record, if one comes in time.
+    ///
+    /// # Errors
+    /// The broker does not give it.
+    pub fn next(&self, wait: Duration) -> anyhow::Result<Option<OwnedMessage>> {
+        Ok(self.consumer.poll(wait).transpose()?.map(|message| message.detach()))
     }
 }
 
