@@ -517,9 +517,8 @@ fn start_rest(
         acknowledgements: session.acknowledgements(),
         board: board.clone(),
     };
-    let group_records_max = settings.journal.group_records_max;
-    let recorder =
-        Recorder::new(Box::new(journal), own_name(settings), group_records_max, connections);
+    let limits = (settings.journal.group_records_max, settings.journal.ledger_interval);
+    let recorder = Recorder::new(Box::new(journal), own_name(settings), limits, connections);
     let (stop, drain_timeout) = (stops.forwarder.subscribe(), settings.shutdown.drain_timeout);
     let threads = Threads {
         journal: spawn_recorder(recorder, stops.journal.subscribe(), board.clone())?,

@@ -533,6 +533,9 @@ pub struct Journal {
     pub group_records_max: usize,
     /// sled's cache.
     pub cache_bytes: u64,
+    /// How often a ledger tells what was journalled and delivered.
+    #[serde(with = "humantime_serde")]
+    pub ledger_interval: Duration,
 }
 
 /// `[kafka]`.

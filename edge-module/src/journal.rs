@@ -6,11 +6,13 @@
 
 use std::time::{Duration, Instant};
 
+use edge_core::ledger::{Ledger, delivered_through};
 use shared_proto::Encoding;
 use shared_proto::codec;
 use shared_proto::model::{
     DeadLetter, MachineEvent, MachineEventDetails, MachineEventType, MachineId, Sequence,
 };
+use shared_proto::sequences;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
@@ -29,7 +31,10 @@ pub type Delivered = PerLane<Sequence>;
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
-const LEDGER_INTERVAL: Duration = Duration::from_secs(60);
+/// Machine events among which the last ledger is looked for at the start.
+const LEDGER_SEARCH_MAX: usize = 2_048;
+/// Cause of the gap record of a record that Kafka will never take: its dead letter has a number of its own.
+const CAUSE_DEAD_LETTER: &str = "dead-letter";
 
 /// Records of one MQTT message, with what is owed for them.
 pub struct Intake {
@@ -49,8 +54,8 @@ pub enum JournalCommand {
     Append(Intake),
     /// Sequences turned out to be unreadable.
     ReportLoss(Loss),
-    /// A record that Kafka will never take; answered when the letter is durable.
-    DeadLetter(DeadLetter, oneshot::Sender<()>),
+    /// A record that Kafka will never take, its number, and its letter; answered when the letter is durable.
+    DeadLetter(DeadLetter, Sequence, oneshot::Sender<()>),
     /// Answer when everything before is durable.
     Flush(oneshot::Sender<()>),
 }
@@ -61,6 +66,7 @@ pub struct Recorder {
     inputs: Inputs,
     machine_id: MachineId,
     group_records_max: usize,
+    ledger_interval: Duration,
     /// Machine events that a group takes while the disk refuses; the others wait in their queue.
     events_max: usize,
     events: mpsc::Receiver<MachineEvent>,
@@ -69,7 +75,7 @@ pub struct Recorder {
     delivered: watch::Receiver<Delivered>,
     acknowledgements: Acknowledgements,
     board: Board,
-    ledger_records: u64,
+    ledger: Ledger,
     /// What is being made durable.
     group: Group,
 }
@@ -147,16 +153,18 @@ impl Recorder {
     pub fn new(
         journal: Box<dyn Journal>,
         machine_id: MachineId,
-        group_records_max: usize,
+        (group_records_max, ledger_interval): (usize, Duration),
         connections: Connections,
     ) -> Self {
         let Connections { inputs, events, commands, durable, delivered, acknowledgements, board } =
             connections;
+        let ledger = resumed_ledger(&*journal);
         Self {
             journal,
             inputs: Inputs { log: inputs, is_failing: false },
             machine_id,
             group_records_max,
+            ledger_interval,
             events_max: events.max_capacity(),
             events,
             commands,
@@ -164,7 +172,7 @@ impl Recorder {
             delivered,
             acknowledgements,
             board,
-            ledger_records: 0,
+            ledger,
             group: Group::default(),
         }
     }
@@ -173,8 +181,8 @@ impl Recorder {
     pub async fn run(&mut self, mut stop: watch::Receiver<bool>) {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING_INTERVAL);
         let mut ledger = tokio::time::interval_at(
-            tokio::time::Instant::now() + LEDGER_INTERVAL,
-            LEDGER_INTERVAL,
+            tokio::time::Instant::now() + self.ledger_interval,
+            self.ledger_interval,
         );
         self.board.set(Part::Journal, Ok(()));
         loop {
@@ -182,6 +190,9 @@ impl Recorder {
             self.add_losses();
             let is_empty = self.fill();
             self.commit(&stop).await;
+            if self.ledger.is_full() {
+                self.add_ledger();
+            }
             let is_stopping = *stop.borrow();
             if is_stopping && is_empty {
                 break;
@@ -233,10 +244,19 @@ impl Recorder {
                 // It becomes a gap record with the next look at the books.
                 self.journal.add_loss(&loss);
             }
-            JournalCommand::DeadLetter(letter, done) => {
+            JournalCommand::DeadLetter(letter, replaced, done) => {
                 group.flushes.push(done);
                 let bytes = codec::encode_dead_letter(&letter, Encoding::Protobuf);
                 group.records.push((Lane::DeadLetters, bytes));
+                let details = MachineEventDetails {
+                    cause: Some(CAUSE_DEAD_LETTER.to_owned()),
+                    first_sequence: Some(replaced.0),
+                    last_sequence: Some(replaced.0),
+                    record_count: Some(1),
+                    detail: Some(letter.detail),
+                    ..MachineEventDetails::default()
+                };
+                self.add_event(&self.event(MachineEventType::Gap, details));
             }
         }
     }
@@ -278,7 +298,6 @@ impl Recorder {
                 metrics::counter!(telemetry::JOURNAL_RECORDS, "lane" => lane.as_str())
                     .increment(count);
             }
-            self.ledger_records += count;
         }
     }
 
@@ -323,12 +342,21 @@ impl Recorder {
         if self.group.records.is_empty() {
             return Ok(());
         }
+        let first = self.journal.next_sequence();
         self.journal.append(&self.group.records)?;
         let counts = counts(&self.group.records);
+        self.note_waveforms(first, &counts);
         self.group.records.clear();
         self.journal.confirm_losses(&std::mem::take(&mut self.group.losses));
         self.tell(counts);
         Ok(())
+    }
+
+    /// Lanes took their numbers from `first` in the order of [`Lane::ALL`].
+    fn note_waveforms(&mut self, first: Sequence, counts: &PerLane<u64>) {
+        let before: u64 =
+            Lane::ALL[..Lane::Waveforms.index()].iter().map(|lane| counts.get(*lane)).sum();
+        self.ledger.handle_waveforms(Sequence(first.0 + before), *counts.get(Lane::Waveforms));
     }
 
     /// Writes the machine events of a group that could not be written whole.
@@ -386,9 +414,17 @@ impl Recorder {
     }
 
     fn add_ledger(&mut self) {
+        let page = self.ledger.end_page(self.journal.next_sequence());
+        let delivered = *self.delivered.borrow();
+        let lane = |lane| (self.journal.last(lane), *delivered.get(lane));
+        let delivered = delivered_through(page.last, Lane::ALL.map(lane));
+        let waveforms = sequences::to_text(&page.waveforms);
         let details = MachineEventDetails {
-            last_sequence: Some(self.journal.next_sequence().0 - 1),
-            record_count: Some(std::mem::take(&mut self.ledger_records)),
+            first_sequence: Some(page.first.0),
+            last_sequence: Some(page.last.0),
+            record_count: Some((page.last.0 + 1).saturating_sub(page.first.0)),
+            delivered_sequence: Some(delivered.0),
+            waveform_sequences: Some(waveforms).filter(|text| !text.is_empty()),
             ..MachineEventDetails::default()
         };
         self.add_event(&self.event(MachineEventType::Ledger, details));
@@ -396,7 +432,9 @@ impl Recorder {
 
     /// Turns losses on the books into gap records, and says so.
     fn add_losses(&mut self) {
-        for loss in self.journal.losses() {
+        let losses = self.journal.losses();
+        let has_losses = !losses.is_empty();
+        for loss in losses {
             log_loss(&loss);
             let details = MachineEventDetails {
                 cause: Some(loss.cause.as_str().to_owned()),
@@ -408,6 +446,9 @@ impl Recorder {
             };
             self.add_event(&self.event(MachineEventType::Gap, details));
             self.group.losses.push(loss);
+        }
+        if has_losses {
+            self.add_ledger();
         }
     }
 
@@ -430,6 +471,17 @@ pub fn event_of_now(
 ) -> MachineEvent {
     let timestamp = now();
     MachineEvent { event_type, machine_id, timestamp, identity: None, historical: false, details }
+}
+
+/// The books go on where the last ledger of the journal ended.
+fn resumed_ledger(journal: &dyn Journal) -> Ledger {
+    let last_page =
+        journal.reader().tail(Lane::Events, LEDGER_SEARCH_MAX).iter().rev().find_map(|record| {
+            let event = codec::decode_machine_event(&record.payload, Encoding::Protobuf).ok()?;
+            let is_ledger = event.event_type == MachineEventType::Ledger;
+            event.details.last_sequence.filter(|_| is_ledger).map(Sequence)
+        });
+    Ledger::resumed(last_page, journal.next_sequence(), journal.last(Lane::Waveforms))
 }
 
 fn log_loss(loss: &Loss) {

@@ -623,7 +623,7 @@ impl Forwarder {
             return self.finish_record(index, record.sequence, Disposition::DeadLetter);
         }
         let (done, is_done) = oneshot::channel();
-        match self.commands.try_send(JournalCommand::DeadLetter(letter, done)) {
+        match self.commands.try_send(JournalCommand::DeadLetter(letter, record.sequence, done)) {
             Ok(()) => self.letters.push((index, record.sequence, is_done)),
             Err(_) => self.finish_record(index, record.sequence, Disposition::Retry),
         }

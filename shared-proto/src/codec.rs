@@ -391,6 +391,8 @@ fn machine_event_from_protobuf(message: v1::MachineEvent) -> Result<MachineEvent
             rule_version: present(message.rule_version),
             trip_id: present(message.trip_id),
             operator: present(message.operator),
+            delivered_sequence: message.delivered_sequence,
+            waveform_sequences: present(message.waveform_sequences),
         },
     })
 }
@@ -428,6 +430,8 @@ pub fn encode_machine_event(event: &MachineEvent, encoding: Encoding) -> Vec<u8>
                 rule_version: details.rule_version.unwrap_or_default(),
                 trip_id: details.trip_id.unwrap_or_default(),
                 operator: details.operator.unwrap_or_default(),
+                delivered_sequence: details.delivered_sequence,
+                waveform_sequences: details.waveform_sequences.unwrap_or_default(),
             }
             .encode_to_vec()
         }
@@ -640,6 +644,7 @@ const fn event_type_to_protobuf(event_type: MachineEventType) -> v1::MachineEven
         MachineEventType::Unshelved => v1::MachineEventType::Unshelved,
         MachineEventType::SettingsChanged => v1::MachineEventType::SettingsChanged,
         MachineEventType::SettingsRefused => v1::MachineEventType::SettingsRefused,
+        MachineEventType::GapClosed => v1::MachineEventType::GapClosed,
     }
 }
 
@@ -668,6 +673,7 @@ fn event_type_from_protobuf(value: i32) -> Result<MachineEventType, DecodeError>
         Ok(v1::MachineEventType::Unshelved) => Ok(MachineEventType::Unshelved),
         Ok(v1::MachineEventType::SettingsChanged) => Ok(MachineEventType::SettingsChanged),
         Ok(v1::MachineEventType::SettingsRefused) => Ok(MachineEventType::SettingsRefused),
+        Ok(v1::MachineEventType::GapClosed) => Ok(MachineEventType::GapClosed),
     }
 }
 

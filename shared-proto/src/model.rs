@@ -420,7 +420,7 @@ pub enum MachineEventType {
     ModelChanged,
     /// A model bundle did not pass its checks; the one before stays in force.
     ModelRefused,
-    /// Count of the sequences journalled so far.
+    /// A page of the journal's books: the sequences given since the last one, and how far delivery has come.
     Ledger,
     /// Sequences that will never come: evicted or lost.
     Gap,
@@ -444,6 +444,8 @@ pub enum MachineEventType {
     SettingsChanged,
     /// New settings were refused whole; the ones before stay in force.
     SettingsRefused,
+    /// Records that were missing have come, or are told as lost.
+    GapClosed,
 }
 
 impl MachineEventType {
@@ -472,6 +474,7 @@ impl MachineEventType {
             Self::Unshelved => "unshelved",
             Self::SettingsChanged => "settings-changed",
             Self::SettingsRefused => "settings-refused",
+            Self::GapClosed => "gap-closed",
         }
     }
 }
@@ -548,6 +551,12 @@ pub struct MachineEventDetails {
     /// Who asked, where a person did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub operator: Option<String>,
+    /// Of a ledger: every record up to this sequence was delivered, or is told as lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delivered_sequence: Option<u64>,
+    /// Of a ledger: which sequences from `first_sequence` to `last_sequence` are waveforms, as ranges: `5-9,12`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waveform_sequences: Option<String>,
 }
 
 /// Input that can never be processed, with its reason and its bytes.

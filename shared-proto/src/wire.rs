@@ -13,6 +13,10 @@ pub const CONTENT_TYPE_JSON: &str = "application/json";
 /// Value of [`CONTENT_TYPE_HEADER`] for protobuf.
 pub const CONTENT_TYPE_PROTOBUF: &str = "application/x-protobuf";
 
+/// Kafka header of a dead letter that was sent again: `<topic>/<partition>/<offset>` of the record that was refused. Such a
+/// record counts although its device's sequence has passed it.
+pub const REPLAY_HEADER: &str = "replay-of";
+
 /// Default Kafka topic names. Each is a setting in both programs.
 pub mod topic {
     /// Readings of metric type `temperature`, keyed by sensor.

@@ -130,6 +130,29 @@ fn machine_event_of_a_person() {
 }
 
 #[test]
+fn ledger() {
+    let event = MachineEvent {
+        event_type: MachineEventType::Ledger,
+        machine_id: MachineId::new("gw-07").expect("valid"),
+        timestamp: time(),
+        identity: identity(1205),
+        historical: false,
+        details: MachineEventDetails {
+            first_sequence: Some(1),
+            last_sequence: Some(1204),
+            record_count: Some(1204),
+            delivered_sequence: Some(1100),
+            waveform_sequences: Some("5-9,12".to_owned()),
+            ..MachineEventDetails::default()
+        },
+    };
+    for (name, encoding) in [("ledger.json", Encoding::Json), ("ledger.bin", Encoding::Protobuf)] {
+        let golden = check(name, &encode_machine_event(&event, encoding));
+        assert_eq!(decode_machine_event(&golden, encoding).expect("readable"), event);
+    }
+}
+
+#[test]
 fn dead_letter() {
     let mut letter =
         DeadLetter::new("json", "not a record".to_owned(), "t", time(), b"{\"x\":\xff");

@@ -3,7 +3,7 @@
 //! `vibration` cuts blocks of samples into windows and `features` describes them; `condition` says what is wrong with a
 //! sensor; `interlock` decides when a machine must stop; `fair` keeps one sensor from starving another. On the other path
 //! `aggregate` folds readings of an interval into one, `deadband` holds back what says nothing new, `snapshot` keeps the
-//! raw samples around a trip, and `outbox` keeps the books of what is owed to the cloud.
+//! raw samples around a trip, `outbox` keeps the books of what is owed to the cloud, and `ledger` tells the cloud what to expect.
 
 pub mod aggregate;
 pub mod condition;
@@ -11,6 +11,7 @@ pub mod deadband;
 pub mod fair;
 pub mod features;
 pub mod interlock;
+pub mod ledger;
 pub mod outbox;
 pub mod snapshot;
 pub mod vibration;

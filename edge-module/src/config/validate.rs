@@ -288,6 +288,8 @@ impl Settings {
         );
         faults.range("journal.group-records-max", journal.group_records_max, 1, 100_000);
         faults.range("journal.cache-bytes", journal.cache_bytes, 1 << 20, 1 << 30);
+        let (second, day) = (Duration::from_secs(1), Duration::from_secs(86_400));
+        faults.duration("journal.ledger-interval", journal.ledger_interval, second, day);
     }
 
     fn check_kafka(&self, faults: &mut Faults) {
