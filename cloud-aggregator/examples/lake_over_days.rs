@@ -86,6 +86,7 @@ impl Simulation {
                 &aggregator_core::Settings::default(),
             ))),
             rows: PendingRows::default(),
+            watch: None,
             alerts: Vec::new(),
         };
         let file = EpochFile::new(epoch, BTreeMap::from([(partition.clone(), last)]));

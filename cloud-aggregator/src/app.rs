@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use crate::alerts::AlertDesk;
 use crate::config::{Keys, Settings};
+use crate::gap_watch::{GapDesk, Scanner};
 use crate::health::Health;
 use crate::pipeline::{Parts, Pipeline, PipelineError};
 use crate::reload::Reloader;
@@ -113,6 +114,11 @@ async fn run_async(
     let (rules_sender, rules) = mpsc::channel(1);
     let reloader = Reloader::new(file, keys, rules_sender, Arc::clone(&health));
     tasks.spawn(watch_settings(reloader, stop.clone()));
+    let gaps = GapDesk::new(&settings).map(|(desk, requests, answers)| {
+        let scanner = Scanner::new(settings.lake.clone(), settings.gaps.look_back);
+        tasks.spawn(scanner.run(requests, answers));
+        desk
+    });
     let alerts = &settings.alerts;
     let desk = AlertDesk::new(channels, alerts.pending_max, alerts.source.clone());
     let parts = Parts {
@@ -124,6 +130,7 @@ async fn run_async(
         outcomes,
         health,
         rules,
+        gaps,
         stop,
     };
     let result = supervise(Pipeline::new(parts), stop_sender, &settings).await;

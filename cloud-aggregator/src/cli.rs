@@ -30,6 +30,14 @@ pub enum Command {
     Rules(Rules),
     /// Maintain the tables once and print what was done: exit code 0; 74 if a table failed, 75 if another instance is at it.
     Maintain(Maintain),
+    /// Recompute windows and counts from `telemetry` and compare: exit code 0 if all is equal, 1 if not, 74 if the lake cannot be read.
+    ///
+    /// Also: no Kafka record has two rows or none, states and tables belong together. The lake may be written meanwhile. Windows that
+    /// are still open are counted and left out.
+    Audit(AuditArguments),
+    /// Look at what was refused, and send it again.
+    #[command(subcommand)]
+    DeadLetters(Letters),
 }
 
 /// Which tables.
@@ -41,6 +49,122 @@ pub struct Maintain {
     /// This table alone.
     #[arg(long, value_parser = PossibleValuesParser::new(table_names()))]
     pub table: Option<String>,
+}
+
+/// `audit`.
+#[derive(Args, Debug)]
+pub struct AuditArguments {
+    /// Which configuration.
+    #[command(flatten)]
+    pub config: ConfigFile,
+    /// How many differences are named.
+    #[arg(long, default_value_t = 20)]
+    pub limit: usize,
+    /// How the report is printed.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+/// What to do with dead letters.
+#[derive(Debug, Subcommand)]
+pub enum Letters {
+    /// Count them by reason and source and name the newest: exit code 0; 74 if the lake cannot be read.
+    List(LettersList),
+    /// Print one with its bytes, as text or hexadecimal: exit code 0; 66 if there is none of that name.
+    Show(LettersShow),
+    /// Send them to Kafka as they came: exit code 0; 1 if some cannot be sent, 64 without --yes, 69 if Kafka does not take them.
+    ///
+    /// A letter goes to the topic and partition that it came from, with the header `replay-of`. What has caused the refusal
+    /// should be mended before: the aggregator judges it like any other record, except that it is no repeat. What was sent is written down
+    /// in the lake, and not sent again by a second run.
+    Replay(LettersReplay),
+}
+
+/// Which letters.
+#[derive(Args, Clone, Debug, Default)]
+pub struct LetterFilter {
+    /// Only with this reason; may be given more than once.
+    #[arg(long)]
+    pub reason: Vec<String>,
+    /// Only from this MQTT or Kafka topic.
+    #[arg(long)]
+    pub source: Option<String>,
+    /// Only refused then or later: 2026-03-01T08:15:30Z, 2026-03-01, or how long ago, such as 2h.
+    #[arg(long)]
+    pub since: Option<String>,
+    /// Only refused before.
+    #[arg(long)]
+    pub until: Option<String>,
+}
+
+impl LetterFilter {
+    /// Whether it takes every letter.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let Self { reason, source, since, until } = self;
+        reason.is_empty() && source.is_none() && since.is_none() && until.is_none()
+    }
+}
+
+/// `dead-letters list`.
+#[derive(Args, Debug)]
+pub struct LettersList {
+    /// Which configuration.
+    #[command(flatten)]
+    pub config: ConfigFile,
+    /// Which letters.
+    #[command(flatten)]
+    pub filter: LetterFilter,
+    /// How many are named, newest first.
+    #[arg(long, default_value_t = 20)]
+    pub limit: usize,
+    /// How they are printed.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+/// `dead-letters show`.
+#[derive(Args, Debug)]
+pub struct LettersShow {
+    /// Which configuration.
+    #[command(flatten)]
+    pub config: ConfigFile,
+    /// Name of the letter: topic/partition/offset.
+    pub letter: String,
+    /// How it is printed.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+/// `dead-letters replay`.
+#[derive(Args, Debug)]
+pub struct LettersReplay {
+    /// Which configuration.
+    #[command(flatten)]
+    pub config: ConfigFile,
+    /// Names of letters: topic/partition/offset.
+    pub letters: Vec<String>,
+    /// Which letters.
+    #[command(flatten)]
+    pub filter: LetterFilter,
+    /// All there are.
+    #[arg(long)]
+    pub all: bool,
+    /// At most so many, oldest first.
+    #[arg(long)]
+    pub limit: Option<usize>,
+    /// To this topic instead of the one that they came from.
+    #[arg(long)]
+    pub topic: Option<String>,
+    /// Also what was sent before.
+    #[arg(long)]
+    pub again: bool,
+    /// Send them.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub yes: bool,
+    /// Say what would be sent, and send nothing.
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// What to do with rules.

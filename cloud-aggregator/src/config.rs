@@ -105,6 +105,8 @@ pub struct Settings {
     pub rules: Vec<Rule>,
     /// When windows close and records are late.
     pub counting: Counting,
+    /// How missing records of devices are found.
+    pub gaps: Gaps,
     /// Where alerts go.
     pub alerts: Alerts,
     /// Health, metrics, status.
@@ -342,6 +344,28 @@ pub struct Counting {
     pub devices_max: usize,
     /// Most generations of one device remembered.
     pub generations_per_device_max: usize,
+}
+
+/// `[gaps]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Gaps {
+    /// How often the tables are looked at; zero is off.
+    #[serde(with = "humantime_serde")]
+    pub check_interval: Duration,
+    /// How long a record may be missing before that is a gap.
+    #[serde(with = "humantime_serde")]
+    pub patience: Duration,
+    /// How long the records of a gap are waited for.
+    #[serde(with = "humantime_serde")]
+    pub given_up_after: Duration,
+    /// Age of the oldest files that a watch reads when it begins.
+    #[serde(with = "humantime_serde")]
+    pub look_back: Duration,
+    /// Most ranges of sequences held for one generation of a device.
+    pub ranges_max: usize,
+    /// Most open gaps of one generation of a device.
+    pub gaps_per_device_max: usize,
 }
 
 /// `[alerts]`.

@@ -10,6 +10,7 @@ use aggregator_core::checkpoint::{
     EpochFileRef, EpochId, FILE_FORMAT, PartitionEpochRef, PendingRows, RecordMark, SavedStateRef,
     StateBook, TopicPartition,
 };
+use aggregator_core::gaps::{GapChange, GapLimits, SavedWatch};
 use aggregator_core::partition::Figures;
 use aggregator_core::rows::{DeadLetterRow, LateReadingRow, MachineEventRow, Offset};
 use aggregator_core::{
@@ -27,6 +28,7 @@ use shared_proto::model::{
     MachineEventType, MachineId, Reading,
 };
 
+use crate::gap_watch::{Scanned, event_of};
 use crate::sink::commit::EpochCommit;
 use crate::sink::rows::ReadingColumns;
 use crate::source::{Batch, Gap, RawRecord, TopicKind};
@@ -50,6 +52,8 @@ pub struct Partition {
     pub last_record: Option<RecordMark>,
     /// The group has given it to somebody else: its slot is free.
     pub is_given_up: bool,
+    /// The watch over the devices' records, where it goes with this partition.
+    pub watch: Option<Box<SavedWatch>>,
     state: PartitionState,
     rows: PendingRows,
     alerts: Vec<Alert>,
@@ -76,6 +80,7 @@ impl Partition {
             next_offset,
             last_record: None,
             is_given_up: false,
+            watch: None,
             state,
             rows: PendingRows::default(),
             alerts: Vec::new(),
@@ -97,6 +102,13 @@ impl Partition {
         self.state.mark_saved();
         self.book.save_whole(epoch, saved.get().len());
         Ok(saved)
+    }
+
+    /// With the watch over the devices' records, if it goes with this partition.
+    #[must_use]
+    pub fn watching(mut self, watch: Option<Box<SavedWatch>>) -> Self {
+        self.watch = watch;
+        self
     }
 
     fn dead_letter(&mut self, offset: i64, now: ProcessingTime, letter: DeadLetter) {
@@ -263,7 +275,7 @@ impl Counting {
             },
             TopicKind::MachineEvents => match decode_machine_event(payload, encoding) {
                 Ok(event) => {
-                    if self.is_new(record.slot, event.identity.as_ref()) {
+                    if self.is_new(record, event.identity.as_ref()) {
                         let row = MachineEventRow::new(Offset(record.offset), now, event);
                         self.partitions[record.slot].rows.machine_events.push(row);
                     }
@@ -272,7 +284,7 @@ impl Counting {
             },
             TopicKind::DeadLetters => match decode_dead_letter(payload, encoding) {
                 Ok(letter) => {
-                    if self.is_new(record.slot, letter.identity.as_ref()) {
+                    if self.is_new(record, letter.identity.as_ref()) {
                         self.partitions[record.slot].dead_letter(record.offset, now, letter);
                     }
                 }
@@ -291,7 +303,13 @@ impl Counting {
     ) -> Result<(), ArrowError> {
         let partition = &mut self.partitions[record.slot];
         let settings = &self.settings;
-        match partition.state.handle_reading(&reading, now, settings, &mut self.outputs) {
+        let mut reading = reading;
+        // What is replayed was seen before and is wanted all the same.
+        let replayed = reading.identity.take_if(|_| record.is_replay);
+        let disposition =
+            partition.state.handle_reading(&reading, now, settings, &mut self.outputs);
+        reading.identity = replayed.or(reading.identity);
+        match disposition {
             Disposition::Counted => {
                 if self.keeps_readings {
                     self.telemetry.push(&reading, &partition.id, record.offset)?;
@@ -305,15 +323,19 @@ impl Counting {
             }
             Disposition::Duplicate => self.tally.duplicates += 1,
             Disposition::DeadLetter { reason, detail } => {
-                self.bury(record, payload, now, reason, detail);
+                let mut letter = self.letter(record, payload, now, reason, detail);
+                // Else the device's record would be missing.
+                letter.identity = reading.identity;
+                self.bury(record, now, letter);
             }
         }
         Ok(())
     }
 
     /// Whether a record of a topic without windows is new.
-    fn is_new(&mut self, slot: usize, identity: Option<&Identity>) -> bool {
-        let state = &mut self.partitions[slot].state;
+    fn is_new(&mut self, record: &RawRecord, identity: Option<&Identity>) -> bool {
+        let state = &mut self.partitions[record.slot].state;
+        let identity = identity.filter(|_| !record.is_replay);
         match state.handle_identity(identity, &self.settings) {
             Disposition::Duplicate => {
                 self.tally.duplicates += 1;
@@ -346,24 +368,34 @@ impl Counting {
         detail: String,
     ) {
         self.partitions[record.slot].state.handle_undecodable();
-        self.bury(record, payload, now, reason, detail);
+        let letter = self.letter(record, payload, now, reason, detail);
+        self.bury(record, now, letter);
     }
 
-    fn bury(
-        &mut self,
+    fn letter(
+        &self,
         record: &RawRecord,
         payload: &[u8],
         now: ProcessingTime,
         reason: &'static str,
         detail: String,
-    ) {
+    ) -> DeadLetter {
         counter!(names::DEAD_LETTERS_TOTAL, "reason" => reason).increment(1);
-        self.tally.dead_letters += 1;
-        let partition = &mut self.partitions[record.slot];
-        let time = now.as_event_time();
-        let mut letter = DeadLetter::new(reason, detail, &partition.id.topic, time, payload);
+        let topic = &self.partitions[record.slot].id.topic;
+        let mut letter = DeadLetter::new(reason, detail, topic, now.as_event_time(), payload);
         letter.raw_length = record.length as u64;
-        partition.dead_letter(record.offset, now, letter);
+        letter
+    }
+
+    fn bury(&mut self, record: &RawRecord, now: ProcessingTime, letter: DeadLetter) {
+        self.tally.dead_letters += 1;
+        let mut row = DeadLetterRow::new(Offset(record.offset), now, letter);
+        row.content_type = Some(match &record.encoding {
+            Ok(encoding) => encoding.content_type().to_owned(),
+            Err(DecodeError::ContentType(other)) => other.clone(),
+            Err(error) => error.to_string(),
+        });
+        self.partitions[record.slot].rows.dead_letters.push(row);
     }
 
     fn keep_outputs(&mut self, slot: usize) {
@@ -405,6 +437,36 @@ impl Counting {
         partition.next_offset = gap.resumed;
         partition.last_record = None;
         self.is_dirty = true;
+    }
+
+    /// Slot of the partition with which the watch over the devices' records goes.
+    #[must_use]
+    pub fn watch_slot(&self) -> Option<usize> {
+        let is_here = |partition: &Partition| partition.watch.is_some() && !partition.is_given_up;
+        self.partitions.iter().position(is_here)
+    }
+
+    /// Takes what has become rows. What has opened or closed becomes a row of `machine_events`; gives it, and what devices told as
+    /// lost: cause and records.
+    pub fn handle_scan(
+        &mut self,
+        slot: usize,
+        scanned: &Scanned,
+        group: &MachineId,
+        now: ProcessingTime,
+        limits: &GapLimits,
+    ) -> (Vec<GapChange>, Vec<(String, u64)>) {
+        let partition = &mut self.partitions[slot];
+        let Some(saved) = &mut partition.watch else { return (Vec::new(), Vec::new()) };
+        let lost = scanned.tell(saved, now, limits);
+        let changes = saved.watch.poll(now, limits);
+        for change in &changes {
+            let event = event_of(change, group, now);
+            let row = MachineEventRow::new(Offset(partition.next_offset), now, event);
+            partition.rows.machine_events.push(row);
+        }
+        self.is_dirty |= !changes.is_empty();
+        (changes, lost)
     }
 
     /// Keeps an alert that a channel will never take. `false` if the partition is not in service here.
@@ -532,6 +594,7 @@ impl Counting {
                 state,
                 rows: &partition.rows,
                 alerts: owed.iter().chain(&partition.alerts).collect(),
+                watch: partition.watch.as_deref(),
             };
             (&partition.id, entry)
         });
@@ -597,6 +660,13 @@ impl Counting {
         self.settings = settings;
         self.is_dirty = true;
         windows_forgotten
+    }
+
+    /// What became of all records of the partitions since they were first read, over all restarts.
+    #[must_use]
+    pub fn accounting(&self) -> Accounting {
+        let each = self.partitions.iter().map(|partition| partition.state.accounting());
+        each.fold(Accounting::default(), Accounting::plus)
     }
 
     /// Sizes of all partitions together.

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use aggregator_core::Accounting;
 use serde::Serialize;
 
 /// Where the pipeline stands.
@@ -45,6 +46,10 @@ pub struct Status {
     pub settings_refused: Option<String>,
     /// Alerts owed to some channel.
     pub alerts_owed: usize,
+    /// What became of all records of these partitions since they were first read.
+    pub accounting: Accounting,
+    /// Records missing by device, the first of them: who, how many, between which sequences. Only of the instance that watches.
+    pub device_gaps: Vec<String>,
 }
 
 /// Shared between the pipeline and the HTTP server.

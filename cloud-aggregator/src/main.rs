@@ -1,12 +1,13 @@
 //! The binary: command line in, exit code out.
 
-use std::io::Write as _;
+use std::io::{BufWriter, StdoutLock, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use cloud_aggregator::app;
-use cloud_aggregator::cli::{Cli, Command, Rules, RulesTest};
+use cloud_aggregator::app::{self, Failure};
+use cloud_aggregator::cli::{Cli, Command, Letters, Rules, RulesTest};
+use cloud_aggregator::commands;
 use cloud_aggregator::config::{Keys, Settings};
 use cloud_aggregator::trial::{self, TrialError};
 
@@ -27,6 +28,10 @@ fn main() -> ExitCode {
         Command::Run(file) | Command::CheckConfig(file) | Command::Healthcheck(file) => file,
         Command::Rules(Rules::Test(test)) => &test.config,
         Command::Maintain(maintain) => &maintain.config,
+        Command::Audit(audit) => &audit.config,
+        Command::DeadLetters(Letters::List(list)) => &list.config,
+        Command::DeadLetters(Letters::Show(show)) => &show.config,
+        Command::DeadLetters(Letters::Replay(replay)) => &replay.config,
     };
     match Settings::load_with_keys(file.config.as_deref()) {
         Ok((settings, keys)) => execute(command, settings, keys),
@@ -44,6 +49,10 @@ fn execute(command: Command, settings: Settings, keys: Keys) -> ExitCode {
         Command::Healthcheck(_) => healthcheck(&settings),
         Command::Rules(Rules::Test(test)) => try_rules(&settings, &test),
         Command::Maintain(which) => maintain(&settings, which.table.as_deref()),
+        Command::Audit(audit) => look(|out| commands::audit(&settings, &audit, out)),
+        Command::DeadLetters(letters) => {
+            look(|out| commands::dead_letters(&settings, &letters, out))
+        }
     }
 }
 
@@ -102,6 +111,21 @@ fn try_rules(settings: &Settings, test: &RulesTest) -> ExitCode {
             };
             complain(&format!("{:#}", anyhow::Error::from(error)));
             ExitCode::from(exit_code)
+        }
+    }
+}
+
+/// A command that prints.
+fn look(command: impl FnOnce(&mut BufWriter<StdoutLock<'_>>) -> Result<u8, Failure>) -> ExitCode {
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let result = command(&mut out);
+    let is_written = out.flush().is_ok();
+    match result {
+        Ok(exit_code) if is_written => ExitCode::from(exit_code),
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            complain(&format!("{:#}", error.cause));
+            ExitCode::from(error.exit_code)
         }
     }
 }

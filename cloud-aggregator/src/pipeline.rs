@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use aggregator_core::checkpoint::{EpochError, EpochId, Nonce, TopicPartition};
+use aggregator_core::gaps::SavedWatch;
 use aggregator_core::{Alert, PartitionState, ProcessingTime};
 use metrics::{counter, gauge, histogram};
 use shared_proto::model::MachineId;
@@ -18,6 +19,7 @@ use crate::alerts::{AlertDesk, Undelivered};
 use crate::backoff::{Backoff, random_number};
 use crate::config::Settings;
 use crate::counting::{Counting, Imbalance, Partition, TakenEpoch, Tally, undelivered};
+use crate::gap_watch::{GapDesk, ScanAnswer};
 use crate::health::{Health, Stage as HealthStage};
 use crate::sink::alert::Outcome;
 use crate::sink::commit::{Lake, Recovered, Resumption};
@@ -104,6 +106,8 @@ pub struct Parts {
     pub health: Arc<Health>,
     /// Other rules, when the settings have changed.
     pub rules: mpsc::Receiver<Arc<aggregator_core::Settings>>,
+    /// Looks for records of devices that are missing, if the settings say so.
+    pub gaps: Option<GapDesk>,
     /// Turns true when the process is to stop.
     pub stop: watch::Receiver<bool>,
 }
@@ -187,6 +191,7 @@ impl Pipeline {
                 () = wait_for_stop(&mut self.parts.stop) => break,
                 outcome = self.parts.outcomes.recv() => self.handle_outcome(outcome),
                 (epoch, result) = self.parts.lake.committed() => self.handle_committed(epoch, result),
+                answer = next_answer(&mut self.parts.gaps) => self.handle_scanned(answer),
                 Some(rules) = self.parts.rules.recv() => self.change_rules(rules),
                 event = self.parts.events.recv(), if has_room => match event {
                     Some(event) => self.handle_event(event).await?,
@@ -411,6 +416,7 @@ impl Pipeline {
         self.parts.health.update(|status| {
             status.stage = HealthStage::WaitingForPartitions;
             status.partitions.clear();
+            status.device_gaps.clear();
             status.corrupt_partitions.clear();
         });
     }
@@ -424,6 +430,11 @@ impl Pipeline {
         let is_due = self.is_epoch_due();
         self.commit_if(is_due).await?;
         self.ask_for_ends();
+        if let (Some(gaps), Stage::Running { counting, assignment, .. }) =
+            (&mut self.parts.gaps, &self.stage)
+        {
+            gaps.ask(counting, *assignment, now());
+        }
         self.parts.desk.pump();
         if self.cleaned_at.elapsed() >= CLEAN_INTERVAL && !self.parts.lake.is_committing() {
             self.cleaned_at = Instant::now();
@@ -500,10 +511,12 @@ impl Pipeline {
                 Recovered::Fresh => {
                     let state = PartitionState::new(&self.core);
                     plan.push(Place { partition: id.clone(), next: None, last: None });
-                    in_service.push(Partition::new(id, kind, None, 0, state));
+                    let watch = self.watch_of(&id, None);
+                    in_service.push(Partition::new(id, kind, None, 0, state).watching(watch));
                 }
                 Recovered::Resumed(last) => {
-                    let Resumption { epoch, next_offset, last_record, mut state, alerts } = *last;
+                    let Resumption { epoch, next_offset, last_record, mut state, alerts, watch } =
+                        *last;
                     let resumed = state.resume(&self.core, now());
                     if resumed.windows_forgotten > 0 {
                         warn!(partition = %id, windows = resumed.windows_forgotten, "rules have changed, windows are forgotten");
@@ -515,7 +528,9 @@ impl Pipeline {
                     }
                     let (next, last) = (next_offset.0, last_record);
                     plan.push(Place { partition: id.clone(), next: Some(next), last });
-                    let mut partition = Partition::new(id, kind, Some(epoch), next, state);
+                    let watch = self.watch_of(&id, watch);
+                    let partition = Partition::new(id, kind, Some(epoch), next, state);
+                    let mut partition = partition.watching(watch);
                     partition.last_record = last;
                     in_service.push(partition);
                 }
@@ -527,6 +542,31 @@ impl Pipeline {
             }
         }
         (in_service, plan)
+    }
+
+    /// The watch over the devices' records goes with the first partition of the machine events.
+    fn watch_of(
+        &self,
+        id: &TopicPartition,
+        saved: Option<Box<SavedWatch>>,
+    ) -> Option<Box<SavedWatch>> {
+        let is_here =
+            id.topic == self.parts.settings.kafka.topics.machine_events && id.partition == 0;
+        (is_here && self.parts.gaps.is_some()).then(|| saved.unwrap_or_default())
+    }
+
+    fn handle_scanned(&mut self, answer: ScanAnswer) {
+        let Some(gaps) = &mut self.parts.gaps else { return };
+        let counting = match &mut self.stage {
+            Stage::Running { assignment, counting, .. } if *assignment == answer.assignment => {
+                Some(&mut **counting)
+            }
+            Stage::Idle
+            | Stage::Recovering { .. }
+            | Stage::Starting { .. }
+            | Stage::Running { .. } => None,
+        };
+        gaps.handle(answer.result, counting, &self.group, &self.parts.health, now());
     }
 
     /// The storage refuses: drop the work since the last epoch and read it again after a while.
@@ -666,6 +706,9 @@ impl Pipeline {
         if let Stage::Running { counting, .. } = &self.stage {
             let figures = counting.figures();
             gauge!(names::SENSORS).set(figures.sensors as f64);
+            let accounting = counting.accounting();
+            gauge!(names::ACCOUNTING_IMBALANCE_RECORDS).set(accounting.imbalance() as f64);
+            self.parts.health.update(|status| status.accounting = accounting);
             gauge!(names::MACHINES).set(figures.machines as f64);
             gauge!(names::WINDOWS).set(figures.windows as f64);
             gauge!(names::MARKS_EVICTED).set(figures.marks_evicted as f64);
@@ -724,6 +767,13 @@ fn log_alert(alert: &Alert) {
         id = alert.id,
         "alert"
     );
+}
+
+async fn next_answer(gaps: &mut Option<GapDesk>) -> ScanAnswer {
+    match gaps {
+        Some(gaps) => gaps.answer().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn wait_for_stop(stop: &mut watch::Receiver<bool>) {

@@ -36,6 +36,8 @@ pub struct RawRecord {
     pub stamped_ms: Option<i64>,
     /// From the content-type header.
     pub encoding: Result<Encoding, DecodeError>,
+    /// A dead letter that was sent again on purpose: it counts although it was seen before.
+    pub is_replay: bool,
     /// Length of the payload in bytes, before the cut.
     pub length: usize,
     start: usize,

@@ -44,6 +44,18 @@ pub mod names {
     pub const WINDOWS: &str = "aggregator_windows";
     /// High-water marks forgotten at a limit.
     pub const MARKS_EVICTED: &str = "aggregator_marks_evicted";
+    /// Records in less counted, late, duplicate and dead letters, over the life of this instance's partitions: 0.
+    pub const ACCOUNTING_IMBALANCE_RECORDS: &str = "aggregator_accounting_imbalance_records";
+    /// Gaps of devices that are open.
+    pub const DEVICE_GAPS_OPEN: &str = "aggregator_device_gaps_open";
+    /// Records that are missing in them.
+    pub const DEVICE_GAP_RECORDS: &str = "aggregator_device_gap_records";
+    /// Records that devices have journalled and not delivered, by their last ledgers.
+    pub const DEVICE_OWED_RECORDS: &str = "aggregator_device_owed_records";
+    /// Records of which nobody can tell whether they are missing, because `gaps.ranges-max` was reached.
+    pub const DEVICE_UNJUDGED_RECORDS: &str = "aggregator_device_unjudged_records";
+    /// Records that devices told as lost, label `cause`.
+    pub const DEVICE_LOST_RECORDS_TOTAL: &str = "aggregator_device_lost_records_total";
     /// Age of the oldest record not committed yet.
     pub const OLDEST_UNCOMMITTED_AGE_SECONDS: &str = "aggregator_oldest_uncommitted_age_seconds";
     /// Settings read again, label `result`: changed, same, refused.
@@ -177,6 +189,12 @@ fn describe() {
     describe_gauge!(names::SENSORS, "Sensors known");
     describe_gauge!(names::WINDOWS, "Windows held");
     describe_gauge!(names::MARKS_EVICTED, "High-water marks forgotten at a limit");
+    describe_gauge!(names::ACCOUNTING_IMBALANCE_RECORDS, "Records whose fate is not known: 0");
+    describe_gauge!(names::DEVICE_GAPS_OPEN, "Open gaps of devices");
+    describe_gauge!(names::DEVICE_GAP_RECORDS, "Records missing in open gaps");
+    describe_gauge!(names::DEVICE_OWED_RECORDS, "Records journalled and not delivered by devices");
+    describe_gauge!(names::DEVICE_UNJUDGED_RECORDS, "Records not judged because of a limit");
+    describe_counter!(names::DEVICE_LOST_RECORDS_TOTAL, "Records told as lost by cause");
     describe_gauge!(names::OLDEST_UNCOMMITTED_AGE_SECONDS, "Age of the oldest uncommitted record");
     describe_counter!(names::SETTINGS_RELOADS_TOTAL, "Settings read again, by result");
     describe_gauge!(

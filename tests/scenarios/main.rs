@@ -7,11 +7,14 @@
 #[path = "../../edge-module/tests/disk/mod.rs"]
 mod disk;
 
+mod audit;
 mod bad_input;
 mod bad_messages;
 mod brokers;
+mod dead_letters;
 mod exactly_once;
 mod feeder;
+mod gaps;
 mod kafka_faults;
 mod lake_upkeep;
 mod live_settings;

@@ -297,6 +297,7 @@ impl Instance {
                 state,
                 rows: std::mem::take(&mut owned.rows),
                 alerts: std::mem::take(&mut owned.alerts),
+                watch: None,
             };
             partitions.insert(partition.clone(), entry);
         }

@@ -57,6 +57,34 @@ impl CloudAggregatorSettings {
     }
 }
 
+/// What a command printed and how it ended.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// Its exit code.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub output: String,
+    /// Standard error.
+    pub errors: String,
+}
+
+/// Runs one of the program's other commands with the settings in `dir`, to its end.
+///
+/// # Errors
+/// The program is not there, or its output is no text.
+pub fn run_command(dir: &Path, arguments: &[&str]) -> anyhow::Result<Finished> {
+    let output = std::process::Command::new(program())
+        .args(arguments)
+        .arg("--config")
+        .arg(dir.join("cloud-aggregator.toml"))
+        .output()?;
+    Ok(Finished {
+        code: output.status.code(),
+        output: String::from_utf8(output.stdout)?,
+        errors: String::from_utf8(output.stderr)?,
+    })
+}
+
 /// A running aggregator.
 #[derive(Debug)]
 pub struct CloudAggregator {

@@ -75,6 +75,13 @@ impl Accounting {
         self.records_in == self.counted + self.late + self.duplicates + self.dead_letters
     }
 
+    /// Records in less those of which it is known what became: 0 if none disappeared or was counted twice.
+    #[must_use]
+    pub fn imbalance(&self) -> i128 {
+        let known = [self.counted, self.late, self.duplicates, self.dead_letters];
+        i128::from(self.records_in) - known.into_iter().map(i128::from).sum::<i128>()
+    }
+
     /// Counts of several partitions together.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {

@@ -24,6 +24,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::alert::Alert;
+use crate::gaps::SavedWatch;
 use crate::partition::{PartitionState, StateChanges};
 use crate::rows::{DeadLetterRow, LateReadingRow, MachineEventRow, Offset};
 use crate::window::AnomalyRow;
@@ -381,6 +382,9 @@ pub struct PartitionEpoch {
     pub rows: PendingRows,
     /// Alerts of this epoch and of earlier ones that were not delivered when it was written.
     pub alerts: Vec<Alert>,
+    /// The watch over the devices' records, where it goes with this partition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watch: Option<Box<SavedWatch>>,
 }
 
 /// A state file.
@@ -422,6 +426,9 @@ pub struct PartitionEpochRef<'a, S> {
     pub rows: &'a PendingRows,
     /// Alerts not delivered.
     pub alerts: Vec<&'a Alert>,
+    /// The watch over the devices' records, where it goes with this partition.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watch: Option<&'a SavedWatch>,
 }
 
 /// [`EpochFile`] on its way into a file: the same bytes, without taking the states away from who counts.

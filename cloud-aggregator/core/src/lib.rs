@@ -7,6 +7,7 @@
 //!        `-> Disposition: what becomes of the record       `-> Outputs: rows of `anomalies`, alerts
 //! ```
 //!
+//! [`gaps`] holds the tables against the ledgers of the devices.
 //! [`checkpoint`] decides what one epoch commits together and what a start finds of it, [`maintenance`] what becomes of the
 //! files that epochs leave. Time is an argument:
 //! [`time::ProcessingTime`] is when the aggregator looks, `EventTime` is when a sensor measured.
@@ -17,8 +18,10 @@ pub mod checkpoint;
 pub mod dedup;
 pub mod exact;
 pub mod filter;
+pub mod gaps;
 pub mod maintenance;
 pub mod partition;
+pub mod ranges;
 pub mod rows;
 pub mod rule;
 pub mod settings;

@@ -384,6 +384,18 @@ impl PartitionState {
         })
     }
 
+    /// Machines with the event time up to which their windows are closed by the watermark.
+    pub fn machine_watermarks(
+        &self,
+        settings: &Settings,
+    ) -> impl Iterator<Item = (&MachineId, EventTime)> {
+        let lateness = settings.allowed_lateness;
+        self.machines.iter().map(move |machine| {
+            let newest = machine.track.watermark.newest();
+            (&machine.machine_id, newest.saturating_sub_micros(lateness.get()))
+        })
+    }
+
     /// Windows not closed yet. Looks at every window.
     #[must_use]
     pub fn open_windows(&self) -> usize {

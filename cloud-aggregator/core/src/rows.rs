@@ -149,6 +149,9 @@ pub struct DeadLetterRow {
     pub raw: Vec<u8>,
     /// Length before the cut.
     pub raw_length: u64,
+    /// What the bytes are, if they came from Kafka.
+    #[serde(default)]
+    pub content_type: Option<String>,
 }
 
 impl DeadLetterRow {
@@ -165,6 +168,7 @@ impl DeadLetterRow {
             identity: letter.identity.as_ref().map(IdentityRow::from),
             raw: letter.raw,
             raw_length: letter.raw_length,
+            content_type: None,
         }
     }
 }

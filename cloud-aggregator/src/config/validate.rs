@@ -67,6 +67,7 @@ impl Settings {
         self.check_rules(&mut faults);
         self.check_trigger(&mut faults);
         self.check_counting(&mut faults);
+        self.check_gaps(&mut faults);
         self.check_alerts(&mut faults);
         let millisecond = Duration::from_millis(1);
         faults.range("epoch.records-max", self.epoch.records_max, 1, 50_000_000);
@@ -76,6 +77,18 @@ impl Settings {
         }
         faults.duration("shutdown.drain-timeout", self.shutdown.drain_timeout, millisecond, DAY);
         faults.0
+    }
+
+    fn check_gaps(&self, faults: &mut Faults) {
+        let gaps = &self.gaps;
+        if !gaps.check_interval.is_zero() {
+            faults.duration("gaps.check-interval", gaps.check_interval, SECOND, DAY);
+        }
+        faults.duration("gaps.patience", gaps.patience, SECOND, DAY);
+        faults.duration("gaps.given-up-after", gaps.given_up_after, gaps.patience, DAY * 3_650);
+        faults.duration("gaps.look-back", gaps.look_back, Duration::ZERO, DAY * 3_650);
+        faults.range("gaps.ranges-max", gaps.ranges_max, 16, 10_000_000);
+        faults.range("gaps.gaps-per-device-max", gaps.gaps_per_device_max, 1, 10_000);
     }
 
     fn check_kafka(&self, faults: &mut Faults) {

@@ -14,6 +14,7 @@ use aggregator_core::checkpoint::{
     Corruption, EpochFile, EpochId, FoundFile, FoundTransactions, PartitionEpoch, PendingRows,
     RecordMark, Recovery, SideTable, TopicPartition, resolve, restore_state,
 };
+use aggregator_core::gaps::SavedWatch;
 use aggregator_core::rows::Offset;
 use aggregator_core::{Alert, AnomalyRow, PartitionState};
 use deltalake::arrow::array::RecordBatch;
@@ -70,6 +71,8 @@ pub struct Resumption {
     pub state: PartitionState,
     /// Alerts that were not delivered.
     pub alerts: Vec<Alert>,
+    /// The watch over the devices' records, if it went with the partition.
+    pub watch: Option<Box<SavedWatch>>,
 }
 
 /// The tables and the state files, and the rows on their way there.
@@ -496,6 +499,7 @@ impl Tables {
                 last_record: last.last_record,
                 state,
                 alerts: last.alerts,
+                watch: last.watch,
             })),
             Err(corruption) => Recovered::Corrupt(corruption),
         })

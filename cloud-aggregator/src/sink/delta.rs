@@ -41,6 +41,14 @@ pub enum LakeError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// A folder that is not there or cannot be read.
+    #[error("lake folder {} cannot be read", path.display())]
+    Unreadable {
+        /// The folder.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
     /// A secret's file cannot be read.
     #[error("lake.storage-option-files.{option}: {text}")]
     OptionFile {
@@ -176,6 +184,7 @@ pub struct Location {
     secrets: BTreeMap<String, Secret>,
     /// Log checkpoints and old log files are left to maintenance.
     is_maintained: bool,
+    is_read_only: bool,
 }
 
 impl Location {
@@ -184,6 +193,18 @@ impl Location {
     /// # Errors
     /// The folder cannot be made or written, or a secret's file cannot be read.
     pub fn open(settings: &config::Lake) -> Result<Self, LakeError> {
+        Self::new(settings, false)
+    }
+
+    /// A lake that is there, to be read only: nothing is made.
+    ///
+    /// # Errors
+    /// The folder is not there, or a secret's file cannot be read.
+    pub fn existing(settings: &config::Lake) -> Result<Self, LakeError> {
+        Self::new(settings, true)
+    }
+
+    fn new(settings: &config::Lake, is_read_only: bool) -> Result<Self, LakeError> {
         let mut secrets = BTreeMap::new();
         for (option, file) in &settings.storage_option_files {
             let secret = read_secret(file)
@@ -191,7 +212,11 @@ impl Location {
             secrets.insert(option.clone(), secret);
         }
         let plain = settings.location.strip_prefix("file://").unwrap_or(&settings.location);
-        let folder = if plain.contains("://") { None } else { Some(writable_folder(plain)?) };
+        let folder = match plain {
+            _ if plain.contains("://") => None,
+            _ if is_read_only => Some(existing_folder(plain)?),
+            _ => Some(writable_folder(plain)?),
+        };
         let url = match &folder {
             Some(folder) => folder.to_string_lossy().into_owned(),
             None => settings.location.trim_end_matches('/').to_owned(),
@@ -201,6 +226,7 @@ impl Location {
             url,
             options: settings.storage_options.clone(),
             secrets,
+            is_read_only,
             is_maintained: settings.is_maintained,
         })
     }
@@ -224,8 +250,8 @@ impl Location {
     }
 
     /// Store below the lake, made if it is a folder.
-    pub(super) fn store(&self, name: &str) -> Result<DeltaTable, LakeError> {
-        if let Some(folder) = self.local(name) {
+    pub(crate) fn store(&self, name: &str) -> Result<DeltaTable, LakeError> {
+        if let Some(folder) = self.local(name).filter(|_| !self.is_read_only) {
             std::fs::create_dir_all(&folder)
                 .map_err(|source| LakeError::Folder { path: folder, source })?;
         }
@@ -252,6 +278,11 @@ fn writable_folder(location: &str) -> Result<PathBuf, LakeError> {
     std::fs::write(&probe, b"probe").map_err(failed(&folder))?;
     std::fs::remove_file(&probe).map_err(failed(&folder))?;
     Ok(folder)
+}
+
+fn existing_folder(location: &str) -> Result<PathBuf, LakeError> {
+    let path = Path::new(location);
+    path.canonicalize().map_err(|source| LakeError::Unreadable { path: path.to_owned(), source })
 }
 
 pub(super) fn table_error(table: &str, source: DeltaTableError) -> LakeError {

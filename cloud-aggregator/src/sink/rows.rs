@@ -169,6 +169,8 @@ fn machine_event_columns() -> Vec<StructField> {
         column("rule_version", PrimitiveType::String),
         column("trip_id", PrimitiveType::String),
         column("operator", PrimitiveType::String),
+        column("delivered_sequence", PrimitiveType::Long),
+        column("waveform_sequences", PrimitiveType::String),
     ];
     columns.extend(source_columns());
     columns.push(column("received_at", PrimitiveType::Timestamp));
@@ -187,6 +189,7 @@ fn dead_letter_columns() -> Vec<StructField> {
         column("sequence", PrimitiveType::Long),
         column("raw", PrimitiveType::Binary),
         column("raw_length", PrimitiveType::Long),
+        column("content_type", PrimitiveType::String),
     ];
     columns.extend(source_columns());
     columns.push(column("received_at", PrimitiveType::Timestamp));
@@ -560,6 +563,9 @@ pub fn machine_event_batch(
     columns.texts("rule_version", events().map(|row| row.details.rule_version.as_deref()));
     columns.texts("trip_id", events().map(|row| row.details.trip_id.as_deref()));
     columns.texts("operator", events().map(|row| row.details.operator.as_deref()));
+    columns.longs("delivered_sequence", events().map(|row| long(row.details.delivered_sequence)));
+    let waveforms = events().map(|row| row.details.waveform_sequences.as_deref());
+    columns.texts("waveform_sequences", waveforms);
     let sources: Vec<_> = rows.iter().map(|(source, row)| (*source, row.offset.0)).collect();
     columns.sources(&sources);
     columns.times("received_at", events().map(|row| row.received_at.micros()));
@@ -586,6 +592,7 @@ pub fn dead_letter_batch(
     letters().for_each(|row| raw.append_value(&row.raw));
     columns.add("raw", Arc::new(raw.finish()));
     columns.longs("raw_length", letters().map(|row| Some(row.raw_length.cast_signed())));
+    columns.texts("content_type", letters().map(|row| row.content_type.as_deref()));
     let sources: Vec<_> = rows.iter().map(|(source, row)| (*source, row.offset.0)).collect();
     columns.sources(&sources);
     columns.times("received_at", letters().map(|row| row.received_at.micros()));

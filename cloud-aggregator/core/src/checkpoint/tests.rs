@@ -33,7 +33,7 @@ fn part(offsets: std::ops::Range<i64>) -> PartitionEpoch {
     };
     let state = SavedState::Whole(Box::new(PartitionState::new(&Settings::default())));
     let next_offset = Offset(offsets.end);
-    PartitionEpoch { next_offset, last_record: None, state, rows, alerts: Vec::new() }
+    PartitionEpoch { next_offset, last_record: None, state, rows, alerts: Vec::new(), watch: None }
 }
 
 fn file(epoch: EpochId, parts: impl IntoIterator<Item = (i32, PartitionEpoch)>) -> EpochFile {

@@ -98,6 +98,7 @@ fn file(epoch: EpochId, numbers: &[i32], next_offset: i64, rows: &PendingRows) -
             state: SavedState::Whole(Box::new(state.clone())),
             rows: if *number == 0 { rows.clone() } else { PendingRows::default() },
             alerts: Vec::new(),
+            watch: None,
         };
         (partition(*number), epoch)
     });

@@ -76,6 +76,7 @@ impl World {
                 &aggregator_core::Settings::default(),
             ))),
             rows: PendingRows::default(),
+            watch: None,
             alerts: Vec::new(),
         };
         let file = EpochFile::new(epoch, BTreeMap::from([(partition.clone(), last)]));

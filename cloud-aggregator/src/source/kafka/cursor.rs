@@ -4,7 +4,7 @@ use aggregator_core::checkpoint::TopicPartition;
 use rdkafka::Message as _;
 use rdkafka::message::{BorrowedMessage, Headers as _};
 use shared_proto::Encoding;
-use shared_proto::wire::CONTENT_TYPE_HEADER;
+use shared_proto::wire::{CONTENT_TYPE_HEADER, REPLAY_HEADER};
 
 use crate::source::{Batch, Mark, RawRecord};
 
@@ -69,17 +69,18 @@ pub(super) fn take_message(
         slot,
         offset,
         stamped_ms,
-        encoding: Encoding::from_content_type(content_type(message)),
+        encoding: Encoding::from_content_type(header(message, CONTENT_TYPE_HEADER)),
+        is_replay: header(message, REPLAY_HEADER).is_some(),
         length: payload.len(),
         start,
         end: start + kept,
     });
 }
 
-fn content_type<'a>(message: &'a BorrowedMessage<'_>) -> Option<&'a [u8]> {
+fn header<'a>(message: &'a BorrowedMessage<'_>, name: &str) -> Option<&'a [u8]> {
     let headers = message.headers()?;
     (0..headers.count())
         .map(|index| headers.get(index))
-        .find(|header| header.key == CONTENT_TYPE_HEADER)
+        .find(|header| header.key == name)
         .and_then(|header| header.value)
 }

@@ -1,0 +1,668 @@
+//! `cloud-aggregator audit`: recomputes from `telemetry` what the other tables and the states say.
+//!
+//! - Every Kafka record has one row, or is told as seen before: offsets occur once, and what is missing between the first and
+//!   the next one to be read are the repeats that the state counted, or gaps that were told.
+//! - The state's own counts are those of the rows.
+//! - Every closed window has the newest row in `anomalies` that a batch over `telemetry` gives ([`windows`]).
+//! - Each table's `txn` and the state files belong together.
+//!
+//! It reads one moment of the lake, also while it is written: rows of later epochs are left out by their offsets, those of an epoch that
+//! is half committed come from its state file. Dates are read one after another, and windows are compared when the readings
+//! of all their dates are read: memory grows with the windows of a date (and of the longest rule), and a bit for each record.
+
+mod moment;
+mod offsets;
+mod windows;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::{self, Write};
+use std::time::Instant;
+
+use aggregator_core::checkpoint::{SideTable, TopicPartition};
+use aggregator_core::{GroupBy, OutputMode, Rule};
+use deltalake::arrow::array::{Array as _, AsArray as _};
+use deltalake::arrow::datatypes::Float64Type;
+use deltalake::arrow::record_batch::RecordBatch;
+use serde_json::json;
+use shared_proto::model::{
+    DeviceId, EventTime, Generation, Identity, MachineId, MetricType, Quality, Reading, SensorId,
+    Sequence,
+};
+
+use crate::cli::Format;
+use crate::config::Settings;
+use crate::lake_reader::{DataFile, Row, TableReader, long_at, text_at};
+use crate::sink::delta::LakeError;
+use moment::{Moment, PartitionMoment};
+use offsets::OffsetSet;
+use windows::{Counted, FoundRow, Verdict, WindowKey, compare, count_reading};
+
+const MICROS_PER_DAY: i64 = 86_400_000_000;
+/// Tables that hold Kafka records, each record in one of them.
+const RECORD_TABLES: [&str; 4] = [
+    crate::sink::rows::TELEMETRY,
+    SideTable::LateReadings.as_str(),
+    SideTable::MachineEvents.as_str(),
+    SideTable::DeadLetters.as_str(),
+];
+const SOURCE_COLUMNS: [&str; 3] = ["source_topic", "source_partition", "source_offset"];
+
+/// Why there is no audit.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// The storage refuses.
+    #[error(transparent)]
+    Lake(#[from] LakeError),
+    /// There is nothing to audit.
+    #[error("{location} has no table telemetry: check lake.location")]
+    NoTable {
+        /// Where it was looked for.
+        location: String,
+    },
+    /// Readings are not kept.
+    #[error("lake.keeps-readings is off: without readings nothing can be counted anew")]
+    WithoutReadings,
+    /// The tables moved on faster than they could be read.
+    #[error("the tables of {location} changed {attempts} times while they were opened: try again")]
+    Restless {
+        /// The lake.
+        location: String,
+        /// How often it was tried.
+        attempts: u32,
+    },
+    /// Nobody takes the output.
+    #[error("the report cannot be written")]
+    Output(#[from] io::Error),
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Kafka partitions.
+    pub partitions: usize,
+    /// Rows by table.
+    pub rows: BTreeMap<String, u64>,
+    /// Records that the states count as taken from Kafka.
+    pub records_in: u64,
+    /// Of these, seen before.
+    pub duplicates: u64,
+    /// Offsets that Kafka did not have any more, as told by gap rows.
+    pub told_gaps: u64,
+    /// Windows compared.
+    pub windows_judged: u64,
+    /// Of these, anomalies by `telemetry`.
+    pub anomalies: u64,
+    /// Windows that are still open.
+    pub windows_open: u64,
+    /// Windows of which the batch cannot know what counts: by why.
+    pub windows_left_out: BTreeMap<&'static str, u64>,
+    /// Everything that is wrong.
+    pub differences: u64,
+    /// The first of it.
+    pub shown: Vec<String>,
+    /// Rows read, in seconds.
+    pub seconds: f64,
+    shown_max: usize,
+}
+
+impl Report {
+    fn differs(&mut self, text: String) {
+        self.differences += 1;
+        if self.shown.len() < self.shown_max {
+            self.shown.push(text);
+        }
+    }
+
+    /// Rows of all tables.
+    #[must_use]
+    pub fn rows_read(&self) -> u64 {
+        self.rows.values().sum()
+    }
+}
+
+/// Recomputes everything. At most `shown_max` differences are named.
+///
+/// # Errors
+/// The lake cannot be read.
+pub async fn audit(settings: &Settings, shown_max: usize) -> Result<Report, AuditError> {
+    if !settings.lake.keeps_readings {
+        return Err(AuditError::WithoutReadings);
+    }
+    let mut partitions = BTreeSet::new();
+    loop {
+        let (report, unknown) = audit_moment(settings, shown_max, &partitions).await?;
+        let before = partitions.len();
+        // State files in plenty are not all looked through: what rows name is looked for.
+        partitions.extend(unknown);
+        if partitions.len() == before {
+            return Ok(report);
+        }
+    }
+}
+
+/// Gives also the partitions that have rows and no known state.
+async fn audit_moment(
+    settings: &Settings,
+    shown_max: usize,
+    partitions: &BTreeSet<TopicPartition>,
+) -> Result<(Report, BTreeSet<TopicPartition>), AuditError> {
+    let began = Instant::now();
+    let mut report = Report { shown_max, ..Report::default() };
+    let mut moment = Moment::take(settings, partitions).await?;
+    for (partition, why) in &moment.broken {
+        report.differs(format!("{partition}: {why}"));
+    }
+    let mut audit = Audit::new(&moment, settings);
+    audit.read_telemetry(&moment, &mut report).await?;
+    for name in &RECORD_TABLES[1..] {
+        audit.read_side(&moment, name, &mut report).await?;
+    }
+    audit.judge_offsets(&mut moment, &mut report);
+    report.partitions = moment.partitions.len();
+    report.seconds = began.elapsed().as_secs_f64();
+    let unknown = audit.unknown;
+    for partition in unknown.intersection(partitions) {
+        if !moment.broken.iter().any(|(broken, _)| broken == partition) {
+            report.differs(format!("{partition}: there are rows, and no epoch in telemetry"));
+        }
+    }
+    Ok((report, unknown))
+}
+
+/// What is known of the rows of one partition.
+#[derive(Debug, Default)]
+struct Seen {
+    offsets: OffsetSet,
+    rows: BTreeMap<&'static str, u64>,
+    twice: u64,
+    told_gaps: u64,
+    is_truncated: bool,
+}
+
+struct Audit {
+    /// Partitions of rows whose state is not known.
+    unknown: BTreeSet<TopicPartition>,
+    seen: BTreeMap<TopicPartition, Seen>,
+    windows: BTreeMap<TopicPartition, BTreeMap<WindowKey, Counted>>,
+    longest: i64,
+    needs_features: bool,
+    names: Names,
+    lateness: i64,
+}
+
+impl Audit {
+    fn new(moment: &Moment, settings: &Settings) -> Self {
+        let rules = || moment.partitions.values().flat_map(|one| one.rules.iter());
+        Self {
+            unknown: BTreeSet::new(),
+            seen: BTreeMap::new(),
+            windows: BTreeMap::new(),
+            longest: rules().map(|(rule, _)| rule.window.get()).max().unwrap_or(0),
+            needs_features: rules().any(|(rule, _)| rule.filter.to_string().contains("features")),
+            names: Names::default(),
+            lateness: settings.core().allowed_lateness.get(),
+        }
+    }
+
+    async fn read_telemetry(
+        &mut self,
+        moment: &Moment,
+        report: &mut Report,
+    ) -> Result<(), AuditError> {
+        let table = &moment.tables[crate::sink::rows::TELEMETRY];
+        let mut files = table.files()?;
+        files.sort_by(|a, b| a.date().cmp(b.date()));
+        let mut dates: BTreeSet<i64> = files.iter().map(|file| day_of(file.date())).collect();
+        dates.extend(moment.anomaly_dates.keys().copied());
+        let mut files = files.into_iter().peekable();
+        let mut compared_through = i64::MIN;
+        for date in dates {
+            // Windows that ended before this date have all their readings.
+            let through = date - self.longest;
+            self.compare_before(through, &mut compared_through, moment, report).await?;
+            while let Some(file) = files.next_if(|file| day_of(file.date()) == date) {
+                self.read_readings(table, &file, moment, report).await?;
+            }
+        }
+        self.compare_before(i64::MAX, &mut compared_through, moment, report).await
+    }
+
+    async fn read_readings(
+        &mut self,
+        table: &TableReader,
+        file: &DataFile,
+        moment: &Moment,
+        report: &mut Report,
+    ) -> Result<(), AuditError> {
+        let metric = file.partition.get("metric_type").and_then(Option::as_deref);
+        let metric = metric.and_then(|text| MetricType::new(text).ok());
+        let looks =
+            |rule: &Rule| metric.as_ref().is_some_and(|metric| rule.filter.given(metric).is_some());
+        let is_looked_at = moment.all_rules().any(looks);
+        let mut columns = SOURCE_COLUMNS.to_vec();
+        if is_looked_at {
+            columns.extend(["sensor_id", "timestamp", "value", "machine_id", "unit", "quality"]);
+            columns.push("device_id");
+            if self.needs_features {
+                columns.push("features");
+            }
+        }
+        let mut rows = 0;
+        table
+            .read(file, &columns, |batch| {
+                rows += self.take_readings(batch, metric.as_ref().filter(|_| is_looked_at), moment);
+                Ok(())
+            })
+            .await?;
+        *report.rows.entry(table.name().to_owned()).or_default() += rows;
+        Ok(())
+    }
+
+    fn take_readings(
+        &mut self,
+        batch: &RecordBatch,
+        metric: Option<&MetricType>,
+        moment: &Moment,
+    ) -> u64 {
+        let mut rows = 0;
+        let mut sources = Sources::of(batch);
+        while let Some((at, partition, offset)) = sources.next() {
+            let Some(state) = moment.partitions.get(partition) else {
+                self.note_unknown(partition);
+                continue;
+            };
+            if offset >= state.next_offset {
+                continue;
+            }
+            rows += 1;
+            self.note(partition, crate::sink::rows::TELEMETRY, offset);
+            let Some(metric) = metric else { continue };
+            let Some(reading) = self.names.reading(Row(batch), at, metric) else { continue };
+            if reading.quality == Some(Quality::Bad) {
+                continue;
+            }
+            for (rule, since) in &state.rules {
+                if rule.filter.matches(&reading) {
+                    let windows = self.windows.entry(partition.clone()).or_default();
+                    count_reading(&reading, rule, *since, windows);
+                }
+            }
+        }
+        rows
+    }
+
+    fn note_unknown(&mut self, partition: &TopicPartition) {
+        if !self.unknown.contains(partition) {
+            self.unknown.insert(partition.clone());
+        }
+    }
+
+    fn note(&mut self, partition: &TopicPartition, table: &'static str, offset: i64) {
+        if !self.seen.contains_key(partition) {
+            self.seen.insert(partition.clone(), Seen::default());
+        }
+        let Some(seen) = self.seen.get_mut(partition) else { return };
+        *seen.rows.entry(table).or_default() += 1;
+        if !seen.offsets.insert(offset) {
+            seen.twice += 1;
+        }
+    }
+
+    /// Compares the windows that begin before `through`, all of whose readings are read.
+    async fn compare_before(
+        &mut self,
+        through: i64,
+        compared_through: &mut i64,
+        moment: &Moment,
+        report: &mut Report,
+    ) -> Result<(), AuditError> {
+        let mut counted: BTreeMap<WindowKey, Vec<(TopicPartition, Counted)>> = BTreeMap::new();
+        for (partition, windows) in &mut self.windows {
+            windows.retain(|key, window| {
+                let is_ready = key.2 < through;
+                if is_ready {
+                    counted.entry(key.clone()).or_default().push((partition.clone(), *window));
+                }
+                !is_ready
+            });
+        }
+        let rows = moment.anomalies(*compared_through, through).await?;
+        *report.rows.entry("anomalies".to_owned()).or_default() += rows.read;
+        *compared_through = through;
+        let keys: BTreeSet<&WindowKey> = counted.keys().chain(rows.newest.keys()).collect();
+        for key in keys {
+            let found = counted.get(key).map_or(&[][..], Vec::as_slice);
+            self.judge_window(key, found, rows.newest.get(key), moment, report);
+        }
+        Ok(())
+    }
+
+    fn judge_window(
+        &self,
+        key: &WindowKey,
+        counted: &[(TopicPartition, Counted)],
+        row: Option<&FoundRow>,
+        moment: &Moment,
+        report: &mut Report,
+    ) {
+        let mut leave_out = |why| *report.windows_left_out.entry(why).or_default() += 1;
+        if counted.len() > 1 {
+            return leave_out("readings of one window stand in several partitions");
+        }
+        let Some(rule) = moment.all_rules().find(|rule| rule.name == key.0) else {
+            return leave_out("the rule is not in force any more");
+        };
+        if rule.output_mode == OutputMode::Complete {
+            return leave_out("the rule writes no rows of anomalies (output mode complete)");
+        }
+        let counted = counted.first();
+        let state = counted.and_then(|(partition, _)| moment.partitions.get(partition));
+        if counted.is_none() && moment.is_before_rules(&key.0, key.2) {
+            return leave_out("the window began before the rule, or before its last change");
+        }
+        if rule.by == GroupBy::Machine && state.is_some_and(|state| state.has_readings_behind) {
+            return leave_out("readings came behind what is kept of their machine");
+        }
+        let is_over = |state: &PartitionMoment| {
+            let (end, newest) = (key.2 + rule.window.get(), state.newest(rule.by, &key.1));
+            newest.is_some_and(|newest| end <= newest.saturating_sub(self.lateness))
+        };
+        let is_closed = state.is_some_and(is_over) || row.is_some_and(|row| !row.is_open);
+        if !is_closed {
+            report.windows_open += 1;
+            return;
+        }
+        report.windows_judged += 1;
+        let counted = counted.map(|(_, counted)| counted);
+        report.anomalies +=
+            u64::from(counted.is_some_and(|counted| counted.is_anomaly(rule) == Some(true)));
+        if let Verdict::Different(how) = compare(counted, row, rule) {
+            let start = EventTime::from_micros(key.2);
+            report.differs(format!("window of {} for {} from {start}: {how}", key.0, key.1));
+        }
+    }
+
+    async fn read_side(
+        &mut self,
+        moment: &Moment,
+        name: &'static str,
+        report: &mut Report,
+    ) -> Result<(), AuditError> {
+        let mut columns = SOURCE_COLUMNS.to_vec();
+        columns.extend(["event_type", "cause", "device_id", "reason", "source"]);
+        columns.extend(["record_count"]);
+        let mut rows = 0;
+        if let Some(table) = moment.tables.get(name) {
+            for file in table.files()? {
+                table
+                    .read(&file, &columns, |batch| {
+                        rows += self.take_side(batch, name, moment);
+                        Ok(())
+                    })
+                    .await?;
+            }
+        }
+        for (partition, state) in &moment.partitions {
+            for offset in state.pending_offsets(name) {
+                rows += 1;
+                self.note(partition, name, offset);
+            }
+            if name == SideTable::MachineEvents.as_str() {
+                let seen = self.seen.entry(partition.clone()).or_default();
+                seen.told_gaps += state.pending_gaps();
+            }
+        }
+        *report.rows.entry(name.to_owned()).or_default() += rows;
+        Ok(())
+    }
+
+    fn take_side(&mut self, batch: &RecordBatch, name: &'static str, moment: &Moment) -> u64 {
+        let row = Row(batch);
+        let mut rows = 0;
+        let mut sources = Sources::of(batch);
+        while let Some((at, partition, offset)) = sources.next() {
+            let Some(state) = moment.partitions.get(partition) else {
+                self.note_unknown(partition);
+                continue;
+            };
+            let text = |column| text_at(row.texts(column), at).unwrap_or_default();
+            let is_own_letter = text("reason").starts_with("alert-") && text("source") == "alerts";
+            let is_own_event =
+                text("event_type").starts_with("gap") && text("device_id").is_empty();
+            if is_own_event && text("cause").starts_with("kafka-") && offset <= state.next_offset {
+                let lost = long_at(row.longs("record_count"), at).map(i64::cast_unsigned);
+                let seen = self.seen.entry(partition.clone()).or_default();
+                seen.told_gaps += lost.unwrap_or(0);
+                seen.is_truncated |= text("cause") != "kafka-retention";
+            }
+            if is_own_event || is_own_letter || offset >= state.next_offset {
+                continue;
+            }
+            rows += 1;
+            self.note(partition, name, offset);
+        }
+        rows
+    }
+
+    fn judge_offsets(&mut self, moment: &mut Moment, report: &mut Report) {
+        for (partition, state) in &mut moment.partitions {
+            let seen = self.seen.remove(partition).unwrap_or_default();
+            let accounting = state.accounting;
+            report.records_in += accounting.records_in;
+            report.duplicates += accounting.duplicates;
+            report.told_gaps += seen.told_gaps;
+            if seen.is_truncated {
+                // The topic was made anew: its offsets began again.
+                continue;
+            }
+            if seen.twice > 0 {
+                report
+                    .differs(format!("{partition}: {} records have more than one row", seen.twice));
+            }
+            let rows = seen.offsets.count();
+            let expected = accounting.records_in - accounting.duplicates;
+            if rows != expected {
+                report.differs(format!(
+                    "{partition}: {rows} records have rows, {expected} by the state (in {}, seen before {})",
+                    accounting.records_in, accounting.duplicates
+                ));
+            }
+            if accounting.imbalance() != 0 {
+                report.differs(format!(
+                    "{partition}: the state's own counts do not add up: {accounting:?}"
+                ));
+            }
+            let late = seen.rows.get(SideTable::LateReadings.as_str()).copied().unwrap_or(0);
+            if late != accounting.late {
+                report.differs(format!(
+                    "{partition}: {late} rows of late_readings, {} by the state",
+                    accounting.late
+                ));
+            }
+            if let Some(first) = seen.offsets.first() {
+                let there = seen.offsets.count_within(first, state.next_offset);
+                let between = u64::try_from(state.next_offset - first).unwrap_or(0);
+                let explained = accounting.duplicates + seen.told_gaps;
+                if between - there > explained {
+                    report.differs(format!(
+                        "{partition}: {} offsets from {first} to {} have no row, {explained} are explained by repeats and told gaps (control records of \
+                         transactional producers have offsets, too)",
+                        between - there,
+                        state.next_offset - 1
+                    ));
+                }
+            }
+        }
+    }
+}
+
+/// Where the rows of a batch came from. The partition is looked up once for neighbours.
+struct Sources<'a> {
+    batch: &'a RecordBatch,
+    at: usize,
+    current: Option<(&'a str, i32, TopicPartition)>,
+}
+
+impl<'a> Sources<'a> {
+    fn of(batch: &'a RecordBatch) -> Self {
+        Self { batch, at: 0, current: None }
+    }
+
+    fn next(&mut self) -> Option<(usize, &TopicPartition, i64)> {
+        let row = Row(self.batch);
+        while self.at < self.batch.num_rows() {
+            let at = self.at;
+            self.at += 1;
+            let Some(topic) = text_at(row.texts("source_topic"), at) else { continue };
+            let Some(number) = row.integers("source_partition").map(|column| column.value(at))
+            else {
+                continue;
+            };
+            let Some(offset) = long_at(row.longs("source_offset"), at) else { continue };
+            let is_same = self
+                .current
+                .as_ref()
+                .is_some_and(|(known, partition, _)| *known == topic && *partition == number);
+            if !is_same {
+                let from = TopicPartition { topic: topic.to_owned(), partition: number };
+                self.current = Some((topic, number, from));
+            }
+            return self.current.as_ref().map(|(_, _, from)| (at, from, offset));
+        }
+        None
+    }
+}
+
+/// Names that many rows share.
+#[derive(Debug, Default)]
+struct Names {
+    sensors: HashMap<String, SensorId>,
+    machines: HashMap<String, MachineId>,
+    devices: HashMap<String, DeviceId>,
+}
+
+impl Names {
+    fn reading(&mut self, row: Row<'_>, at: usize, metric: &MetricType) -> Option<Reading> {
+        let sensor = text_at(row.texts("sensor_id"), at)?;
+        let sensor = known(&mut self.sensors, sensor, |text| SensorId::new(text).ok())?;
+        let time = EventTime::from_micros(row.times("timestamp")?.value(at));
+        let value = row.doubles("value")?.value(at);
+        let mut reading = Reading::new(sensor, time, metric.clone(), value);
+        if let Some(machine) = text_at(row.texts("machine_id"), at) {
+            let new = |text: &str| MachineId::new(text).ok();
+            reading.machine_id = known(&mut self.machines, machine, new);
+        }
+        reading.unit = text_at(row.texts("unit"), at).map(Into::into);
+        reading.quality = match text_at(row.texts("quality"), at) {
+            Some("bad") => Some(Quality::Bad),
+            Some("uncertain") => Some(Quality::Uncertain),
+            Some(_) => Some(Quality::Good),
+            None => None,
+        };
+        if let Some(device) = text_at(row.texts("device_id"), at) {
+            let device_id = known(&mut self.devices, device, |text| DeviceId::new(text).ok())?;
+            // Filters look at the device alone.
+            let (generation, sequence) = (Generation(0), Sequence(0));
+            reading.identity = Some(Identity { device_id, generation, sequence });
+        }
+        let features = row.0.column_by_name("features").and_then(|column| column.as_map_opt());
+        if let Some(features) = features.filter(|features| features.is_valid(at)) {
+            let entry = features.value(at);
+            let (keys, values) = (entry.column(0).as_string_opt::<i32>()?, entry.column(1));
+            let values = values.as_primitive_opt::<Float64Type>()?;
+            reading.features =
+                (0..entry.len()).map(|i| (keys.value(i).to_owned(), values.value(i))).collect();
+        }
+        Some(reading)
+    }
+}
+
+fn known<T: Clone>(
+    names: &mut HashMap<String, T>,
+    text: &str,
+    new: impl FnOnce(&str) -> Option<T>,
+) -> Option<T> {
+    if let Some(name) = names.get(text) {
+        return Some(name.clone());
+    }
+    let name = new(text)?;
+    names.insert(text.to_owned(), name.clone());
+    Some(name)
+}
+
+/// First microsecond of a date such as `2026-03-01`.
+fn day_of(date: &str) -> i64 {
+    EventTime::parse(&format!("{date}T00:00:00Z")).map_or(i64::MIN / 2, EventTime::micros)
+}
+
+/// Prints what was found.
+///
+/// # Errors
+/// Nobody takes the output.
+pub fn print(report: &Report, format: Format, out: &mut impl Write) -> io::Result<()> {
+    let rate = report.rows_read() as f64 / report.seconds.max(1e-6);
+    match format {
+        Format::Json => writeln!(
+            out,
+            "{}",
+            json!({
+                "equal": report.differences == 0,
+                "differences": report.differences,
+                "shown": report.shown,
+                "partitions": report.partitions,
+                "rows": report.rows,
+                "records_in": report.records_in,
+                "duplicates": report.duplicates,
+                "told_gaps": report.told_gaps,
+                "windows_judged": report.windows_judged,
+                "anomalies": report.anomalies,
+                "windows_open": report.windows_open,
+                "windows_left_out": report.windows_left_out,
+                "seconds": report.seconds,
+                "rows_per_second": rate.round(),
+            })
+        ),
+        Format::Text => print_text(report, rate, out),
+    }
+}
+
+fn print_text(report: &Report, rate: f64, out: &mut impl Write) -> io::Result<()> {
+    for difference in &report.shown {
+        writeln!(out, "{difference}")?;
+    }
+    if report.differences > report.shown.len() as u64 {
+        writeln!(
+            out,
+            "and {} others; --limit shows more",
+            report.differences - report.shown.len() as u64
+        )?;
+    }
+    if report.differences > 0 {
+        writeln!(out)?;
+    }
+    writeln!(
+        out,
+        "{} partitions, {} records taken from kafka",
+        report.partitions, report.records_in
+    )?;
+    for (table, rows) in &report.rows {
+        writeln!(out, "  {rows:>12}  rows of {table}")?;
+    }
+    writeln!(out, "  {:>12}  seen before, no row", report.duplicates)?;
+    if report.told_gaps > 0 {
+        writeln!(out, "  {:>12}  gone from kafka before they were read", report.told_gaps)?;
+    }
+    writeln!(
+        out,
+        "{} closed windows compared, {} of them anomalies; {} still open",
+        report.windows_judged, report.anomalies, report.windows_open
+    )?;
+    for (why, count) in &report.windows_left_out {
+        writeln!(out, "  {count:>12}  left out: {why}")?;
+    }
+    writeln!(out, "{:.1} s, {:.0} rows a second", report.seconds, rate)?;
+    match report.differences {
+        0 => writeln!(out, "equal"),
+        count => writeln!(out, "{count} differences"),
+    }
+}

@@ -1,0 +1,141 @@
+//! Commands that look at the lake beside a running aggregator, and what their exit codes say.
+
+use std::io::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use shared_proto::model::EventTime;
+
+use crate::app::Failure;
+use crate::audit::{self, AuditError};
+use crate::cli::{AuditArguments, Letters, LettersReplay};
+use crate::config::Settings;
+use crate::dead_letters::{self, LettersError, ReplayError, Selection, replay};
+
+/// The command line asks for something that cannot be (`EX_USAGE` of sysexits.h).
+const EXIT_USAGE: u8 = 64;
+/// There is no such letter (`EX_NOINPUT`).
+const EXIT_NO_INPUT: u8 = 66;
+/// Kafka does not take the letters (`EX_UNAVAILABLE`).
+const EXIT_UNAVAILABLE: u8 = 69;
+/// The program is wrong (`EX_SOFTWARE`).
+const EXIT_SOFTWARE: u8 = 70;
+/// The storage cannot be read (`EX_IOERR`).
+const EXIT_STORAGE: u8 = 74;
+/// The lake does not hold still (`EX_TEMPFAIL`).
+const EXIT_TEMPORARY: u8 = 75;
+/// The configuration is wrong (`EX_CONFIG`).
+const EXIT_CONFIG: u8 = 78;
+
+/// `dead-letters`. Gives the exit code.
+///
+/// # Errors
+/// What cannot be read, or sent.
+pub fn dead_letters(
+    settings: &Settings,
+    command: &Letters,
+    out: &mut impl Write,
+) -> Result<u8, Failure> {
+    match command {
+        Letters::List(list) => {
+            let selection = Selection::new(&list.filter, &[], now()).map_err(letters_failure)?;
+            let how = (list.format, list.limit);
+            block_on(dead_letters::list(&settings.lake, &selection, how, out))?
+                .map_err(letters_failure)?;
+            Ok(0)
+        }
+        Letters::Show(show) => {
+            block_on(dead_letters::show(&settings.lake, &show.letter, show.format, out))?
+                .map_err(letters_failure)?;
+            Ok(0)
+        }
+        Letters::Replay(arguments) => replay_letters(settings, arguments, out),
+    }
+}
+
+fn replay_letters(
+    settings: &Settings,
+    arguments: &LettersReplay,
+    out: &mut impl Write,
+) -> Result<u8, Failure> {
+    let selection = Selection::new(&arguments.filter, &arguments.letters, now());
+    let selection = selection.map_err(letters_failure)?;
+    if arguments.letters.is_empty() && arguments.filter.is_empty() && !arguments.all {
+        let cause = anyhow::anyhow!(
+            "no letters are selected: name them, give --reason, --source, --since or --until, or --all"
+        );
+        return Err(Failure { cause, exit_code: EXIT_USAGE });
+    }
+    let options = dead_letters::Options {
+        topic: arguments.topic.clone(),
+        again: arguments.again,
+        yes: arguments.yes,
+        dry_run: arguments.dry_run,
+        limit: arguments.limit,
+    };
+    let replayed = block_on(replay(settings, &selection, &options, out))?;
+    let replayed = replayed.map_err(replay_failure)?;
+    let verb = if arguments.dry_run { "would be sent" } else { "sent" };
+    writeln!(
+        out,
+        "{} {verb}, {} were sent before, {} cannot be sent",
+        replayed.sent, replayed.before, replayed.refused
+    )
+    .map_err(|error| letters_failure(error.into()))?;
+    Ok(u8::from(replayed.refused > 0))
+}
+
+/// `audit`. Gives the exit code.
+///
+/// # Errors
+/// The lake cannot be read.
+pub fn audit(
+    settings: &Settings,
+    arguments: &AuditArguments,
+    out: &mut impl Write,
+) -> Result<u8, Failure> {
+    let failed = |error: AuditError| {
+        let exit_code = match &error {
+            AuditError::Lake(_) | AuditError::NoTable { .. } => EXIT_STORAGE,
+            AuditError::WithoutReadings => EXIT_CONFIG,
+            AuditError::Restless { .. } => EXIT_TEMPORARY,
+            AuditError::Output(_) => 1,
+        };
+        Failure { cause: error.into(), exit_code }
+    };
+    let report = block_on(audit::audit(settings, arguments.limit))?.map_err(failed)?;
+    audit::print(&report, arguments.format, out).map_err(|error| failed(error.into()))?;
+    Ok(u8::from(report.differences > 0))
+}
+
+fn letters_failure(error: LettersError) -> Failure {
+    let exit_code = match &error {
+        LettersError::Lake(_) | LettersError::NoTable { .. } => EXIT_STORAGE,
+        LettersError::NotFound { .. } => EXIT_NO_INPUT,
+        LettersError::When { .. } | LettersError::Key { .. } => EXIT_USAGE,
+        LettersError::Output(_) => 1,
+    };
+    Failure { cause: error.into(), exit_code }
+}
+
+fn replay_failure(error: ReplayError) -> Failure {
+    let exit_code = match error {
+        ReplayError::Letters(error) => return letters_failure(error),
+        ReplayError::Book { .. } => EXIT_STORAGE,
+        ReplayError::TooMany | ReplayError::NotConfirmed { .. } => EXIT_USAGE,
+        ReplayError::Settings(_) => EXIT_CONFIG,
+        ReplayError::Send { .. } => EXIT_UNAVAILABLE,
+    };
+    Failure { cause: error.into(), exit_code }
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime =
+        runtime.map_err(|error| Failure { cause: error.into(), exit_code: EXIT_SOFTWARE })?;
+    Ok(runtime.block_on(work))
+}
+
+fn now() -> EventTime {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    EventTime::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}

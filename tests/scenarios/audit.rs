@@ -1,0 +1,157 @@
+//! `cloud-aggregator audit` says equal of a lake that is written by killed and restarted instances, and names what was tampered with.
+
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use e2e_tests::cloud_aggregator::{Finished, run_command};
+use e2e_tests::eventually::eventually;
+use e2e_tests::publisher::reading_json;
+use serde_json::Value;
+use shared_proto::model::EventTime;
+
+use crate::plant::{DEADLINE, Plant, kafka, now};
+
+const MINUTE_MICROS: i64 = 60_000_000;
+const MINUTES: i64 = 20;
+const SENSORS: i64 = 9;
+
+fn audit(plant: &Plant, more: &[&str]) -> anyhow::Result<Finished> {
+    run_command(&plant.dir.join("cloud-aggregator"), &[&["audit"], more].concat())
+}
+
+/// Twenty minutes of nine sensors that cross midnight, a third of them hot; again some minutes of it that are late or repeats,
+/// and some records that are none.
+fn records() -> Vec<(String, Vec<u8>)> {
+    let day = 24 * 60 * MINUTE_MICROS;
+    let midnight = now().micros().div_euclid(day) * day;
+    let start = midnight - MINUTES / 2 * MINUTE_MICROS;
+    let mut records = Vec::new();
+    let mut sequence = 0;
+    let mut add = |sensor: i64, at: i64, value: f64, is_numbered: bool| {
+        let name = format!("press-{}/oil", sensor % SENSORS);
+        let machine = format!("press-{}", sensor % SENSORS);
+        let text = reading_json(&machine, &name, "temperature", EventTime::from_micros(at), value);
+        sequence += 1;
+        let identity =
+            format!(",\"device_id\":\"gw-{sensor}\",\"generation\":1,\"sequence\":{sequence}}}");
+        let text =
+            if is_numbered { text.trim_end_matches('}').to_owned() + &identity } else { text };
+        records.push((name, text.clone().into_bytes()));
+        if is_numbered && sequence % 10 == 0 {
+            records.push((format!("press-{}/oil", sensor % SENSORS), text.into_bytes()));
+        }
+    };
+    for minute in 0..MINUTES {
+        for sensor in 0..SENSORS {
+            for second in 0..10 {
+                let at = start + minute * MINUTE_MICROS + second * 6_000_000;
+                let value = if sensor % 3 == 0 { 96.0 } else { 70.0 } + second as f64;
+                add(sensor, at, value, sensor % 2 == 0);
+            }
+            // Corrects a window that is closed; far behind, it is late.
+            add(sensor, start + minute.saturating_sub(5) * MINUTE_MICROS, 130.0, false);
+            if minute > 0 {
+                add(sensor, start - 3 * day, 131.0, false);
+            }
+        }
+    }
+    records.push(("none".to_owned(), b"none".to_vec()));
+    records
+}
+
+#[test]
+fn audit_is_equal_beside_running_instances_that_were_killed_and_names_what_was_doubled()
+-> anyhow::Result<()> {
+    let mut plant = Plant::new("audit")?;
+    plant.aggregator_settings.more = "[[rules]]\nname = \"hot\"\nfilter = \"metric_type = temperature and value > 100\"\nwindow = \"1m\"\n\
+        threshold = \"count > 3\"\n\n[[rules]]\nname = \"warm\"\nfilter = \"value > 90\"\nwindow = \"5m\"\nslide = \"1m\"\n\
+        threshold = \"mean > 99\"\n\n[[rules]]\nname = \"machine\"\nfilter = \"value > 100\"\nwindow = \"2m\"\nby = \"machine\"\n\
+        threshold = \"max > 104\"\n"
+        .to_owned();
+    let mut aggregator = plant.start_aggregator()?;
+    let records = records();
+    let distinct: std::collections::BTreeSet<&Vec<u8>> =
+        records.iter().map(|(_, text)| text).collect();
+    for (round, part) in records.chunks(records.len() / 4 + 1).enumerate() {
+        kafka()?.produce(&plant.topic("temperature"), part)?;
+        if round % 2 == 1 {
+            aggregator.process().kill()?;
+            aggregator.restart()?;
+        }
+    }
+    aggregator.wait_ready()?;
+    let rows = "SELECT (SELECT count(*) FROM telemetry) + (SELECT count(*) FROM late_readings) + \
+                (SELECT count(*) FROM dead_letters)";
+    plant.wait_for_count(rows, u64::try_from(distinct.len())? - 100)?;
+    eventually("all is read and equal", DEADLINE, || {
+        let report = audit(&plant, &["--format", "json"])?;
+        ensure!(report.code == Some(0), "{report:?}");
+        let report: Value = serde_json::from_str(&report.output)?;
+        ensure!(report["records_in"] == records.len(), "{report}");
+        ensure!(report["differences"] == 0, "{report}");
+        ensure!(report["anomalies"].as_u64() > Some(60), "{report}");
+        ensure!(report["duplicates"].as_u64() > Some(0), "{report}");
+        Ok(())
+    })?;
+    let text = audit(&plant, &[])?;
+    ensure!(text.output.ends_with("equal\n"), "{text:?}");
+
+    aggregator.process().terminate()?;
+    aggregator.process().wait(DEADLINE)?;
+    double_a_file(&plant.aggregator_settings.lake.join("telemetry"))?;
+    let doubled = audit(&plant, &["--limit", "1000"])?;
+    ensure!(doubled.code == Some(1), "{doubled:?}");
+    ensure!(doubled.output.contains("have more than one row"), "{doubled:?}");
+    ensure!(doubled.output.contains("matches from"), "{doubled:?}");
+    Ok(())
+}
+
+/// Commits a copy of the newest data file once more.
+fn double_a_file(table: &Path) -> anyhow::Result<()> {
+    let log = table.join("_delta_log");
+    let entries = std::fs::read_dir(&log)?.collect::<Result<Vec<_>, _>>()?;
+    let mut versions: Vec<String> = entries
+        .iter()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.len() == 25 && name.ends_with(".json"))
+        .collect();
+    versions.sort();
+    let last = versions.last().context("no commit")?;
+    let number: u64 = last.trim_end_matches(".json").parse()?;
+    for name in versions.iter().rev() {
+        let text = std::fs::read_to_string(log.join(name))?;
+        for line in text.lines() {
+            let mut action: Value = serde_json::from_str(line)?;
+            let Some(path) = action["add"]["path"].as_str().map(str::to_owned) else { continue };
+            let is_hot = std::fs::metadata(table.join(&path))?.len() > 5_000;
+            if !is_hot {
+                continue;
+            }
+            let copy = path.replace(".parquet", "-copy.parquet");
+            std::fs::copy(table.join(&path), table.join(&copy))?;
+            action["add"]["path"] = copy.into();
+            std::fs::write(log.join(format!("{:020}.json", number + 1)), format!("{action}\n"))?;
+            return Ok(());
+        }
+    }
+    anyhow::bail!("no data file")
+}
+
+#[test]
+fn what_cannot_be_audited_says_why() -> anyhow::Result<()> {
+    let mut plant = Plant::new("no-audit")?;
+    let dir = plant.dir.join("cloud-aggregator");
+    std::fs::create_dir_all(&dir)?;
+    std::fs::write(dir.join("cloud-aggregator.toml"), plant.aggregator_settings.to_toml(1))?;
+    let absent = audit(&plant, &[])?;
+    ensure!(absent.code == Some(74) && absent.errors.contains("lake"), "{absent:?}");
+    std::fs::create_dir_all(&plant.aggregator_settings.lake)?;
+    let empty = audit(&plant, &[])?;
+    ensure!(empty.code == Some(74) && empty.errors.contains("telemetry"), "{empty:?}");
+    plant.aggregator_settings.lake = "/nonexistent\"\nkeeps-readings = false\nx = \"".into();
+    let text = plant.aggregator_settings.to_toml(1).replace("x = \"\"", "");
+    std::fs::write(dir.join("cloud-aggregator.toml"), text)?;
+    let without = audit(&plant, &[])?;
+    ensure!(without.code == Some(78) && without.errors.contains("keeps-readings"), "{without:?}");
+    Ok(())
+}
