@@ -279,6 +279,8 @@ fn slow_event(bytes: &[u8]) -> Option<MachineEvent> {
             rule_version: fields.word("rule_version")?,
             trip_id: fields.word("trip_id")?,
             operator: fields.word("operator")?,
+            delivered_sequence: fields.count("delivered_sequence")?,
+            waveform_sequences: fields.word("waveform_sequences")?,
         },
     })
 }

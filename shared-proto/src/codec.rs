@@ -527,6 +527,7 @@ fn without_empty(details: MachineEventDetails) -> MachineEventDetails {
         rule_version: present(details.rule_version),
         trip_id: present(details.trip_id),
         operator: present(details.operator),
+        waveform_sequences: present(details.waveform_sequences),
         ..details
     }
 }
