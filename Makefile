@@ -1,10 +1,10 @@
 # Each target is one or two plain commands; `make help` lists them.
 # Variables: ARGS and DEMO_DIR and STACK (embedded | real) for `demo`, DATA_DIR (recordings) for `demo` and `test`,
-# ROUNDS for `long`, PROFILE (release | dev) and BENCH_… (tests/src/bench/mod.rs) for `bench-edge`, BROKERS and LAKE for `aggregator`.
+# ROUNDS for `long`, FUZZ_SECONDS (each of two decoders) for `fuzz` and `long`, PROFILE (release | dev) and BENCH_… (tests/src/bench/mod.rs) for `bench-edge`, BROKERS and LAKE for `aggregator`.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo aggregator test lint long audit bench bench-aggregator bench-edge
+.PHONY: help setup demo aggregator test lint fuzz long audit bench bench-aggregator bench-edge
 
 SETUP := deployment-manifests/local/setup
 # Where rustup puts cargo, for shells that were opened before it was installed.
@@ -13,6 +13,11 @@ ARGS ?=
 STACK ?= embedded
 DEMO_DIR ?=
 ROUNDS ?= 1000
+FUZZ_SECONDS ?= 30
+# Coverage counters of LLVM, which stable compilers have: what cargo-fuzz passes, too.
+FUZZ_FLAGS = -Cpasses=sancov-module -Ccodegen-units=1 $(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 inline-8bit-counters pc-table trace-compares)
+FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+FUZZ_DIR = target/fuzz
 PROFILE ?= release
 PROFILE_DIR = $(CURDIR)/target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 BROKERS ?= 127.0.0.1:9092
@@ -48,9 +53,17 @@ lint: ## Format, clippy and rustdoc, warnings are errors
 	cargo clippy --workspace --all-targets --locked --features e2e-tests/services -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
+fuzz: ## Any bytes for both decoders, guided by coverage, FUZZ_SECONDS each; what fails lies in target/fuzz and belongs into the corpus
+	@$(SETUP) demo
+	RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --locked --manifest-path shared-proto/fuzz/Cargo.toml --target $(FUZZ_HOST) --target-dir $(FUZZ_DIR)
+	@cd $(FUZZ_DIR) && for decoder in json protobuf; do mkdir -p corpus/$$decoder && $(FUZZ_HOST)/debug/$$decoder -max_total_time=$(FUZZ_SECONDS) \
+	    -max_len=8192 -timeout=10 -rss_limit_mb=1024 -verbosity=0 -print_final_stats=1 -dict=$(CURDIR)/shared-proto/fuzz/json.dict \
+	    -artifact_prefix=$$decoder- corpus/$$decoder $(CURDIR)/shared-proto/fuzz/corpus/$$decoder || exit 1; done
+
 long: ## New seeds for the simulation and the property tests, new kills, power cuts, full disks and rebalances, ROUNDS of each
 	@$(SETUP) test
 	SIMULATION_ROUNDS=$(ROUNDS) PROPTEST_CASES=$(ROUNDS) JOURNAL_ROUNDS=$(ROUNDS) CORRUPTION_CASES=$(ROUNDS) cargo test --workspace --locked
+	$(MAKE) fuzz FUZZ_SECONDS=$(ROUNDS)
 	POWER_CUT_MODEL=ext4 JOURNAL_ROUNDS=$(ROUNDS) cargo test --locked -p edge-module --test journal_faults power_cut
 	cargo build --workspace --locked --bins --tests --features e2e-tests/services
 	KILL_ROUNDS=$(ROUNDS) REBALANCE_ROUNDS=$$(($(ROUNDS) / 5)) cargo test --workspace --locked --features e2e-tests/services --test scenarios -- \

@@ -185,13 +185,22 @@ fn decode_reading_with(
         return Err(DecodeError::Empty);
     }
     match encoding {
-        Encoding::Json => {
-            reading_from_json(serde_json::from_slice(bytes).map_err(DecodeError::Json)?, names)
-        }
+        Encoding::Json => reading_from_json(from_json(bytes)?, names),
         Encoding::Protobuf => {
             let message = v1::Reading::decode(bytes).map_err(DecodeError::Protobuf)?;
             Ok(Decoded { reading: reading_from_protobuf(message, names)?, unknown_fields: 0 })
         }
+    }
+}
+
+/// One record. It must be an object (the derived readers would take an array of its fields, too) and UTF-8 as a whole: fields that
+/// nobody knows are passed over, but their bytes are not trusted either.
+fn from_json<'de, T: serde::Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, DecodeError> {
+    let refused = |text: &str| DecodeError::Json(serde::de::Error::custom(text));
+    let text = std::str::from_utf8(bytes).map_err(|error| refused(&error.to_string()))?;
+    match text.bytes().find(|byte| !byte.is_ascii_whitespace()) {
+        Some(b'[') => Err(refused("an array, expected an object")),
+        Some(_) | None => serde_json::from_str(text).map_err(DecodeError::Json),
     }
 }
 
@@ -235,7 +244,9 @@ fn reading_from_json(raw: RawReading<'_>, names: &mut impl Names) -> Result<Deco
     let metric_type = raw.metric_type.ok_or(DecodeError::Missing("metric_type"))?.0;
     let value = raw.value.ok_or(DecodeError::Missing("value"))?;
     let machine_id = raw.machine_id.map(|text| names.machine(&text.0)).transpose()?;
-    let unit = raw.unit.map(|text| names.unit(&text.0)).transpose()?;
+    let unit = raw.unit.filter(|text| !text.0.is_empty());
+    let unit = unit.map(|text| names.unit(&text.0)).transpose()?;
+    let features = checked_features(raw.features.values, raw.features.count)?;
     let device_id = raw.device_id.map(|text| names.device(&text.0)).transpose()?;
     let reading = Reading {
         sensor_id: names.sensor(&sensor_id)?,
@@ -247,7 +258,7 @@ fn reading_from_json(raw: RawReading<'_>, names: &mut impl Names) -> Result<Deco
         quality: raw.quality,
         identity: identity(device_id, raw.generation, raw.sequence)?,
         historical: raw.historical,
-        features: checked_features(raw.features)?,
+        features,
     };
     Ok(Decoded { reading, unknown_fields: raw.unknown_fields })
 }
@@ -279,7 +290,10 @@ fn reading_from_protobuf(
             message.sequence,
         )?,
         historical: message.historical,
-        features: checked_features(message.features)?,
+        features: {
+            let count = message.features.len();
+            checked_features(message.features, count)?
+        },
     })
 }
 
@@ -325,7 +339,7 @@ pub fn decode_machine_event(bytes: &[u8], encoding: Encoding) -> Result<MachineE
     }
     match encoding {
         Encoding::Json => {
-            let raw: RawMachineEvent = serde_json::from_slice(bytes).map_err(DecodeError::Json)?;
+            let raw: RawMachineEvent = from_json(bytes)?;
             let device_id = raw.device_id.map(|text| DeviceId::new(&text)).transpose()?;
             Ok(MachineEvent {
                 event_type: raw.event_type,
@@ -333,7 +347,7 @@ pub fn decode_machine_event(bytes: &[u8], encoding: Encoding) -> Result<MachineE
                 timestamp: parse_timestamp(&raw.timestamp)?,
                 identity: identity(device_id, raw.generation, raw.sequence)?,
                 historical: raw.historical,
-                details: raw.details,
+                details: without_empty(from_json(bytes)?),
             })
         }
         Encoding::Protobuf => {
@@ -430,7 +444,7 @@ pub fn decode_dead_letter(bytes: &[u8], encoding: Encoding) -> Result<DeadLetter
     }
     let (mut letter, device_id, generation, sequence) = match encoding {
         Encoding::Json => {
-            let raw: RawDeadLetter = serde_json::from_slice(bytes).map_err(DecodeError::Json)?;
+            let raw: RawDeadLetter = from_json(bytes)?;
             let letter = DeadLetter {
                 reason: raw.reason,
                 detail: raw.detail,
@@ -498,6 +512,21 @@ fn name_text(name: &impl AsRef<str>) -> String {
     name.as_ref().to_owned()
 }
 
+/// An empty text says nothing, as in protobuf.
+fn without_empty(details: MachineEventDetails) -> MachineEventDetails {
+    let present = |text: Option<String>| text.and_then(present);
+    MachineEventDetails {
+        cause: present(details.cause),
+        rule: present(details.rule),
+        model: present(details.model),
+        detail: present(details.detail),
+        rule_version: present(details.rule_version),
+        trip_id: present(details.trip_id),
+        operator: present(details.operator),
+        ..details
+    }
+}
+
 fn present(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
@@ -508,10 +537,8 @@ fn parse_timestamp(text: &str) -> Result<EventTime, DecodeError> {
 
 fn timestamp_from_micros(micros: Option<i64>) -> Result<EventTime, DecodeError> {
     let micros = micros.ok_or(DecodeError::Missing("timestamp_micros"))?;
-    match chrono::DateTime::from_timestamp_micros(micros) {
-        Some(_) => Ok(EventTime::from_micros(micros)),
-        None => Err(DecodeError::Timestamp(micros.to_string())),
-    }
+    let time = EventTime::from_micros(micros);
+    if time.is_in_rfc_3339() { Ok(time) } else { Err(DecodeError::Timestamp(micros.to_string())) }
 }
 
 fn finite(field: &str, value: f64) -> Result<f64, DecodeError> {
@@ -533,13 +560,12 @@ fn checked_unit(text: &str) -> Result<Arc<str>, DecodeError> {
     Ok(text.into())
 }
 
-fn checked_features(features: BTreeMap<String, f64>) -> Result<BTreeMap<String, f64>, DecodeError> {
-    if features.len() > FEATURES_MAX {
-        return Err(DecodeError::TooMany {
-            field: "features",
-            found: features.len(),
-            limit: FEATURES_MAX,
-        });
+fn checked_features(
+    features: BTreeMap<String, f64>,
+    found: usize,
+) -> Result<BTreeMap<String, f64>, DecodeError> {
+    if found > FEATURES_MAX {
+        return Err(DecodeError::TooMany { field: "features", found, limit: FEATURES_MAX });
     }
     for (name, value) in &features {
         if name.len() > FEATURE_NAME_BYTES_MAX {

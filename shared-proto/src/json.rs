@@ -4,12 +4,13 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::de::{self, IgnoredAny, MapAccess, Visitor};
+use serde::de::{self, IgnoredAny, IntoDeserializer as _, MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::model::{
-    DeadLetter, Identity, MachineEvent, MachineEventDetails, MachineEventType, Quality, Reading,
+    DeadLetter, FEATURES_MAX, Identity, MachineEvent, MachineEventDetails, MachineEventType,
+    Quality, Reading,
 };
 
 /// A text that borrows from the input unless it holds an escape sequence.
@@ -40,6 +41,58 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
+/// One word of an enum. A name alone: the derived reader would take `{"good":null}` for `"good"` too.
+struct Word<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Word<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Text::deserialize(deserializer)?;
+        T::deserialize(text.0.into_deserializer()).map(Self)
+    }
+}
+
+fn word<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Word::deserialize(deserializer).map(|word: Word<T>| word.0)
+}
+
+/// Numbers by name. No name comes twice; with more than [`FEATURES_MAX`] they are only counted.
+#[derive(Debug, Default)]
+pub(crate) struct RawFeatures {
+    pub(crate) values: BTreeMap<String, f64>,
+    pub(crate) count: usize,
+}
+
+impl<'de> Deserialize<'de> for RawFeatures {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FeaturesVisitor;
+
+        impl<'de> Visitor<'de> for FeaturesVisitor {
+            type Value = RawFeatures;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a map of names to numbers")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawFeatures, A::Error> {
+                let mut features = RawFeatures::default();
+                while let Some((name, value)) = map.next_entry::<Text<'de>, f64>()? {
+                    features.count += 1;
+                    if features.count > FEATURES_MAX {
+                        continue;
+                    }
+                    if features.values.insert(name.0.as_ref().to_owned(), value).is_some() {
+                        let again = format_args!("duplicate feature `{}`", name.0);
+                        return Err(de::Error::custom(again));
+                    }
+                }
+                Ok(features)
+            }
+        }
+
+        deserializer.deserialize_map(FeaturesVisitor)
+    }
+}
+
 /// A reading as it came, before any check.
 #[derive(Debug, Default)]
 pub(crate) struct RawReading<'a> {
@@ -54,7 +107,7 @@ pub(crate) struct RawReading<'a> {
     pub(crate) generation: Option<u64>,
     pub(crate) sequence: Option<u64>,
     pub(crate) historical: bool,
-    pub(crate) features: BTreeMap<String, f64>,
+    pub(crate) features: RawFeatures,
     pub(crate) unknown_fields: u32,
 }
 
@@ -87,7 +140,7 @@ impl<'de> Visitor<'de> for ReadingVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawReading<'de>, A::Error> {
         let mut raw = RawReading::default();
-        let mut features = None::<BTreeMap<String, f64>>;
+        let mut features = None::<RawFeatures>;
         let mut historical = None::<bool>;
         while let Some(key) = map.next_key::<Text<'de>>()? {
             match key.0.as_ref() {
@@ -106,7 +159,11 @@ impl<'de> Visitor<'de> for ReadingVisitor {
                     raw.machine_id = field(&mut map, "machine_id", raw.machine_id.is_some())?;
                 }
                 "unit" => raw.unit = field(&mut map, "unit", raw.unit.is_some())?,
-                "quality" => raw.quality = field(&mut map, "quality", raw.quality.is_some())?,
+                "quality" => {
+                    let word: Option<Word<Quality>> =
+                        field(&mut map, "quality", raw.quality.is_some())?;
+                    raw.quality = word.map(|word| word.0);
+                }
                 "device_id" => {
                     raw.device_id = field(&mut map, "device_id", raw.device_id.is_some())?;
                 }
@@ -130,9 +187,11 @@ impl<'de> Visitor<'de> for ReadingVisitor {
     }
 }
 
-/// A machine event as it came, before any check.
+/// A machine event as it came, before any check, without its details: [`MachineEventDetails`] is read from the same text. (Flattened
+/// into one struct, every field that nobody knows would be kept in memory first.)
 #[derive(Debug, Deserialize)]
 pub(crate) struct RawMachineEvent {
+    #[serde(deserialize_with = "word")]
     pub(crate) event_type: MachineEventType,
     pub(crate) machine_id: String,
     pub(crate) timestamp: String,
@@ -144,8 +203,6 @@ pub(crate) struct RawMachineEvent {
     pub(crate) sequence: Option<u64>,
     #[serde(default)]
     pub(crate) historical: bool,
-    #[serde(flatten)]
-    pub(crate) details: MachineEventDetails,
 }
 
 /// A dead letter as it came, before any check.

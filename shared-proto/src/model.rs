@@ -148,6 +148,10 @@ name_type!(
     MetricType, "metric_type", METRIC_TYPE_BYTES_MAX
 );
 
+/// First and last microsecond that RFC 3339 can write in UTC: those of the years 0 to 9999.
+const RFC_3339_MICROS: std::ops::RangeInclusive<i64> =
+    -62_167_219_200_000_000..=253_402_300_799_999_999;
+
 /// When the sensor measured: microseconds since 1970-01-01T00:00:00Z. Never mixed with processing time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -166,14 +170,20 @@ impl EventTime {
         self.0
     }
 
-    /// Parses RFC 3339; more than six fractional digits are cut off.
+    /// Parses RFC 3339; more than six fractional digits are cut off. Nothing if an offset leads out of the years 0 to 9999.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         if let Some(micros) = parse_common(text.as_bytes()) {
             return Some(Self(micros));
         }
-        let parsed = DateTime::parse_from_rfc3339(text).ok()?;
-        Some(Self(parsed.timestamp_micros()))
+        let parsed = Self(DateTime::parse_from_rfc3339(text).ok()?.timestamp_micros());
+        parsed.is_in_rfc_3339().then_some(parsed)
+    }
+
+    /// Whether [`Self::parse`] reads what is written of it: the years 0 to 9999.
+    #[must_use]
+    pub fn is_in_rfc_3339(self) -> bool {
+        RFC_3339_MICROS.contains(&self.0)
     }
 
     /// Later by so many microseconds; stops at the end of the range.
@@ -635,6 +645,10 @@ mod tests {
     #[test]
     fn event_time_refuses_what_is_not_rfc_3339() {
         for input in ["", "yesterday", "2026-03-01", "2026-02-30T00:00:00Z", "1767225900"] {
+            assert_eq!(EventTime::parse(input), None, "{input}");
+        }
+        // Years that would need a sign or a fifth digit in UTC.
+        for input in ["0000-01-01T00:00:00+00:01", "9999-12-31T23:59:59-00:01"] {
             assert_eq!(EventTime::parse(input), None, "{input}");
         }
     }

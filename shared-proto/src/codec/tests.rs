@@ -69,6 +69,15 @@ fn awkward_json_has_a_named_outcome() {
     check(with("}", r#","device_id":"gw","generation":1,"sequence":-1}"#), "json");
     check(with("}", r#","unit":"123456789012345678901234567890123"}"#), "too-many: field `unit`");
     check(with("}", r#","quality":"splendid"}"#), "json: not a record in JSON: field `quality`");
+    check(with("}", r#","quality":{"good":null}}"#), "json: not a record in JSON: field `quality`");
+    check(
+        with("}", r#","features":{"rms":1,"rms":2}}"#),
+        "json: not a record in JSON: field `features`: duplicate feature `rms`",
+    );
+    let many = (0..300).map(|number| format!("\"{number}\":1")).collect::<Vec<_>>().join(",");
+    let many = format!(",\"features\":{{{many}}}}}");
+    check(with("}", &many), "too-many: field `features` has 300 entries");
+    check(with("}", r#","unit":""}"#), "ok 3.72 0");
 }
 
 #[test]
@@ -77,6 +86,44 @@ fn text_that_is_not_utf_8_is_refused() {
     bytes[20] = 0xff;
     let error = decode_reading(&bytes, Encoding::Json).expect_err("refused");
     assert_eq!(error.reason(), "json");
+    // Neither in a field that nobody knows.
+    let mut bytes = GOOD.replace('}', r#","note":"a"}"#).into_bytes();
+    let place = bytes.len() - 3;
+    bytes[place] = 0xff;
+    let error = decode_reading(&bytes, Encoding::Json).expect_err("refused");
+    assert!(error.detail().contains("invalid utf-8"), "{}", error.detail());
+}
+
+#[test]
+fn records_are_objects_and_empty_texts_say_nothing() {
+    let letter = br#"["json","broken","t","2026-03-01T08:15:30Z",null,null,null,"AA==",1]"#;
+    let error = decode_dead_letter(letter, Encoding::Json).expect_err("refused");
+    assert_eq!(error.detail(), "not a record in JSON: an array, expected an object");
+    let event = |event_type: &str| {
+        format!(
+            r#"{{"event_type":{event_type},"machine_id":"m","timestamp":"2026-03-01T08:15:30Z","cause":"","x":[0]}}"#
+        )
+    };
+    let decode = |text: String| decode_machine_event(text.as_bytes(), Encoding::Json);
+    assert_eq!(decode(event("\"trip\"")).expect("valid").details.cause, None);
+    assert_eq!(decode(event("{\"trip\":null}")).expect_err("refused").reason(), "json");
+}
+
+/// They could be written as JSON, and nobody could read that.
+#[test]
+fn times_beyond_the_calendar_of_rfc_3339_are_refused_in_protobuf() {
+    for micros in [-62_167_219_200_000_001, 253_402_300_800_000_000, i64::MIN, i64::MAX] {
+        let message = v1::Reading {
+            sensor_id: "s".to_owned(),
+            timestamp_micros: Some(micros),
+            metric_type: "temperature".to_owned(),
+            value: Some(1.0),
+            ..v1::Reading::default()
+        };
+        let error =
+            decode_reading(&message.encode_to_vec(), Encoding::Protobuf).expect_err("refused");
+        assert_eq!(error.reason(), "timestamp", "{micros}");
+    }
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use prost::Message as _;
 
 use super::{
-    DecodeError, Encoding, checked_unit, identity, identity_fields, name_text, parse_timestamp,
-    present, timestamp_from_micros,
+    DecodeError, Encoding, checked_unit, from_json, identity, identity_fields, name_text,
+    parse_timestamp, present, timestamp_from_micros,
 };
 use crate::json::RawWaveformBlock;
 use crate::model::{DeviceId, MachineId, SensorId, WaveformBlock, WaveformSnapshot};
@@ -23,7 +23,7 @@ pub fn decode_waveform_block(
     }
     match encoding {
         Encoding::Json => {
-            let raw: RawWaveformBlock = serde_json::from_slice(bytes).map_err(DecodeError::Json)?;
+            let raw: RawWaveformBlock = from_json(bytes)?;
             let scale = checked_scale(raw.scale)?;
             let samples = raw.samples.into_iter().map(|sample| sample * scale).collect();
             checked_block(WaveformBlock {
@@ -66,9 +66,7 @@ pub fn waveform_scale(bytes: &[u8], encoding: Encoding) -> Result<f64, DecodeErr
         scale: Option<f64>,
     }
     let scale = match encoding {
-        Encoding::Json => {
-            serde_json::from_slice::<RawWaveformBlock>(bytes).map_err(DecodeError::Json)?.scale
-        }
+        Encoding::Json => from_json::<RawWaveformBlock>(bytes)?.scale,
         Encoding::Protobuf => ScaleOnly::decode(bytes).map_err(DecodeError::Protobuf)?.scale,
     };
     checked_scale(scale)?;
