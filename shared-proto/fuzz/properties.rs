@@ -32,10 +32,10 @@ const HELD_BYTES_PER_BYTE: u64 = 32;
 const HELD_BYTES_PER_ELEMENT: u64 = 1_024;
 
 /// Does the work and says how many bytes it held at once at most, as far as somebody counts.
-pub type Measure = dyn Fn(&mut dyn FnMut()) -> u64;
+pub(crate) type Measure = dyn Fn(&mut dyn FnMut()) -> u64;
 
 /// Checks everything for one input.
-pub fn check(bytes: &[u8], encoding: Encoding, measure: &Measure) {
+pub(crate) fn check(bytes: &[u8], encoding: Encoding, measure: &Measure) {
     let reading = bounded(bytes, measure, || decode_reading(bytes, encoding));
     let mut decoder = Decoder::default();
     for _ in 0..2 {

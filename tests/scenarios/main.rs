@@ -8,6 +8,7 @@
 mod disk;
 
 mod bad_input;
+mod bad_messages;
 mod brokers;
 mod exactly_once;
 mod feeder;

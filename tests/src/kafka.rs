@@ -11,9 +11,10 @@ use anyhow::{Context, bail};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Message, OwnedMessage};
+use rdkafka::message::{Header, Message, OwnedHeaders, OwnedMessage};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use rdkafka::{Offset, TopicPartitionList};
+use shared_proto::wire::CONTENT_TYPE_HEADER;
 
 use crate::eventually::eventually;
 use crate::ports::free_port;
@@ -240,6 +241,7 @@ impl Loader {
             .set("linger.ms", "50")
             .set("partitioner", "murmur2_random")
             .set("queue.buffering.max.messages", "200000")
+            .set("message.max.bytes", "20000000")
             .create()?;
         Ok(Self { producer })
     }
@@ -251,6 +253,38 @@ impl Loader {
     pub fn send(&self, topic: &str, key: &str, payload: &[u8]) -> anyhow::Result<()> {
         loop {
             match self.producer.send(BaseRecord::to(topic).key(key).payload(payload)) {
+                Ok(()) => return Ok(()),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => {
+                    self.producer.poll(LOADER_PAUSE);
+                }
+                Err((error, _)) => {
+                    return Err(error).with_context(|| format!("sending to {topic}"));
+                }
+            }
+        }
+    }
+
+    /// Hands over a record as it is: perhaps without payload, with any content type or none. Waits as [`Self::send`] does.
+    ///
+    /// # Errors
+    /// The client refuses it.
+    pub fn send_as_is(
+        &self,
+        topic: &str,
+        key: &str,
+        payload: Option<&[u8]>,
+        content_type: Option<&str>,
+    ) -> anyhow::Result<()> {
+        loop {
+            let mut record = BaseRecord::<str, [u8]>::to(topic).key(key);
+            if let Some(payload) = payload {
+                record = record.payload(payload);
+            }
+            if let Some(value) = content_type {
+                let header = Header { key: CONTENT_TYPE_HEADER, value: Some(value) };
+                record = record.headers(OwnedHeaders::new().insert(header));
+            }
+            match self.producer.send(record) {
                 Ok(()) => return Ok(()),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => {
                     self.producer.poll(LOADER_PAUSE);
