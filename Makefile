@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo aggregator test lint fuzz long audit bench bench-aggregator bench-edge
+.PHONY: help setup demo aggregator test lint fuzz long audit bench bench-aggregator bench-spark bench-edge
 
 SETUP := deployment-manifests/local/setup
 # Where rustup puts cargo, for shells that were opened before it was installed.
@@ -79,10 +79,14 @@ bench: ## The benchmarks, in the release profile
 	@$(SETUP) demo
 	cargo bench --workspace --locked
 
-bench-aggregator: ## What counting and storing costs, with Apache Kafka: BENCH_RECORDS, BENCH_RUNS
+bench-aggregator: ## What counting, storing and alerting costs, with Apache Kafka: BENCH_PARTS, BENCH_RECORDS, BENCH_RUNS, BENCH_SHARE=0.1 for a short run
 	@$(SETUP) test
 	cargo build --workspace --locked --bins --features e2e-tests/services --profile $(PROFILE)
 	@BENCH_PROFILE=$(PROFILE) CLOUD_AGGREGATOR_BIN=$(PROFILE_DIR)/cloud-aggregator $(PROFILE_DIR)/bench_aggregator
+
+bench-spark: ## The same topics read by the aggregator and by a Spark job, one after the other: BENCH_RECORDS, BENCH_RUNS
+	@$(SETUP) spark
+	BENCH_PARTS=windows,raw,spark $(MAKE) bench-aggregator
 
 bench-edge: ## How fast a stop is and a backlog leaves, with mosquitto and Apache Kafka: BENCH_SHARE=0.1 for a short run
 	@$(SETUP) test

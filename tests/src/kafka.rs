@@ -129,7 +129,36 @@ impl Kafka {
     /// # Errors
     /// The client refuses its properties.
     pub fn loader(&self) -> anyhow::Result<Loader> {
-        Loader::new(&self.bootstrap())
+        self.loader_with(&[])
+    }
+
+    /// As [`Self::loader`], with other properties of the client.
+    ///
+    /// # Errors
+    /// The client refuses its properties.
+    pub fn loader_with(&self, properties: &[(&str, &str)]) -> anyhow::Result<Loader> {
+        Loader::new(&self.bootstrap(), properties)
+    }
+
+    /// Follows a topic from its end, as fast as records come.
+    ///
+    /// # Errors
+    /// The topic is not there.
+    pub fn tail(&self, topic: &str) -> anyhow::Result<Tail> {
+        let consumer: BaseConsumer = self
+            .client_config()
+            .set("group.id", "reader-without-commits")
+            .set("enable.auto.commit", "false")
+            .set("fetch.wait.max.ms", "50")
+            .create()?;
+        let metadata = consumer.fetch_metadata(Some(topic), REQUEST_DEADLINE)?;
+        let mut assignment = TopicPartitionList::new();
+        for partition in metadata.topics().first().context("no such topic")?.partitions() {
+            let (_, high) = consumer.fetch_watermarks(topic, partition.id(), REQUEST_DEADLINE)?;
+            assignment.add_partition_offset(topic, partition.id(), Offset::Offset(high))?;
+        }
+        consumer.assign(&assignment)?;
+        Ok(Tail { consumer })
     }
 
     /// Everything that a topic holds now, partition by partition.
@@ -234,16 +263,19 @@ pub struct Loader {
 }
 
 impl Loader {
-    fn new(bootstrap: &str) -> anyhow::Result<Self> {
-        let producer = client_config(bootstrap)
+    fn new(bootstrap: &str, properties: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let mut config = client_config(bootstrap);
+        config
             .set("enable.idempotence", "true")
             .set("compression.codec", "snappy")
             .set("linger.ms", "50")
             .set("partitioner", "murmur2_random")
             .set("queue.buffering.max.messages", "200000")
-            .set("message.max.bytes", "20000000")
-            .create()?;
-        Ok(Self { producer })
+            .set("message.max.bytes", "20000000");
+        for (property, value) in properties {
+            config.set(*property, *value);
+        }
+        Ok(Self { producer: config.create()? })
     }
 
     /// Hands one record over; waits while too many are on their way.
@@ -302,6 +334,21 @@ impl Loader {
     /// They are not within 30 s.
     pub fn finish(self) -> anyhow::Result<()> {
         self.producer.flush(REQUEST_DEADLINE).context("waiting for acknowledgements")
+    }
+}
+
+/// See [`Kafka::tail`].
+pub struct Tail {
+    consumer: BaseConsumer,
+}
+
+impl Tail {
+    /// The next record, if one comes in time.
+    ///
+    /// # Errors
+    /// The broker does not give it.
+    pub fn next(&self, wait: Duration) -> anyhow::Result<Option<OwnedMessage>> {
+        Ok(self.consumer.poll(wait).transpose()?.map(|message| message.detach()))
     }
 }
 

@@ -96,6 +96,16 @@ impl LakeReader {
         Ok(serde_json::from_str(&self.run(&["touched", &lake, table, column, value, from, to])?)?)
     }
 
+    /// Seconds from the time of a row to the commit that brought it (by the time of the file in the log): median, 99th percentile and
+    /// the longest. Rows of the first `skip` seconds are left out.
+    ///
+    /// # Errors
+    /// The table is not there (yet), or holds no such rows.
+    pub fn commit_latency(&self, table: &str, skip: u64) -> anyhow::Result<[f64; 3]> {
+        let output = self.run(&["latency", &self.lake_text()?, table, &skip.to_string()])?;
+        Ok(serde_json::from_str(&output)?)
+    }
+
     /// Batch count over `telemetry`: for each sensor and minute the readings of `metric_type` above `above`, where there are
     /// more than `count_more_than`; ordered.
     ///

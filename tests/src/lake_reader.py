@@ -1,6 +1,9 @@
 """Reads Delta tables without the program that wrote them: the _delta_log as JSON, the Parquet files with DuckDB.
 
     lake_reader.py query LAKE SQL      rows of SQL over the lake's tables, a JSON object a line
+    lake_reader.py latency LAKE TABLE SKIP
+                                       [p50, p99, longest]: seconds from a row's timestamp to the commit that brought it, by the
+                                       time of the file in the log; rows of the first SKIP seconds are left out
     lake_reader.py protocol LAKE       {"table": {"reader": 1, "writer": 2, "version": 7, "files": 3}, ...}
     lake_reader.py create LAKE         makes the container of a lake in Azurite
     lake_reader.py touched LAKE TABLE COLUMN VALUE FROM TO
@@ -171,6 +174,27 @@ def tables_of(lake):
     return {name: path for name, path in folders.items() if os.path.isdir(os.path.join(path, "_delta_log"))}
 
 
+def latency(table, skip):
+    """Quantiles over all rows that commits have added, in seconds."""
+    log = os.path.join(table, "_delta_log")
+    added = []
+    for name in sorted(name for name in os.listdir(log) if re.fullmatch(r"\d{20}\.json", name)):
+        path = os.path.join(log, name)
+        with open(path, encoding="utf-8") as lines:
+            actions = [json.loads(line) for line in lines]
+        adds = [action["add"] for action in actions if "add" in action and action["add"]["dataChange"]]
+        added += [(os.path.join(table, urllib.parse.unquote(add["path"])), os.stat(path).st_mtime) for add in adds]
+    connection = duckdb.connect()
+    connection.execute("CREATE TEMP TABLE added (filename VARCHAR, committed DOUBLE)")
+    connection.executemany("INSERT INTO added VALUES (?, ?)", added)
+    row = connection.execute(
+        "WITH r AS (SELECT epoch_us(timestamp) / 1e6 AS sent, committed FROM read_parquet(?, filename = true, "
+        "union_by_name = true, hive_partitioning = false) JOIN added USING (filename)) "
+        "SELECT quantile_disc(committed - sent, [0.5, 0.99, 1.0]) FROM r WHERE sent >= (SELECT min(sent) FROM r) + ?",
+        [[path for path, _ in added], skip]).fetchone()
+    return row[0]
+
+
 def call(method, url, **query):
     """A request with the shared key of Azurite's one account, which its documentation publishes."""
     account = "devstoreaccount1"
@@ -229,10 +253,13 @@ def main():
 
 
 def read():
-    arguments = {"query": 4, "protocol": 3, "touched": 8}
+    arguments = {"query": 4, "protocol": 3, "touched": 8, "latency": 5}
     if len(sys.argv) < 2 or arguments.get(sys.argv[1]) != len(sys.argv):
         raise SystemExit(__doc__)
     action, lake = sys.argv[1:3]
+    if action == "latency":
+        print(json.dumps(latency(os.path.join(lake, sys.argv[3]), float(sys.argv[4]))))
+        return
     if action == "touched":
         print(json.dumps(touched(lake, *sys.argv[3:])))
         return
