@@ -13,7 +13,7 @@ use crate::feeder::Feeder;
 use crate::plant::{DEADLINE, Plant};
 
 /// Above `lake.operation-timeout` of the scenario.
-const STALL: Duration = Duration::from_secs(4);
+const STALL: Duration = Duration::from_secs(8);
 /// More than the client library tries again within that time.
 const OUTAGE: u32 = 12;
 
@@ -47,7 +47,7 @@ impl Storage {
         for (variable, value) in [
             ("AZURITE_BLOB_STORAGE_URL", storage.as_str()),
             ("AGGREGATOR__COUNTING__ALLOWED_LATENESS", "0s"),
-            ("AGGREGATOR__LAKE__OPERATION_TIMEOUT", "2s"),
+            ("AGGREGATOR__LAKE__OPERATION_TIMEOUT", "6s"),
             ("AGGREGATOR__LAKE__RETRY_MAX", "1s"),
         ] {
             settings.environment.push((variable.to_owned(), value.to_owned()));

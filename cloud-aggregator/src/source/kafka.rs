@@ -6,7 +6,7 @@
 //!
 //! Under the eager protocol a revocation drops everything on the way. Under the cooperative one (`kafka.assignment`)
 //! only partitions that come or go are touched: one that goes is given back when the pipeline has committed it, or after
-//! [`RELEASE_LIMIT`]; the others go on.
+//! `RELEASE_LIMIT`; the others go on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
