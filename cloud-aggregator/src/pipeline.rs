@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use aggregator_core::checkpoint::{EpochError, EpochId, Nonce, TopicPartition};
+use aggregator_core::checkpoint::{EpochId, Nonce, TopicPartition};
 use aggregator_core::gaps::SavedWatch;
 use aggregator_core::{Alert, PartitionState, ProcessingTime};
 use metrics::{counter, gauge, histogram};
@@ -18,7 +18,7 @@ use tracing::{debug, error, info, warn};
 use crate::alerts::{AlertDesk, Undelivered};
 use crate::backoff::{Backoff, random_number};
 use crate::config::Settings;
-use crate::counting::{Counting, Imbalance, Partition, TakenEpoch, Tally, undelivered};
+use crate::counting::{Counting, Partition, TakenEpoch, Tally, undelivered};
 use crate::gap_watch::{GapDesk, ScanAnswer};
 use crate::health::{Health, Stage as HealthStage};
 use crate::sink::alert::Outcome;
@@ -29,48 +29,15 @@ use crate::source::{AssignmentId, Command, Place, Position, Round, SourceEvent, 
 use crate::telemetry::names;
 
 mod cooperative;
+mod failure;
 
 use cooperative::begin_at;
+pub use failure::PipelineError;
 
 /// Longest time without a look around.
 const TICK_MAX: Duration = Duration::from_secs(1);
 /// How often state files are looked through.
 const CLEAN_INTERVAL: Duration = Duration::from_secs(600);
-
-/// Why the pipeline cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum PipelineError {
-    /// A record would be lost or doubled.
-    #[error(transparent)]
-    Imbalance(#[from] Imbalance),
-    /// No epoch is left.
-    #[error(transparent)]
-    Epoch(#[from] EpochError),
-    /// The state cannot be written.
-    #[error("the state cannot be written as JSON")]
-    State(#[from] serde_json::Error),
-    /// The consumer has ended.
-    #[error("kafka consumer: {0}")]
-    Source(String),
-    /// There is nothing to drain.
-    #[error(
-        "no partition was given within {} s (trigger.available-now-patience): no broker answers, no topic is there, or other \
-         members of the group have them all",
-        patience.as_secs()
-    )]
-    NothingToRead {
-        /// The limit.
-        patience: Duration,
-    },
-    /// Stopped before all was read that was there at the start.
-    #[error(
-        "stopped before all was read that was there at the start; {records} records are committed, the next start goes on"
-    )]
-    Unfinished {
-        /// Committed by this process.
-        records: u64,
-    },
-}
 
 enum Stage {
     Idle,

@@ -16,9 +16,11 @@ use crate::watermark::{GroupIndex, SilenceQueue, Watermark};
 pub use crate::window::Outputs;
 use crate::window::{AnomalyRow, Context, Group, Match, RuleIndex, Windows};
 
+mod limits;
 mod matching;
 pub mod saved;
 
+use limits::{refuse_timestamp, refuse_windows};
 use matching::{Found, MatchingRules};
 pub use saved::{RestoreError, StateChanges};
 
@@ -711,70 +713,6 @@ fn take_silent<T: Tracked>(
     }
     silent.sort_unstable();
     silent
-}
-
-fn refuse_timestamp(
-    timestamp: EventTime,
-    now: ProcessingTime,
-    settings: &Settings,
-) -> Option<Disposition> {
-    let latest = now.as_event_time().saturating_add_micros(settings.future_limit.get());
-    if timestamp > latest {
-        return Some(Disposition::DeadLetter {
-            reason: reason::TIMESTAMP_IN_FUTURE,
-            detail: format!(
-                "timestamp {timestamp} is more than {} ahead of the aggregator's clock: set the sensor's clock",
-                settings.future_limit
-            ),
-        });
-    }
-    if timestamp < settings.oldest_event_time {
-        return Some(Disposition::DeadLetter {
-            reason: reason::TIMESTAMP_TOO_OLD,
-            detail: format!(
-                "timestamp {timestamp} is before {}: set the sensor's clock or oldest_event_time",
-                settings.oldest_event_time
-            ),
-        });
-    }
-    None
-}
-
-/// Whether a limit leaves no room for the windows that the matches need.
-fn refuse_windows(
-    (sensor, machine): (&Track, Option<&Track>),
-    found: &Found,
-    held: usize,
-    settings: &Settings,
-) -> Option<Disposition> {
-    let needed = |track: &Track, matches: &[Match]| {
-        matches.iter().filter(|found| track.windows.is_new_for(**found)).count()
-    };
-    let of_sensor = needed(sensor, &found.by_sensor);
-    let of_machine = machine.map_or(0, |machine| needed(machine, &found.by_machine));
-    if of_sensor + of_machine == 0 {
-        return None;
-    }
-    let refusal = |detail| Disposition::DeadLetter { reason: reason::WINDOWS_LIMIT, detail };
-    let Settings { windows_per_sensor_max, windows_max, .. } = settings;
-    let machine_windows = machine.map_or(0, |machine| machine.windows.len());
-    let groups =
-        [("sensor", sensor.windows.len(), of_sensor), ("machine", machine_windows, of_machine)];
-    for (what, held, needed) in groups {
-        if held + needed > *windows_per_sensor_max {
-            return Some(refusal(format!(
-                "the {what} has {held} windows, at most {windows_per_sensor_max} are held: \
-                 raise windows_per_sensor_max or shorten closed_window_retention"
-            )));
-        }
-    }
-    if held + of_sensor + of_machine > *windows_max {
-        return Some(refusal(format!(
-            "the partition has {held} windows, at most {windows_max} are held: \
-             raise windows_max or shorten closed_window_retention"
-        )));
-    }
-    None
 }
 
 #[cfg(test)]

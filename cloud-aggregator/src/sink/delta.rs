@@ -159,6 +159,7 @@ impl LakeError {
         match self {
             Self::Ownership(_) | Self::Overtaken { .. } => true,
             Self::Folder { .. }
+            | Self::Unreadable { .. }
             | Self::OptionFile { .. }
             | Self::Table { .. }
             | Self::Columns { .. }
