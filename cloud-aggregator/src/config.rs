@@ -261,6 +261,8 @@ pub struct Epoch {
     pub records_max: u64,
     /// Most bytes of records.
     pub bytes_max: u64,
+    /// Most late readings and dead letters.
+    pub refused_max: u64,
 }
 
 /// One of `[[rules]]`.

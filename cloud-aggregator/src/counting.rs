@@ -28,6 +28,7 @@ use shared_proto::model::{
     MachineEventType, MachineId, Reading,
 };
 
+use crate::config::Epoch;
 use crate::gap_watch::{Scanned, event_of};
 use crate::sink::commit::EpochCommit;
 use crate::sink::rows::ReadingColumns;
@@ -131,6 +132,16 @@ pub struct Tally {
     pub duplicates: u64,
     /// Rows of `dead_letters` for records that were refused here.
     pub dead_letters: u64,
+}
+
+impl Tally {
+    /// Whether the epoch is to end early.
+    #[must_use]
+    pub fn is_full(&self, limits: &Epoch) -> bool {
+        self.records_in >= limits.records_max
+            || self.bytes >= limits.bytes_max
+            || self.late + self.dead_letters >= limits.refused_max
+    }
 }
 
 /// The counts do not add up: a record would be lost or doubled. Nothing of the epoch may be committed.

@@ -213,9 +213,7 @@ impl Pipeline {
     /// Whether more may be counted while a commit runs.
     fn has_room(&self) -> bool {
         let Stage::Running { counting, .. } = &self.stage else { return true };
-        let (tally, epoch) = (counting.tally(), &self.parts.settings.epoch);
-        !self.parts.lake.is_committing()
-            || (tally.records_in < epoch.records_max && tally.bytes < epoch.bytes_max)
+        !self.parts.lake.is_committing() || !counting.tally().is_full(&self.parts.settings.epoch)
     }
 
     fn change_rules(&mut self, settings: Arc<aggregator_core::Settings>) {
@@ -589,12 +587,9 @@ impl Pipeline {
             return false;
         }
         let since = *self.epoch_since.get_or_insert_with(Instant::now);
-        let (tally, epoch) = (counting.tally(), &self.parts.settings.epoch);
+        let is_full = counting.tally().is_full(&self.parts.settings.epoch);
         gauge!(names::OLDEST_UNCOMMITTED_AGE_SECONDS).set(since.elapsed().as_secs_f64());
-        self.is_drained
-            || since.elapsed() >= self.parts.settings.trigger.epoch_length()
-            || tally.records_in >= epoch.records_max
-            || tally.bytes >= epoch.bytes_max
+        self.is_drained || since.elapsed() >= self.parts.settings.trigger.epoch_length() || is_full
     }
 
     /// Begins to commit the epoch if it is due, there is something to commit, and no other commit runs.

@@ -64,9 +64,9 @@ fn audit_is_equal_beside_running_instances_that_were_killed_and_names_what_was_d
 -> anyhow::Result<()> {
     let mut plant = Plant::new("audit")?;
     plant.aggregator_settings.more = "[[rules]]\nname = \"hot\"\nfilter = \"metric_type = temperature and value > 100\"\nwindow = \"1m\"\n\
-        threshold = \"count > 3\"\n\n[[rules]]\nname = \"warm\"\nfilter = \"value > 90\"\nwindow = \"5m\"\nslide = \"1m\"\n\
-        threshold = \"mean > 99\"\n\n[[rules]]\nname = \"machine\"\nfilter = \"value > 100\"\nwindow = \"2m\"\nby = \"machine\"\n\
-        threshold = \"max > 104\"\n"
+        threshold = \"count > 3\"\nseverity = 2\n\n[[rules]]\nname = \"warm\"\nfilter = \"value > 90\"\nwindow = \"5m\"\nslide = \"1m\"\n\
+        threshold = \"mean > 99\"\nseverity = 2\n\n[[rules]]\nname = \"machine\"\nfilter = \"value > 100\"\nwindow = \"2m\"\nby = \"machine\"\n\
+        threshold = \"max > 104\"\nseverity = 3\n"
         .to_owned();
     let mut aggregator = plant.start_aggregator()?;
     let records = records();

@@ -71,6 +71,7 @@ impl Settings {
         self.check_alerts(&mut faults);
         let millisecond = Duration::from_millis(1);
         faults.range("epoch.records-max", self.epoch.records_max, 1, 50_000_000);
+        faults.range("epoch.refused-max", self.epoch.refused_max, 1, 50_000_000);
         faults.range("epoch.bytes-max", self.epoch.bytes_max, 1, 16_384 * MEBIBYTE);
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.telemetry.filter) {
             faults.add("telemetry.filter", error.to_string());
