@@ -114,12 +114,13 @@ fn records_that_kafka_lost_are_a_gap_of_their_device() -> anyhow::Result<()> {
         ensure!(missing == TEMPERATURES as f64, "{missing} records are missing");
         Ok(())
     })?;
-    let rows = plant.lake().query(
-        "SELECT detail FROM machine_events WHERE event_type = 'gap' AND cause = 'missing'",
-    )?;
-    let detail = rows.first().context("no row")?["detail"].to_string();
-    ensure!(detail.contains(&plant.edge_settings.device_id), "{detail}");
-    Ok(())
+    let sql = "SELECT detail FROM machine_events WHERE event_type = 'gap' AND cause = 'missing'";
+    eventually("the gap is a row", DEADLINE, || {
+        let rows = plant.lake().query(sql)?;
+        let detail = rows.first().context("no row")?["detail"].to_string();
+        ensure!(detail.contains(&plant.edge_settings.device_id), "{detail}");
+        Ok(())
+    })
 }
 
 /// By hand what an edge module sends: a ledger, and a gap that it tells of itself.

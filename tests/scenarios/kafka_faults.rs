@@ -21,6 +21,8 @@ fn plant(name: &str) -> anyhow::Result<Plant> {
 #[test]
 fn brokers_that_are_away_for_a_while_cost_no_record() -> anyhow::Result<()> {
     let mut plant = plant("brokers-away")?;
+    // A static member whose answer to a join is cut off may find itself fenced, and ends.
+    plant.aggregator_settings.more.clear();
     let mut feeder = Feeder::new(&plant);
     let link = kafka()?.take_link()?;
     plant.aggregator_settings.kafka_bootstrap = format!("127.0.0.1:{}", link.port());

@@ -493,6 +493,12 @@ impl Reader {
     }
 
     fn handle_error(&mut self, error: &KafkaError) {
+        if matches!(error, KafkaError::MessageConsumptionFatal(_)) {
+            // The client never reads again: for example, another member has the same group.instance.id.
+            self.send(SourceEvent::Failed(error.to_string()));
+            self.is_stopping = true;
+            return;
+        }
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
                 self.skip_gaps();
