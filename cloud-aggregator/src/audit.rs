@@ -3,7 +3,7 @@
 //! - Every Kafka record has one row, or is told as seen before: offsets occur once, and what is missing between the first and
 //!   the next one to be read are the repeats that the state counted, or gaps that were told.
 //! - The state's own counts are those of the rows.
-//! - Every closed window has the newest row in `anomalies` that a batch over `telemetry` gives ([`windows`]).
+//! - Every closed window has the newest row in `anomalies` that a batch over `telemetry` gives (`windows`).
 //! - Each table's `txn` and the state files belong together.
 //!
 //! It reads one moment of the lake, also while it is written: rows of later epochs are left out by their offsets, those of an epoch that

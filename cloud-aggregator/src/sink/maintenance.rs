@@ -1,5 +1,5 @@
 //! Upkeep of the tables: small files become large sorted ones, old dates go, the log is kept short, files that nothing names
-//! are deleted. One instance at a time, in rounds, see [`lease`].
+//! are deleted. One instance at a time, in rounds, see `lease`.
 //!
 //! What it writes: commits that remove files and add the same rows again (`dataChange` is false), commits that remove whole
 //! dates, log checkpoints, and leases. What it promises: a commit is made at exactly the version whose files it was

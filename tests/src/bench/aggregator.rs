@@ -1,9 +1,9 @@
 //! The benchmark of the aggregator with a real Apache Kafka, in processes of its own that are measured from outside and whose
 //! tables are compared with a count of our own.
 //!
-//! [`input`] makes the records, [`drain`] reads what lies in topics as fast as it goes, [`live`] measures how late things are at a
-//! steady rate, [`scale`] shares partitions among instances, [`spark`] gives the same topics to a Spark job. Every row of
-//! [`table`] has its goal, if there is one, and the most memory that one process held.
+//! `input` makes the records, `drain` reads what lies in topics as fast as it goes, `live` measures how late things are at a
+//! steady rate, `scale` shares partitions among instances, `spark` gives the same topics to a Spark job. Every row of
+//! `table` has its goal, if there is one, and the most memory that one process held.
 
 mod drain;
 mod input;
