@@ -118,7 +118,8 @@ fn serve(shared: &Shared, client: &TcpStream, target_port: u16) -> anyhow::Resul
         let answer = match fault {
             Some(HttpFault::Lost) => break,
             Some(HttpFault::Status(status)) => {
-                format!("HTTP/1.1 {status} Fault\r\ncontent-length: 0\r\n\r\n").into_bytes()
+                format!("HTTP/1.1 {status} Fault\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+                    .into_bytes()
             }
             Some(HttpFault::AnswerLost) => {
                 request.forward(target_port)?;
@@ -139,7 +140,7 @@ fn serve(shared: &Shared, client: &TcpStream, target_port: u16) -> anyhow::Resul
             }
             None => request.forward(target_port)?,
         };
-        let is_last = fault.is_none();
+        let is_last = matches!(fault, None | Some(HttpFault::Status(_)));
         (&mut &*client).write_all(&answer)?;
         if is_last {
             // The storage was asked to close after its answer, and says so in it.

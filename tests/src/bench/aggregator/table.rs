@@ -29,7 +29,7 @@ impl Table {
 impl fmt::Display for Row {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let goal = match &self.goal {
-            None => "| |".to_owned(),
+            None => "| | |".to_owned(),
             Some((goal, true)) => format!("| {goal} | reached |"),
             Some((goal, false)) => format!("| {goal} | **not reached** |"),
         };
