@@ -42,12 +42,17 @@ impl Alert {
     /// The sensor or machine whose window it is.
     #[must_use]
     pub fn group(&self) -> &str {
-        match (&self.sensor_id, &self.machine_id) {
-            (Some(sensor), _) => sensor.as_str(),
-            (None, Some(machine)) => machine.as_str(),
-            (None, None) => "",
-        }
+        group_name(self.sensor_id.as_ref(), self.machine_id.as_ref())
     }
+}
+
+/// The sensor, or the machine where a rule counts by machine.
+pub(crate) fn group_name<'a>(
+    sensor_id: Option<&'a SensorId>,
+    machine_id: Option<&'a MachineId>,
+) -> &'a str {
+    let machine = || machine_id.map_or("", |machine| machine.as_str());
+    sensor_id.map_or_else(machine, |sensor| sensor.as_str())
 }
 
 /// Hexadecimal SHA-256 of rule, sensor or machine, and window start. Each text goes in behind its length (64 bits, little-endian),

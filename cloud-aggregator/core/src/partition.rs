@@ -204,14 +204,11 @@ impl PartitionState {
     /// Takes a saved state into service: the rules of `settings` come into force, and the silence of each sensor
     /// counts from `now`, because nobody listened in between. Until this is called, the rules of the saved state stay in force.
     pub fn resume(&mut self, settings: &Settings, now: ProcessingTime) -> Resumed {
-        let resumed = self.change_rules(&settings.rules);
         let machines = self.machines.iter_mut().map(|machine| &mut machine.track);
         for track in self.sensors.iter_mut().map(|sensor| &mut sensor.track).chain(machines) {
             track.heard = now;
         }
-        self.watch_silence();
-        self.unsaved.is_whole = true;
-        resumed
+        self.change_rules(&settings.rules)
     }
 
     /// Brings other rules into force.

@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 use shared_proto::model::{EventTime, MachineId, SensorId};
 
-use crate::alert::{Alert, alert_id};
+use crate::alert::{Alert, alert_id, group_name};
 use crate::exact;
 use crate::rule::{Aggregate, OutputMode, Rule, Sum};
 use crate::time::ProcessingTime;
@@ -89,11 +89,7 @@ impl AnomalyRow {
     /// The sensor or machine whose window it is.
     #[must_use]
     pub fn group(&self) -> &str {
-        match (&self.sensor_id, &self.machine_id) {
-            (Some(sensor), _) => sensor.as_str(),
-            (None, Some(machine)) => machine.as_str(),
-            (None, None) => "",
-        }
+        group_name(self.sensor_id.as_ref(), self.machine_id.as_ref())
     }
 }
 
