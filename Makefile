@@ -1,6 +1,6 @@
 # Each target is one or two plain commands; `make help` lists them.
 # Variables: ARGS and DEMO_DIR and STACK (embedded | real) for `demo`, DATA_DIR (recordings) for `demo` and `test`,
-# ROUNDS for `long`, FUZZ_SECONDS (each of two decoders) for `fuzz` and `long`, PROFILE (release | dev) and BENCH_… (tests/src/bench/mod.rs) for `bench-edge`, BROKERS and LAKE for `aggregator`.
+# ROUNDS and LAKE_HOURS (simulated, of commits each 5 s) for `long`, FUZZ_SECONDS (each of two decoders) for `fuzz` and `long`, PROFILE (release | dev) and BENCH_… (tests/src/bench/mod.rs) for `bench-edge`, BROKERS and LAKE for `aggregator`.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -13,6 +13,7 @@ ARGS ?=
 STACK ?= embedded
 DEMO_DIR ?=
 ROUNDS ?= 1000
+LAKE_HOURS ?= 720
 FUZZ_SECONDS ?= 30
 # Coverage counters of LLVM, which stable compilers have: what cargo-fuzz passes, too.
 FUZZ_FLAGS = -Cpasses=sancov-module -Ccodegen-units=1 $(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 inline-8bit-counters pc-table trace-compares)
@@ -60,14 +61,15 @@ fuzz: ## Any bytes for both decoders, guided by coverage, FUZZ_SECONDS each; wha
 	    -max_len=8192 -timeout=10 -rss_limit_mb=1024 -verbosity=0 -print_final_stats=1 -dict=$(CURDIR)/shared-proto/fuzz/json.dict \
 	    -artifact_prefix=$$decoder- corpus/$$decoder $(CURDIR)/shared-proto/fuzz/corpus/$$decoder || exit 1; done
 
-long: ## New seeds for the simulation and the property tests, new kills, power cuts, full disks and rebalances, ROUNDS of each
+long: ## New seeds for the simulation and the property tests, new kills, power cuts, full disks and rebalances, ROUNDS of each; a month of the lake
 	@$(SETUP) test
 	SIMULATION_ROUNDS=$(ROUNDS) PROPTEST_CASES=$(ROUNDS) JOURNAL_ROUNDS=$(ROUNDS) CORRUPTION_CASES=$(ROUNDS) cargo test --workspace --locked
 	$(MAKE) fuzz FUZZ_SECONDS=$(ROUNDS)
 	POWER_CUT_MODEL=ext4 JOURNAL_ROUNDS=$(ROUNDS) cargo test --locked -p edge-module --test journal_faults power_cut
 	cargo build --workspace --locked --bins --tests --features e2e-tests/services
-	KILL_ROUNDS=$(ROUNDS) REBALANCE_ROUNDS=$$(($(ROUNDS) / 5)) cargo test --workspace --locked --features e2e-tests/services --test scenarios -- \
-	  --nocapture exactly_once:: rebalances::
+	KILL_ROUNDS=$(ROUNDS) REBALANCE_ROUNDS=$$(($(ROUNDS) / 5)) DISK_ROUNDS=40 cargo test --workspace --locked --features e2e-tests/services --test scenarios -- \
+	  --nocapture exactly_once:: rebalances:: lake_disk::
+	HOURS=$(LAKE_HOURS) cargo run --locked --release -p cloud-aggregator --example lake_over_days
 
 audit: ## Licences, bans, sources and advisories of the dependencies
 	@command -v cargo-deny >/dev/null || cargo install --locked --version 0.20.2 cargo-deny

@@ -1,9 +1,10 @@
 //! What becomes of the lake over days of commits: the aggregator's own commits and maintenance with a simulated clock.
 //!
 //! Each simulated day is a line: commits, how long they took, files and log of `telemetry`, time to open it, memory.
-//! Variables: DAYS (1), COMMIT_SECONDS (5), SENSORS (30, of each of three metrics, a reading each second), FOLDER (a temporary
-//! one; made, and kept if named), MAINTAINED (1; 0: the log alone is looked after, by the commits). Files get the simulated time as the time of their
-//! last change, so that retentions apply to them.
+//! Variables: HOURS (24; the last one ends with yesterday), COMMIT_SECONDS (5), SENSORS (30, of each of three metrics, a reading
+//! each second), FOLDER (a temporary one; made, and kept if named), ROUND_SECONDS (60, of maintenance), MAINTAINED (1; 0: the
+//! log alone is looked after, by the commits). Files get the simulated time as the time of their last change, so that
+//! retentions apply to them.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -29,8 +30,6 @@ use shared_proto::model::{EventTime, MachineId, MetricType, Reading, SensorId};
 const SECOND: i64 = 1_000_000;
 const DAY_SECONDS: i64 = 86_400;
 const METRICS: [&str; 3] = ["temperature", "pressure", "vibration"];
-/// Rounds of maintenance, as by default.
-const ROUND_SECONDS: i64 = 60;
 
 fn number(variable: &str, default: i64) -> i64 {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
@@ -47,6 +46,10 @@ struct Simulation {
     next_offset: i64,
     /// Versions of `telemetry` whose files have the simulated time.
     dated: u64,
+    /// Bytes of the files that appends have written.
+    appended_bytes: u64,
+    /// Rows that maintenance has written again, and bytes.
+    rewritten: (u64, u64),
 }
 
 #[derive(Default)]
@@ -54,7 +57,6 @@ struct Day {
     commits: Vec<Duration>,
     rounds: Vec<Duration>,
     merged: u64,
-    written_bytes: u64,
 }
 
 impl Simulation {
@@ -94,7 +96,14 @@ impl Simulation {
         let rows = BTreeMap::from([(partition, PendingRows::default())]);
         let file = serde_json::to_vec(&file)?;
         self.lake
-            .begin_commit(EpochCommit { epoch, file, files, rows, current: Vec::new() })
+            .begin_commit(EpochCommit {
+                epoch,
+                readings: None,
+                file,
+                files,
+                rows,
+                current: Vec::new(),
+            })
             .await?;
         self.lake.committed().await.1?;
         self.epoch = Some(epoch);
@@ -112,12 +121,31 @@ impl Simulation {
             File::open(&log)?.set_modified(time)?;
             for line in text.lines() {
                 let action: serde_json::Value = serde_json::from_str(line)?;
-                if let Some(path) = action["add"]["path"].as_str() {
+                let add = &action["add"];
+                if let Some(path) = add["path"].as_str() {
                     File::open(table.join(path))?.set_modified(time)?;
+                }
+                if add["dataChange"].as_bool() == Some(true) {
+                    self.appended_bytes += add["size"].as_u64().context("a file without size")?;
                 }
             }
             self.dated += 1;
         }
+    }
+
+    /// The same for new checkpoints: whatever is younger than the simulated time.
+    fn date_checkpoints(&self, table: &str) -> anyhow::Result<()> {
+        let now = u64::try_from(self.now.load(Ordering::Relaxed))?;
+        let time = UNIX_EPOCH + Duration::from_micros(now);
+        for entry in std::fs::read_dir(self.folder.join(table).join("_delta_log"))? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().contains(".checkpoint.")
+                && entry.metadata()?.modified()? > time
+            {
+                File::open(entry.path())?.set_modified(time)?;
+            }
+        }
+        Ok(())
     }
 
     async fn round(&mut self, day: &mut Day) -> anyhow::Result<()> {
@@ -127,7 +155,11 @@ impl Simulation {
         for (table, report) in &reports {
             anyhow::ensure!(report.problem.is_none(), "{table}: {report}");
             day.merged += report.merged_files;
-            day.written_bytes += report.written_bytes;
+            if report.checkpointed {
+                self.date_checkpoints(table)?;
+            }
+            self.rewritten.0 += report.rows;
+            self.rewritten.1 += report.written_bytes;
         }
         self.date_files()
     }
@@ -142,7 +174,7 @@ async fn simulate() -> anyhow::Result<()> {
     let temporary = std::env::temp_dir().join(format!("lake-over-days-{}", std::process::id()));
     let named = std::env::var_os("FOLDER").map(PathBuf::from);
     let folder = named.clone().unwrap_or_else(|| temporary.clone());
-    let (days, step) = (number("DAYS", 1), number("COMMIT_SECONDS", 5));
+    let (seconds, step) = (number("HOURS", 24) * 3600, number("COMMIT_SECONDS", 5));
     let is_maintained = number("MAINTAINED", 1) != 0;
     let mut settings = Settings::load(None)?;
     settings.lake.location = folder.to_str().context("the folder is not UTF-8")?.to_owned();
@@ -151,7 +183,7 @@ async fn simulate() -> anyhow::Result<()> {
     let end = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())?;
     // Days of the calendar.
     let end = end - end % (DAY_SECONDS * SECOND);
-    let now = Arc::new(AtomicI64::new(end - days * DAY_SECONDS * SECOND));
+    let now = Arc::new(AtomicI64::new(end - seconds * SECOND));
     let told = Arc::clone(&now);
     let clock: Clock = Arc::new(move || ProcessingTime::from_micros(told.load(Ordering::Relaxed)));
     let mut simulation = Simulation {
@@ -164,22 +196,26 @@ async fn simulate() -> anyhow::Result<()> {
         epoch: None,
         next_offset: 0,
         dated: 0,
+        appended_bytes: 0,
+        rewritten: (0, 0),
     };
-    for day in 1..=days {
-        let mut figures = Day::default();
-        for second in (step..=DAY_SECONDS).step_by(usize::try_from(step)?) {
-            simulation.now.fetch_add(step * SECOND, Ordering::Relaxed);
-            let began = Instant::now();
-            simulation.append(step).await?;
-            figures.commits.push(began.elapsed());
-            if is_maintained && second % ROUND_SECONDS < step {
-                simulation.round(&mut figures).await?;
-            }
-            if second % 3600 < step {
-                simulation.lake.clean_state_files(i64::MAX).await?;
-            }
+    let round_seconds = number("ROUND_SECONDS", 60);
+    let mut figures = Day::default();
+    for second in (step..=seconds).step_by(usize::try_from(step)?) {
+        simulation.now.fetch_add(step * SECOND, Ordering::Relaxed);
+        let began = Instant::now();
+        simulation.append(step).await?;
+        figures.commits.push(began.elapsed());
+        if is_maintained && second % round_seconds < step {
+            simulation.round(&mut figures).await?;
         }
-        tell(day, &mut figures, &simulation).await?;
+        if second % 3600 < step {
+            simulation.lake.clean_state_files(Instant::now()).await?;
+        }
+        if second % DAY_SECONDS < step || second + step > seconds {
+            let day = second as f64 / DAY_SECONDS as f64;
+            tell(day, &std::mem::take(&mut figures), &simulation).await?;
+        }
     }
     if named.is_none() {
         std::fs::remove_dir_all(temporary)?;
@@ -187,7 +223,7 @@ async fn simulate() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn tell(day: i64, figures: &mut Day, simulation: &Simulation) -> anyhow::Result<()> {
+async fn tell(day: f64, figures: &Day, simulation: &Simulation) -> anyhow::Result<()> {
     let location = Location::open(&simulation.settings.lake)?;
     let began = Instant::now();
     let columns = rows::telemetry_columns();
@@ -197,15 +233,15 @@ async fn tell(day: i64, figures: &mut Day, simulation: &Simulation) -> anyhow::R
     drop(table);
     let log = simulation.folder.join(rows::TELEMETRY).join("_delta_log");
     let (log_files, log_bytes, checkpoint) = log_size(&log)?;
-    let mut commits = std::mem::take(&mut figures.commits);
+    let mut commits = figures.commits.clone();
     commits.sort_unstable();
     let share = |share: usize| commits[(commits.len() - 1) * share / 1000].as_secs_f64() * 1e3;
     let rounds: Duration = figures.rounds.iter().sum();
     let longest = figures.rounds.iter().max().copied().unwrap_or_default();
     writeln!(
         std::io::stdout(),
-        "day {day}: {} commits, p50 {:.1} ms, p99 {:.1} ms, most {:.1} ms; maintenance {:.1} s in {} rounds, longest {:.2} s, \
-         {} files merged, {:.0} MiB written; log {log_files} files, {:.1} MiB, checkpoint {:.1} MiB; opened in {:.0} ms; \
+        "day {day:.2}: {} commits, p50 {:.1} ms, p99 {:.1} ms, most {:.1} ms; maintenance {:.1} s in {} rounds, longest {:.2} s, \
+         {} files merged, each row written again {:.2} times so far (bytes {:.2} times); log {log_files} files, {:.1} MiB, checkpoint {:.1} MiB; opened in {:.0} ms; \
          {} rows; memory {} MiB, at most {} MiB",
         commits.len(),
         share(500),
@@ -215,7 +251,8 @@ async fn tell(day: i64, figures: &mut Day, simulation: &Simulation) -> anyhow::R
         figures.rounds.len(),
         longest.as_secs_f64(),
         figures.merged,
-        figures.written_bytes as f64 / 1_048_576.0,
+        simulation.rewritten.0 as f64 / simulation.next_offset as f64,
+        simulation.rewritten.1 as f64 / simulation.appended_bytes as f64,
         log_bytes as f64 / 1_048_576.0,
         checkpoint as f64 / 1_048_576.0,
         opened.as_secs_f64() * 1e3,

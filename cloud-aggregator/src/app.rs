@@ -253,7 +253,8 @@ pub fn maintain(settings: &Settings, table: Option<&str>) -> Result<Option<Repor
         .map_err(exit_with(EXIT_SOFTWARE))?;
     let round = async {
         let clock = maintenance::system_clock();
-        let mut maintenance = Maintenance::open(&settings.lake, &settings.maintenance, clock)?;
+        let mut maintenance =
+            Maintenance::open(&settings.lake, &settings.maintenance, clock)?.checking_its_clock();
         let reports = maintenance.round(table).await?;
         if reports.is_some() {
             maintenance.release().await?;

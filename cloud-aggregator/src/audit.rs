@@ -2,16 +2,23 @@
 //!
 //! - Every Kafka record has one row, or is told as seen before: offsets occur once, and what is missing between the first and
 //!   the next one to be read are the repeats that the state counted, or gaps that were told.
-//! - The state's own counts are those of the rows.
+//! - The state's own counts are those of the rows. They go on when a topic is made anew, so they hold for all its lives together,
+//!   while its offsets then name more than one record and are not looked at any more.
 //! - Every closed window has the newest row in `anomalies` that a batch over `telemetry` gives (`windows`).
 //! - Each table's `txn` and the state files belong together.
 //!
-//! It reads one moment of the lake, also while it is written: rows of later epochs are left out by their offsets, those of an epoch that
+//! What the retention has removed is left out, and counted.
+//!
+//! It reads one moment of the lake, also while it is written: no table is ahead of `telemetry`, and rows of an epoch that
 //! is half committed come from its state file. Dates are read one after another, and windows are compared when the readings
 //! of all their dates are read: memory grows with the windows of a date (and of the longest rule), and a bit for each record.
 
+mod kept;
 mod moment;
 mod offsets;
+mod records;
+#[cfg(test)]
+mod tests;
 mod windows;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -33,14 +40,17 @@ use crate::cli::Format;
 use crate::config::Settings;
 use crate::lake_reader::{DataFile, Row, TableReader, long_at, text_at};
 use crate::sink::delta::LakeError;
-use moment::{Moment, PartitionMoment};
-use offsets::OffsetSet;
+use crate::sink::maintenance::{Clock, system_clock};
+use crate::sink::rows::TELEMETRY;
+use kept::Kept;
+use moment::{Moment, PartitionMoment, tells_renewal};
+use records::Seen;
 use windows::{Counted, FoundRow, Verdict, WindowKey, compare, count_reading};
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 /// Tables that hold Kafka records, each record in one of them.
 const RECORD_TABLES: [&str; 4] = [
-    crate::sink::rows::TELEMETRY,
+    TELEMETRY,
     SideTable::LateReadings.as_str(),
     SideTable::MachineEvents.as_str(),
     SideTable::DeadLetters.as_str(),
@@ -96,6 +106,8 @@ pub struct Report {
     pub windows_open: u64,
     /// Windows of which the batch cannot know what counts: by why.
     pub windows_left_out: BTreeMap<&'static str, u64>,
+    /// Records and partitions that are not compared, or not in full: by what they are and why.
+    pub left_out: BTreeMap<&'static str, u64>,
     /// Everything that is wrong.
     pub differences: u64,
     /// The first of it.
@@ -113,6 +125,12 @@ impl Report {
         }
     }
 
+    fn leave_out(&mut self, why: &'static str, count: u64) {
+        if count > 0 {
+            *self.left_out.entry(why).or_default() += count;
+        }
+    }
+
     /// Rows of all tables.
     #[must_use]
     pub fn rows_read(&self) -> u64 {
@@ -125,12 +143,20 @@ impl Report {
 /// # Errors
 /// The lake cannot be read.
 pub async fn audit(settings: &Settings, shown_max: usize) -> Result<Report, AuditError> {
+    audit_by(&system_clock(), settings, shown_max).await
+}
+
+async fn audit_by(
+    clock: &Clock,
+    settings: &Settings,
+    shown_max: usize,
+) -> Result<Report, AuditError> {
     if !settings.lake.keeps_readings {
         return Err(AuditError::WithoutReadings);
     }
     let mut partitions = BTreeSet::new();
     loop {
-        let (report, unknown) = audit_moment(settings, shown_max, &partitions).await?;
+        let (report, unknown) = audit_moment(clock, settings, shown_max, &partitions).await?;
         let before = partitions.len();
         // State files in plenty are not all looked through: what rows name is looked for.
         partitions.extend(unknown);
@@ -142,22 +168,27 @@ pub async fn audit(settings: &Settings, shown_max: usize) -> Result<Report, Audi
 
 /// Gives also the partitions that have rows and no known state.
 async fn audit_moment(
+    clock: &Clock,
     settings: &Settings,
     shown_max: usize,
     partitions: &BTreeSet<TopicPartition>,
 ) -> Result<(Report, BTreeSet<TopicPartition>), AuditError> {
     let began = Instant::now();
     let mut report = Report { shown_max, ..Report::default() };
-    let mut moment = Moment::take(settings, partitions).await?;
+    let moment = Moment::take(settings, partitions).await?;
     for (partition, why) in &moment.broken {
         report.differs(format!("{partition}: {why}"));
     }
-    let mut audit = Audit::new(&moment, settings);
+    // After the tables were opened: what is removed later is still in them.
+    let kept = Kept::new(settings, clock());
+    let mut audit = Audit::new(&moment, settings, kept);
+    // First: they tell which topics were made anew.
+    audit.read_side(&moment, SideTable::MachineEvents.as_str(), &mut report).await?;
     audit.read_telemetry(&moment, &mut report).await?;
-    for name in &RECORD_TABLES[1..] {
-        audit.read_side(&moment, name, &mut report).await?;
+    for table in [SideTable::LateReadings, SideTable::DeadLetters] {
+        audit.read_side(&moment, table.as_str(), &mut report).await?;
     }
-    audit.judge_offsets(&mut moment, &mut report);
+    audit.judge_records(&moment, &mut report);
     report.partitions = moment.partitions.len();
     report.seconds = began.elapsed().as_secs_f64();
     let unknown = audit.unknown;
@@ -169,16 +200,6 @@ async fn audit_moment(
     Ok((report, unknown))
 }
 
-/// What is known of the rows of one partition.
-#[derive(Debug, Default)]
-struct Seen {
-    offsets: OffsetSet,
-    rows: BTreeMap<&'static str, u64>,
-    twice: u64,
-    told_gaps: u64,
-    is_truncated: bool,
-}
-
 struct Audit {
     /// Partitions of rows whose state is not known.
     unknown: BTreeSet<TopicPartition>,
@@ -188,10 +209,13 @@ struct Audit {
     needs_features: bool,
     names: Names,
     lateness: i64,
+    kept: Kept,
+    /// Windows that begin earlier are not compared: their rows may be removed.
+    windows_since: i64,
 }
 
 impl Audit {
-    fn new(moment: &Moment, settings: &Settings) -> Self {
+    fn new(moment: &Moment, settings: &Settings, kept: Kept) -> Self {
         let rules = || moment.partitions.values().flat_map(|one| one.rules.iter());
         Self {
             unknown: BTreeSet::new(),
@@ -201,6 +225,8 @@ impl Audit {
             needs_features: rules().any(|(rule, _)| rule.filter.to_string().contains("features")),
             names: Names::default(),
             lateness: settings.core().allowed_lateness.get(),
+            windows_since: kept.windows_since(None),
+            kept,
         }
     }
 
@@ -209,9 +235,11 @@ impl Audit {
         moment: &Moment,
         report: &mut Report,
     ) -> Result<(), AuditError> {
-        let table = &moment.tables[crate::sink::rows::TELEMETRY];
+        let table = &moment.tables[TELEMETRY];
         let mut files = table.files()?;
         files.sort_by(|a, b| a.date().cmp(b.date()));
+        let first = files.first().map(|file| day_of(file.date()));
+        self.windows_since = self.kept.windows_since(first);
         let mut dates: BTreeSet<i64> = files.iter().map(|file| day_of(file.date())).collect();
         dates.extend(moment.anomaly_dates.keys().copied());
         let mut files = files.into_iter().peekable();
@@ -271,11 +299,11 @@ impl Audit {
                 self.note_unknown(partition);
                 continue;
             };
-            if offset >= state.next_offset {
+            rows += 1;
+            self.seen_of(partition).note(TELEMETRY, offset, state.next_offset);
+            if offset >= state.next_offset && !self.is_renewed(partition, state) {
                 continue;
             }
-            rows += 1;
-            self.note(partition, crate::sink::rows::TELEMETRY, offset);
             let Some(metric) = metric else { continue };
             let Some(reading) = self.names.reading(Row(batch), at, metric) else { continue };
             if reading.quality == Some(Quality::Bad) {
@@ -297,15 +325,17 @@ impl Audit {
         }
     }
 
-    fn note(&mut self, partition: &TopicPartition, table: &'static str, offset: i64) {
+    fn seen_of(&mut self, partition: &TopicPartition) -> &mut Seen {
+        // A clone for each row would cost more than a second look.
         if !self.seen.contains_key(partition) {
             self.seen.insert(partition.clone(), Seen::default());
         }
-        let Some(seen) = self.seen.get_mut(partition) else { return };
-        *seen.rows.entry(table).or_default() += 1;
-        if !seen.offsets.insert(offset) {
-            seen.twice += 1;
-        }
+        self.seen.get_mut(partition).expect("it is there")
+    }
+
+    fn is_renewed(&self, partition: &TopicPartition, state: &PartitionMoment) -> bool {
+        let seen = self.seen.get(partition);
+        seen.is_some_and(|seen| seen.is_renewed(state.next_offset, &state.accounting))
     }
 
     /// Compares the windows that begin before `through`, all of whose readings are read.
@@ -346,6 +376,9 @@ impl Audit {
         report: &mut Report,
     ) {
         let mut leave_out = |why| *report.windows_left_out.entry(why).or_default() += 1;
+        if key.2 < self.windows_since {
+            return leave_out("the window began before the dates that the retention keeps");
+        }
         if counted.len() > 1 {
             return leave_out("readings of one window stand in several partitions");
         }
@@ -359,6 +392,9 @@ impl Audit {
         let state = counted.and_then(|(partition, _)| moment.partitions.get(partition));
         if counted.is_none() && moment.is_before_rules(&key.0, key.2) {
             return leave_out("the window began before the rule, or before its last change");
+        }
+        if moment.is_judged_by_another(&key.0, key.2 + rule.window.get()) {
+            return leave_out("the window was forgotten before the rule's threshold changed");
         }
         if rule.by == GroupBy::Machine && state.is_some_and(|state| state.has_readings_behind) {
             return leave_out("readings came behind what is kept of their machine");
@@ -403,13 +439,16 @@ impl Audit {
             }
         }
         for (partition, state) in &moment.partitions {
+            let seen = self.seen.entry(partition.clone()).or_default();
             for offset in state.pending_offsets(name) {
                 rows += 1;
-                self.note(partition, name, offset);
+                seen.note(name, offset, state.next_offset);
             }
             if name == SideTable::MachineEvents.as_str() {
-                let seen = self.seen.entry(partition.clone()).or_default();
-                seen.told_gaps += state.pending_gaps();
+                seen.note_gap(state.pending_gaps());
+                if state.is_renewal_pending() {
+                    seen.note_renewal();
+                }
             }
         }
         *report.rows.entry(name.to_owned()).or_default() += rows;
@@ -429,69 +468,27 @@ impl Audit {
             let is_own_letter = text("reason").starts_with("alert-") && text("source") == "alerts";
             let is_own_event =
                 text("event_type").starts_with("gap") && text("device_id").is_empty();
+            if is_own_event && tells_renewal(text("cause")) {
+                self.seen_of(partition).note_renewal();
+            }
             if is_own_event && text("cause").starts_with("kafka-") && offset <= state.next_offset {
                 let lost = long_at(row.longs("record_count"), at).map(i64::cast_unsigned);
-                let seen = self.seen.entry(partition.clone()).or_default();
-                seen.told_gaps += lost.unwrap_or(0);
-                seen.is_truncated |= text("cause") != "kafka-retention";
+                self.seen_of(partition).note_gap(lost.unwrap_or(0));
             }
-            if is_own_event || is_own_letter || offset >= state.next_offset {
+            if is_own_event || is_own_letter {
                 continue;
             }
             rows += 1;
-            self.note(partition, name, offset);
+            self.seen_of(partition).note(name, offset, state.next_offset);
         }
         rows
     }
 
-    fn judge_offsets(&mut self, moment: &mut Moment, report: &mut Report) {
-        for (partition, state) in &mut moment.partitions {
-            let seen = self.seen.remove(partition).unwrap_or_default();
-            let accounting = state.accounting;
-            report.records_in += accounting.records_in;
-            report.duplicates += accounting.duplicates;
-            report.told_gaps += seen.told_gaps;
-            if seen.is_truncated {
-                // The topic was made anew: its offsets began again.
-                continue;
-            }
-            if seen.twice > 0 {
-                report
-                    .differs(format!("{partition}: {} records have more than one row", seen.twice));
-            }
-            let rows = seen.offsets.count();
-            let expected = accounting.records_in - accounting.duplicates;
-            if rows != expected {
-                report.differs(format!(
-                    "{partition}: {rows} records have rows, {expected} by the state (in {}, seen before {})",
-                    accounting.records_in, accounting.duplicates
-                ));
-            }
-            if accounting.imbalance() != 0 {
-                report.differs(format!(
-                    "{partition}: the state's own counts do not add up: {accounting:?}"
-                ));
-            }
-            let late = seen.rows.get(SideTable::LateReadings.as_str()).copied().unwrap_or(0);
-            if late != accounting.late {
-                report.differs(format!(
-                    "{partition}: {late} rows of late_readings, {} by the state",
-                    accounting.late
-                ));
-            }
-            if let Some(first) = seen.offsets.first() {
-                let there = seen.offsets.count_within(first, state.next_offset);
-                let between = u64::try_from(state.next_offset - first).unwrap_or(0);
-                let explained = accounting.duplicates + seen.told_gaps;
-                if between - there > explained {
-                    report.differs(format!(
-                        "{partition}: {} offsets from {first} to {} have no row, {explained} are explained by repeats and told gaps (control records of \
-                         transactional producers have offsets, too)",
-                        between - there,
-                        state.next_offset - 1
-                    ));
-                }
-            }
+    fn judge_records(&self, moment: &Moment, report: &mut Report) {
+        let none = Seen::default();
+        for (partition, state) in &moment.partitions {
+            let seen = self.seen.get(partition).unwrap_or(&none);
+            seen.judge(partition, state.next_offset, &state.accounting, &self.kept, report);
         }
     }
 }
@@ -618,6 +615,7 @@ pub fn print(report: &Report, format: Format, out: &mut impl Write) -> io::Resul
                 "anomalies": report.anomalies,
                 "windows_open": report.windows_open,
                 "windows_left_out": report.windows_left_out,
+                "left_out": report.left_out,
                 "seconds": report.seconds,
                 "rows_per_second": rate.round(),
             })
@@ -651,6 +649,9 @@ fn print_text(report: &Report, rate: f64, out: &mut impl Write) -> io::Result<()
     writeln!(out, "  {:>12}  seen before, no row", report.duplicates)?;
     if report.told_gaps > 0 {
         writeln!(out, "  {:>12}  gone from kafka before they were read", report.told_gaps)?;
+    }
+    for (what, count) in &report.left_out {
+        writeln!(out, "  {count:>12}  {what}")?;
     }
     writeln!(
         out,

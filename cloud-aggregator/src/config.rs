@@ -18,7 +18,7 @@ mod maintenance;
 mod validate;
 
 pub use keys::Keys;
-pub use maintenance::{Maintenance, Retention, table_properties};
+pub use maintenance::{Maintenance, Retention, table_properties, vacuum_retention};
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
 /// Tables whose keys are free, such as librdkafka's properties.

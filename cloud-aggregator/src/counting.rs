@@ -3,6 +3,7 @@
 //! Every record becomes exactly one row, or none if it was seen before; [`Counting::check_balance`] proves it against
 //! the core's own counts before each commit.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ use deltalake::arrow::datatypes::SchemaRef;
 use deltalake::arrow::error::ArrowError;
 use deltalake::arrow::record_batch::RecordBatch;
 use metrics::counter;
+use serde::ser::{Error as _, Serialize, SerializeMap as _, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
 use shared_proto::codec::{DecodeError, Decoder, decode_dead_letter, decode_machine_event};
 use shared_proto::model::{
@@ -112,6 +114,11 @@ impl Partition {
         self
     }
 
+    /// Keeps an alert that a channel will never take.
+    pub fn keep_undelivered(&mut self, letter: DeadLetter, now: ProcessingTime) {
+        self.dead_letter(self.next_offset, now, letter);
+    }
+
     fn dead_letter(&mut self, offset: i64, now: ProcessingTime, letter: DeadLetter) {
         self.rows.dead_letters.push(DeadLetterRow::new(Offset(offset), now, letter));
     }
@@ -150,6 +157,37 @@ impl Tally {
 pub struct Imbalance {
     tally: Tally,
     core: Accounting,
+}
+
+/// The partitions of a state file. Each state is made when its turn comes and is gone after it: a million windows are a hundred
+/// megabytes of JSON, which must not be there twice.
+struct SavedOneByOne<'a, F> {
+    partitions: RefCell<&'a mut Vec<Partition>>,
+    epoch: EpochId,
+    owed: F,
+}
+
+impl<F: Fn(&TopicPartition) -> Vec<Alert>> Serialize for SavedOneByOne<'_, F> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        for partition in self.partitions.borrow_mut().iter_mut() {
+            if partition.is_given_up {
+                continue;
+            }
+            let state = partition.save_state(self.epoch).map_err(S::Error::custom)?;
+            let owed = (self.owed)(&partition.id);
+            let entry = PartitionEpochRef {
+                next_offset: Offset(partition.next_offset),
+                last_record: partition.last_record,
+                state,
+                rows: &partition.rows,
+                alerts: owed.iter().chain(&partition.alerts).collect(),
+                watch: partition.watch.as_deref(),
+            };
+            map.serialize_entry(&partition.id, &entry)?;
+        }
+        map.end()
+    }
 }
 
 /// What was counted in one epoch.
@@ -314,12 +352,12 @@ impl Counting {
     ) -> Result<(), ArrowError> {
         let partition = &mut self.partitions[record.slot];
         let settings = &self.settings;
-        let mut reading = reading;
-        // What is replayed was seen before and is wanted all the same.
-        let replayed = reading.identity.take_if(|_| record.is_replay);
-        let disposition =
-            partition.state.handle_reading(&reading, now, settings, &mut self.outputs);
-        reading.identity = replayed.or(reading.identity);
+        let state = &mut partition.state;
+        let disposition = if record.is_replay {
+            state.handle_replay(&reading, now, settings, &mut self.outputs)
+        } else {
+            state.handle_reading(&reading, now, settings, &mut self.outputs)
+        };
         match disposition {
             Disposition::Counted => {
                 if self.keeps_readings {
@@ -480,19 +518,24 @@ impl Counting {
         (changes, lost)
     }
 
-    /// Keeps an alert that a channel will never take. `false` if the partition is not in service here.
+    /// Whether a partition is in service here.
+    #[must_use]
+    pub fn is_in_service(&self, id: &TopicPartition) -> bool {
+        self.in_service().any(|partition| partition.id == *id)
+    }
+
+    /// Keeps an alert that a channel will never take, if its partition is in service here.
     pub fn keep_undelivered(
         &mut self,
         id: &TopicPartition,
         letter: DeadLetter,
         now: ProcessingTime,
-    ) -> bool {
+    ) {
         let is_it = |partition: &&mut Partition| partition.id == *id && !partition.is_given_up;
-        let Some(partition) = self.partitions.iter_mut().find(is_it) else { return false };
-        let offset = partition.next_offset;
-        partition.dead_letter(offset, now, letter);
-        self.is_dirty = true;
-        true
+        if let Some(partition) = self.partitions.iter_mut().find(is_it) {
+            partition.keep_undelivered(letter, now);
+            self.is_dirty = true;
+        }
     }
 
     /// Slots whose silent sensors are to be looked at now.
@@ -502,13 +545,6 @@ impl Counting {
             partition.state.poll_timeout(&self.settings).is_some_and(|due| due <= now)
         };
         (0..self.partitions.len()).filter(|slot| is_due(&self.partitions[*slot])).collect()
-    }
-
-    /// When [`Self::silent_slots`] has something to tell.
-    #[must_use]
-    pub fn next_silence(&self) -> Option<ProcessingTime> {
-        let next = |partition: &Partition| partition.state.poll_timeout(&self.settings);
-        self.partitions.iter().filter_map(next).min()
     }
 
     /// Closes the windows of silent sensors if the partition is read to its end.
@@ -592,28 +628,14 @@ impl Counting {
             state.handle_trigger(now, &self.settings, &mut self.outputs);
             self.keep_outputs(slot);
         }
-        let in_service = self.partitions.iter_mut().filter(|partition| !partition.is_given_up);
-        let states = in_service.map(|partition| partition.save_state(epoch));
-        let states = states.collect::<Result<Vec<_>, _>>()?;
-        let owed: Vec<Vec<Alert>> =
-            self.in_service().map(|partition| owed(&partition.id)).collect();
-        let parts = self.in_service().zip(states).zip(&owed);
-        let entries = parts.map(|((partition, state), owed)| {
-            let entry = PartitionEpochRef {
-                next_offset: Offset(partition.next_offset),
-                last_record: partition.last_record,
-                state,
-                rows: &partition.rows,
-                alerts: owed.iter().chain(&partition.alerts).collect(),
-                watch: partition.watch.as_deref(),
-            };
-            (&partition.id, entry)
-        });
-        let file = EpochFileRef { format: FILE_FORMAT, epoch, partitions: entries.collect() };
+        let partitions =
+            SavedOneByOne { partitions: RefCell::new(&mut self.partitions), epoch, owed };
+        let file = EpochFileRef { format: FILE_FORMAT, epoch, partitions };
         let file = serde_json::to_vec(&file)?;
         let mut taken = TakenEpoch {
             commit: EpochCommit {
                 epoch,
+                readings: None,
                 file,
                 files: BTreeMap::new(),
                 rows: BTreeMap::new(),

@@ -3,7 +3,7 @@
 //! The instance that owns partition 0 of the machine events' topic watches for all of them; what the watch knows goes with
 //! that partition's state, so that a gap is reported once whoever owns it. The tables are read along their logs, each commit
 //! once, in a task of its own; only the columns of the numbers are fetched. A watch that begins reads the files of the last
-//! `gaps.look-back` first.
+//! `gaps.look-back` first, and so does one that was away for longer than the log goes back.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -76,11 +76,13 @@ pub struct Scanned {
     told: Vec<(DeviceId, Generation, Told)>,
     /// Rows read.
     pub rows: u64,
+    /// Ledgers that were ignored, because they speak of numbers that their device had not given yet.
+    pub implausible: u64,
     /// Commits were left for the next time.
     pub is_partial: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 enum Told {
     Page(LedgerPage),
     Loss(ToldLoss, String),
@@ -284,13 +286,14 @@ impl Scanned {
         let Some(known) = self.versions.get(table.name()).copied() else {
             return self.scan_recent(table, oldest_ms).await;
         };
-        let newest = table.newest_version(known).await?;
-        let through = newest.min(known + COMMITS_MAX);
+        let Some(newest) = table.newest_version(known).await? else {
+            return self.scan_shortened(table, known, oldest_ms).await;
+        };
+        let through = newest.min(known.saturating_add(COMMITS_MAX));
         self.is_partial |= through < newest;
         for version in known + 1..=through {
             let Some(files) = table.added_by(version).await? else {
-                // The log was cleaned up to beyond what we know.
-                return self.scan_recent(table, oldest_ms).await;
+                return self.scan_shortened(table, known, oldest_ms).await;
             };
             for file in &files {
                 self.read(table, file).await?;
@@ -298,6 +301,22 @@ impl Scanned {
             self.versions.insert(table.name().to_owned(), version);
         }
         Ok(())
+    }
+
+    /// The log was shortened to beyond what was seen of it.
+    async fn scan_shortened(
+        &mut self,
+        table: &mut TableReader,
+        known: u64,
+        oldest_ms: i64,
+    ) -> Result<(), LakeError> {
+        warn!(
+            table = table.name(),
+            known,
+            "the log does not go back to the last version seen: the files of gaps.look-back are read, records in older ones \
+             may be taken for missing"
+        );
+        self.scan_recent(table, oldest_ms).await
     }
 
     async fn scan_recent(
@@ -320,16 +339,25 @@ impl Scanned {
     async fn read(&mut self, table: &TableReader, file: &DataFile) -> Result<(), LakeError> {
         let mut numbers = Numbers::default();
         let mut told = Vec::new();
-        let mut count = 0;
+        let (mut count, mut implausible) = (0, 0);
         table
             .read(file, &COLUMNS, |batch| {
                 count += batch.num_rows() as u64;
                 numbers.take(batch);
-                take_told(batch, &mut told);
+                implausible += take_told(batch, &mut told);
                 Ok(())
             })
             .await?;
         self.rows += count;
+        if implausible > 0 {
+            warn!(
+                table = table.name(),
+                file = %file.path,
+                ledgers = implausible,
+                "ledgers that speak of sequences above their own are ignored: look for who else writes under the device's name"
+            );
+            self.implausible += implausible;
+        }
         // In the order of journalling, whatever the order of the rows.
         told.sort_by_key(|(sequence, _)| *sequence);
         self.told.extend(told.into_iter().map(|(_, told)| told));
@@ -341,7 +369,7 @@ impl Scanned {
         Ok(())
     }
 
-    /// Tells the watch. Gives the rows and what devices told as lost: cause and records.
+    /// Tells the watch, which judges nothing before all is read. Gives what devices told as lost: cause and records.
     pub fn tell(
         &self,
         saved: &mut SavedWatch,
@@ -349,6 +377,7 @@ impl Scanned {
         limits: &GapLimits,
     ) -> Vec<(String, u64)> {
         let mut lost = Vec::new();
+        saved.watch.set_behind(self.is_partial);
         for ((device_id, generation), numbers) in &self.seen {
             saved.watch.handle_seen(device_id, *generation, numbers, now, limits);
         }
@@ -402,9 +431,12 @@ impl Numbers {
     }
 }
 
-fn take_told(batch: &RecordBatch, told: &mut Vec<(u64, (DeviceId, Generation, Told))>) {
+/// Takes ledgers and told losses. A device numbers its records in order, so each speaks of numbers below its own: a loss is cut to
+/// them, a ledger that names others is ignored. Gives how many those were.
+fn take_told(batch: &RecordBatch, told: &mut Vec<(u64, (DeviceId, Generation, Told))>) -> u64 {
     let row = Row(batch);
-    let Some(types) = row.texts("event_type") else { return };
+    let mut implausible = 0;
+    let Some(types) = row.texts("event_type") else { return implausible };
     for at in 0..batch.num_rows() {
         let event_type = types.value(at);
         let is_page = event_type == MachineEventType::Ledger.as_str();
@@ -417,7 +449,12 @@ fn take_told(batch: &RecordBatch, told: &mut Vec<(u64, (DeviceId, Generation, To
         let (Some(first), Some(last)) = (number("first_sequence"), number("last_sequence")) else {
             continue;
         };
+        let sequence = number("sequence").unwrap_or(0);
         let what = if is_page {
+            if last >= sequence {
+                implausible += 1;
+                continue;
+            }
             let text = text_at(row.texts("waveform_sequences"), at).unwrap_or_default();
             // A ledger of an older edge module does not say how far delivery has come.
             let Some(delivered) = number("delivered_sequence") else { continue };
@@ -426,12 +463,14 @@ fn take_told(batch: &RecordBatch, told: &mut Vec<(u64, (DeviceId, Generation, To
             Told::Page(LedgerPage { first, last, delivered, elsewhere })
         } else {
             let cause = text_at(row.texts("cause"), at).unwrap_or_default();
-            let loss = ToldLoss { first, last, records: number("record_count") };
-            Told::Loss(loss, cause.to_owned())
+            let last = last.min(sequence.saturating_sub(1));
+            let Some(more) = last.checked_sub(first) else { continue };
+            let records = number("record_count").map(|count| count.min(more.saturating_add(1)));
+            Told::Loss(ToldLoss { first, last, records }, cause.to_owned())
         };
-        let sequence = number("sequence").unwrap_or(0);
         told.push((sequence, (device, Generation(generation), what)));
     }
+    implausible
 }
 
 /// The machine event of a gap that opened or closed.
@@ -474,5 +513,174 @@ pub fn describe(change: &GapChange) -> String {
              that are not read, and for partitions that lag"
         ),
         Some(why) => format!("{what} are no longer missing: {why}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use deltalake::DeltaTable;
+    use deltalake::arrow::array::{ArrayRef, Int64Array, StringArray};
+    use deltalake::checkpoints::create_checkpoint;
+    use deltalake::kernel::{DataType, StructField};
+    use deltalake::operations::create::CreateBuilder;
+    use deltalake::writer::{DeltaWriter as _, RecordBatchWriter};
+
+    use super::*;
+
+    fn defaults() -> Settings {
+        Settings::load(None).expect("valid defaults")
+    }
+
+    fn device() -> DeviceId {
+        DeviceId::new("gw-07").expect("a name")
+    }
+
+    /// `telemetry` without the columns that the watch does not read.
+    async fn telemetry(settings: &config::Lake) -> DeltaTable {
+        let location = Location::open(settings).expect("writable");
+        let store = location.store(rows::TELEMETRY).expect("made");
+        let columns = vec![
+            StructField::nullable("device_id", DataType::STRING),
+            StructField::nullable("generation", DataType::LONG),
+            StructField::nullable("sequence", DataType::LONG),
+        ];
+        let table = CreateBuilder::new().with_log_store(store.log_store()).with_columns(columns);
+        table.await.expect("created")
+    }
+
+    async fn append(table: &mut DeltaTable, sequence: i64) {
+        let mut writer = RecordBatchWriter::for_table(table).expect("a table as ours");
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(StringArray::from(vec!["gw-07"])),
+            Arc::new(Int64Array::from(vec![1_i64])),
+            Arc::new(Int64Array::from(vec![sequence])),
+        ];
+        let batch = RecordBatch::try_new(writer.arrow_schema(), columns).expect("fits");
+        writer.write(batch).await.expect("written");
+        writer.flush_and_commit(table).await.expect("committed");
+    }
+
+    /// Scans from where the answer before ended.
+    async fn scan(scanner: &mut Scanner, before: &Scanned) -> Scanned {
+        let (assignment, now) = (AssignmentId(1), ProcessingTime::from_micros(0));
+        let request = ScanRequest { assignment, versions: before.versions.clone(), now };
+        scanner.scan(&request).await.expect("readable")
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn watch_that_was_away_for_longer_than_the_log_goes_back_reads_the_files_of_late() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut settings = defaults().lake;
+        settings.location = folder.path().to_str().expect("UTF-8").to_owned();
+        let mut table = telemetry(&settings).await;
+        append(&mut table, 1).await;
+        append(&mut table, 2).await;
+        let mut scanner = Scanner::new(settings, Duration::from_secs(86_400));
+        let began = scan(&mut scanner, &Scanned::default()).await;
+        assert_eq!((began.rows, began.versions[rows::TELEMETRY]), (2, 2));
+        append(&mut table, 3).await;
+        let went_on = scan(&mut scanner, &began).await;
+        assert_eq!((went_on.rows, went_on.versions[rows::TELEMETRY]), (1, 3));
+        for sequence in 4..=6 {
+            append(&mut table, sequence).await;
+        }
+        table.load().await.expect("readable");
+        create_checkpoint(&table, None).await.expect("written");
+        let log = folder.path().join(rows::TELEMETRY).join("_delta_log");
+        for version in 0..=4 {
+            std::fs::remove_file(log.join(format!("{version:020}.json"))).expect("was there");
+        }
+        let fell_back = scan(&mut scanner, &went_on).await;
+        assert_eq!((fell_back.rows, fell_back.versions[rows::TELEMETRY]), (6, 6));
+        let all = Ranges::from_iter([(1, 6)]);
+        assert_eq!(fell_back.seen, BTreeMap::from([((device(), Generation(1)), all)]));
+        assert!(!fell_back.is_partial);
+        // Its writer, too, has to read the table anew.
+        let mut table = DeltaTable::new(table.log_store());
+        table.load().await.expect("readable");
+        append(&mut table, 7).await;
+        let went_on = scan(&mut scanner, &fell_back).await;
+        assert_eq!((went_on.rows, went_on.versions[rows::TELEMETRY]), (1, 7));
+    }
+
+    #[test]
+    fn records_are_not_missing_while_commits_are_left_to_be_read() {
+        let limits = limits(&defaults());
+        let page = LedgerPage { first: 1, last: 10, delivered: 10, elsewhere: Ranges::default() };
+        let ledger = |is_partial| Scanned {
+            told: vec![(device(), Generation(1), Told::Page(page.clone()))],
+            is_partial,
+            ..Scanned::default()
+        };
+        let nothing = |is_partial| Scanned { is_partial, ..Scanned::default() };
+        let records = Scanned {
+            seen: BTreeMap::from([((device(), Generation(1)), Ranges::from_iter([(1, 10)]))]),
+            ..Scanned::default()
+        };
+        // An hour between two looks.
+        let changes = |scans: &[&Scanned]| {
+            let mut saved = SavedWatch::default();
+            let mut changes = Vec::new();
+            for (hour, scanned) in (0..).zip(scans) {
+                let now = ProcessingTime::from_micros(hour * 3_600_000_000);
+                scanned.tell(&mut saved, now, &limits);
+                changes.extend(saved.watch.poll(now, &limits));
+            }
+            changes.iter().map(|change| (change.first, change.last)).collect::<Vec<_>>()
+        };
+        let (behind, done) = (nothing(true), nothing(false));
+        assert_eq!(changes(&[&ledger(true), &behind, &behind, &records, &done]), []);
+        assert_eq!(changes(&[&ledger(true), &behind, &done, &done]), [(1, 10)]);
+        assert_eq!(changes(&[&ledger(false), &done]), [(1, 10)]);
+    }
+
+    /// Rows of `machine_events`: type, own sequence, first and last sequence that it speaks of, and how many.
+    fn events(rows: &[(MachineEventType, u64, u64, u64, Option<u64>)]) -> RecordBatch {
+        let texts = |values: Vec<&str>| Arc::new(StringArray::from(values)) as ArrayRef;
+        let longs = |values: Vec<Option<u64>>| {
+            let signed = values.into_iter().map(|value| value.map(u64::cast_signed));
+            Arc::new(Int64Array::from(signed.collect::<Vec<_>>())) as ArrayRef
+        };
+        let columns = [
+            ("event_type", texts(rows.iter().map(|row| row.0.as_str()).collect())),
+            ("device_id", texts(rows.iter().map(|_| "gw-07").collect())),
+            ("generation", longs(rows.iter().map(|_| Some(1)).collect())),
+            ("sequence", longs(rows.iter().map(|row| Some(row.1)).collect())),
+            ("first_sequence", longs(rows.iter().map(|row| Some(row.2)).collect())),
+            ("last_sequence", longs(rows.iter().map(|row| Some(row.3)).collect())),
+            ("delivered_sequence", longs(rows.iter().map(|row| Some(row.3)).collect())),
+            ("record_count", longs(rows.iter().map(|row| row.4).collect())),
+        ];
+        RecordBatch::try_from_iter(columns).expect("columns of one length")
+    }
+
+    #[test]
+    fn ledgers_and_losses_speak_of_sequences_below_their_own_alone() {
+        let (ledger, gap) = (MachineEventType::Ledger, MachineEventType::Gap);
+        let batch = events(&[
+            (ledger, 101, 1, 100, None),
+            (ledger, 101, 1, 101, None),
+            (ledger, 101, 1, u64::MAX, None),
+            (ledger, u64::MAX, 1, u64::MAX, None),
+            (gap, 101, 7, 9, None),
+            (gap, 101, 7, 9, Some(2)),
+            (gap, 101, 50, u64::MAX, Some(u64::MAX)),
+            (gap, 40, 50, 60, Some(11)),
+        ]);
+        let mut told = Vec::new();
+        assert_eq!(take_told(&batch, &mut told), 3);
+        let told: Vec<_> = told.into_iter().map(|(_, (_, _, what))| what).collect();
+        let (delivered, elsewhere) = (100, Ranges::default());
+        let loss =
+            |first, last, records| Told::Loss(ToldLoss { first, last, records }, String::new());
+        let expected = [
+            Told::Page(LedgerPage { first: 1, last: 100, delivered, elsewhere }),
+            loss(7, 9, None),
+            loss(7, 9, Some(2)),
+            loss(50, 100, Some(51)),
+        ];
+        assert_eq!(told, expected);
     }
 }

@@ -19,6 +19,7 @@ use deltalake::parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
 use deltalake::parquet::arrow::{ProjectionMask, async_reader};
 use deltalake::parquet::errors::ParquetError;
 use deltalake::{DeltaTable, DeltaTableError};
+use tracing::info;
 
 use crate::sink::delta::{LakeError, Location};
 
@@ -82,7 +83,13 @@ impl TableReader {
     /// # Errors
     /// The storage refuses, or the log is damaged.
     pub async fn load(&mut self) -> Result<u64, LakeError> {
-        self.table.load().await.map_err(|source| table_error(&self.name, source))?;
+        if let Err(error) = self.table.load().await {
+            // The commits that follow the version loaded before may be deleted; a checkpoint has what was in them.
+            info!(table = self.name.as_str(), %error, "reading the table anew");
+            let mut table = DeltaTable::new(self.log_store.clone());
+            table.load().await.map_err(|source| table_error(&self.name, source))?;
+            self.table = table;
+        }
         Ok(self.table.version().unwrap_or(0))
     }
 
@@ -112,13 +119,16 @@ impl TableReader {
         state.transaction_version(self.log_store.as_ref(), app_id).await.map_err(failed)
     }
 
-    /// Number of the newest version, if `version` is the newest that is known.
+    /// Number of the newest version, if `version` is the newest that is known; `None` if its entry is not in the log any more.
     ///
     /// # Errors
     /// The storage refuses.
-    pub async fn newest_version(&self, version: u64) -> Result<u64, LakeError> {
-        let newest = self.log_store.get_latest_version(version).await;
-        newest.map_err(|source| table_error(&self.name, source))
+    pub async fn newest_version(&self, version: u64) -> Result<Option<u64>, LakeError> {
+        match self.log_store.get_latest_version(version).await {
+            Ok(newest) => Ok(Some(newest)),
+            Err(DeltaTableError::InvalidVersion(_)) => Ok(None),
+            Err(source) => Err(table_error(&self.name, source)),
+        }
     }
 
     /// Files with new rows that one commit added; `None` if its entry is not in the log any more.

@@ -18,7 +18,7 @@ use tracing::{debug, error, info, warn};
 use crate::alerts::{AlertDesk, Undelivered};
 use crate::backoff::{Backoff, random_number};
 use crate::config::Settings;
-use crate::counting::{Counting, Partition, TakenEpoch, Tally, undelivered};
+use crate::counting::{Counting, Partition, TakenEpoch, Tally};
 use crate::gap_watch::{GapDesk, ScanAnswer};
 use crate::health::{Health, Stage as HealthStage};
 use crate::sink::alert::Outcome;
@@ -30,6 +30,7 @@ use crate::telemetry::names;
 
 mod cooperative;
 mod failure;
+mod owed;
 
 use cooperative::begin_at;
 pub use failure::PipelineError;
@@ -90,6 +91,8 @@ pub struct Pipeline {
     assigned: Vec<TopicPartition>,
     /// Recovered and not read yet, besides those in service.
     joining: Vec<Partition>,
+    /// Alerts that were given up when more were owed than are kept; the partitions they came from are not in service yet.
+    overflow: Vec<Undelivered>,
     backoff: Backoff,
     last_assignment: AssignmentId,
     last_epoch: Option<EpochId>,
@@ -99,12 +102,14 @@ pub struct Pipeline {
     committing: Option<Committing>,
     epoch_since: Option<Instant>,
     ends_asked_at: Option<Instant>,
+    /// When the last records came.
+    batch_at: Instant,
     /// The consumer has not answered yet.
     is_waiting_for_ends: bool,
     /// Ends of the partitions at the start, while only those are to be read.
     goals: Option<Vec<i64>>,
     cleaned_at: Instant,
-    /// The start, or the last loss of all partitions.
+    /// The start, or when records were last read.
     idle_since: Instant,
     is_drained: bool,
     /// Something was delivered or given up since the last epoch.
@@ -128,6 +133,7 @@ impl Pipeline {
             stage: Stage::Idle,
             assigned: Vec::new(),
             joining: Vec::new(),
+            overflow: Vec::new(),
             backoff: Backoff::new(settings.lake.retry_min, settings.lake.retry_max),
             last_assignment: AssignmentId::default(),
             last_epoch: None,
@@ -135,6 +141,7 @@ impl Pipeline {
             committing: None,
             epoch_since: None,
             ends_asked_at: None,
+            batch_at: Instant::now(),
             is_waiting_for_ends: false,
             goals: None,
             cleaned_at: Instant::now(),
@@ -229,7 +236,10 @@ impl Pipeline {
     }
 
     /// Whoever waits for a drain to end must not wait for ever for it to begin.
-    fn check_patience(&self) -> Result<(), PipelineError> {
+    fn check_patience(&mut self) -> Result<(), PipelineError> {
+        if matches!(self.stage, Stage::Running { .. }) {
+            self.idle_since = Instant::now();
+        }
         let trigger = &self.parts.settings.trigger;
         let patience = trigger.available_now_patience;
         let has_begun = matches!(self.stage, Stage::Running { .. }) || self.is_drained;
@@ -237,26 +247,6 @@ impl Pipeline {
             return Err(PipelineError::NothingToRead { patience });
         }
         Ok(())
-    }
-
-    /// Gives the channels the drain timeout to take what is owed; what they do not take stays owed.
-    async fn await_deliveries(&mut self) {
-        let limit = self.parts.settings.shutdown.drain_timeout;
-        let deliveries = async {
-            self.parts.desk.pump();
-            while !self.parts.desk.is_empty() {
-                let outcome = self.parts.outcomes.recv().await;
-                self.handle_outcome(outcome);
-                self.parts.desk.pump();
-            }
-        };
-        if tokio::time::timeout(limit, deliveries).await.is_err() {
-            warn!(
-                owed = self.parts.desk.len(),
-                ?limit,
-                "alerts are still owed, the next start sends them"
-            );
-        }
     }
 
     async fn handle_event(&mut self, event: SourceEvent) -> Result<(), PipelineError> {
@@ -293,6 +283,7 @@ impl Pipeline {
                     && *assignment == batch.assignment
                 {
                     self.epoch_since.get_or_insert_with(Instant::now);
+                    self.batch_at = Instant::now();
                     let result = counting.handle_batch(&batch, now());
                     if self.parts.settings.trigger.is_continuous() {
                         self.send_alerts();
@@ -315,6 +306,10 @@ impl Pipeline {
                 {
                     for (slot, end) in ends {
                         counting.handle_end(slot, end, now());
+                        if let Some(goal) = self.goals.as_mut().and_then(|all| all.get_mut(slot)) {
+                            // What comes last may be no record: the mark of a transaction.
+                            *goal = (*goal).min(end);
+                        }
                     }
                 }
             }
@@ -323,39 +318,18 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Sends the alerts of an epoch before its commit: a crash counts again and sends them again, under the same ids.
-    fn send_alerts(&mut self) {
-        let Stage::Running { counting, .. } = &mut self.stage else { return };
-        let alerts = counting.take_alerts();
-        if !alerts.is_empty() {
-            self.owe(alerts);
-            self.parts.desk.pump();
-        }
-    }
-
-    fn owe(&mut self, alerts: Vec<(TopicPartition, Alert)>) {
-        counter!(names::ALERTS_TOTAL).increment(alerts.len() as u64);
-        for (partition, alert) in alerts {
-            log_alert(&alert);
-            if let Some(overflow) = self.parts.desk.add(partition, alert)
-                && let Stage::Running { counting, .. } = &mut self.stage
-            {
-                bury(counting, &overflow);
-            }
-        }
-    }
-
     /// Records begin to flow from these positions.
     fn start(&mut self, started: AssignmentId, positions: &[Position]) {
+        let is_it =
+            matches!(&self.stage, Stage::Starting { assignment, .. } if *assignment == started);
+        if !is_it {
+            return;
+        }
         let Stage::Starting { round, assignment, mut counting } =
             std::mem::replace(&mut self.stage, Stage::Idle)
         else {
             return;
         };
-        if assignment != started {
-            self.stage = Stage::Starting { round, assignment, counting };
-            return;
-        }
         for position in positions {
             begin_at(&mut counting, position, &self.group);
         }
@@ -371,6 +345,7 @@ impl Pipeline {
     fn drop_work(&mut self) {
         self.parts.desk.clear();
         self.joining.clear();
+        self.overflow.clear();
         self.epoch_since = None;
         self.ends_asked_at = None;
         self.goals = None;
@@ -403,7 +378,7 @@ impl Pipeline {
         self.parts.desk.pump();
         if self.cleaned_at.elapsed() >= CLEAN_INTERVAL && !self.parts.lake.is_committing() {
             self.cleaned_at = Instant::now();
-            if let Err(error) = self.parts.lake.clean_state_files(now().micros()).await {
+            if let Err(error) = self.parts.lake.clean_state_files(Instant::now()).await {
                 warn!(error = describe(&error), "state files cannot be cleaned");
             }
         }
@@ -460,6 +435,7 @@ impl Pipeline {
         let assignment = self.last_assignment;
         self.parts.source.send(Command::Assign { round, assignment, plan, is_extension: false });
         self.stage = Stage::Starting { round, assignment, counting };
+        self.bury_overflow();
     }
 
     /// What recovered partitions count with, and where they are to be read from.
@@ -488,8 +464,7 @@ impl Pipeline {
                     }
                     self.last_epoch = self.last_epoch.max(Some(epoch));
                     for alert in alerts {
-                        // What overflows here stays in its state file and comes up again.
-                        self.parts.desk.add(id.clone(), alert);
+                        self.overflow.extend(self.parts.desk.add(id.clone(), alert));
                     }
                     let (next, last) = (next_offset.0, last_record);
                     plan.push(Place { partition: id.clone(), next: Some(next), last });
@@ -600,20 +575,20 @@ impl Pipeline {
         }
         counting.check_balance()?;
         let began = Instant::now();
-        let rows = match counting.take_rows(1) {
-            Ok(Some(batch)) => self.parts.lake.write(batch).await,
-            Ok(None) => Ok(()),
-            Err(source) => Err(columns_error(source)),
+        let readings = match counting.take_rows(1) {
+            Ok(readings) => readings,
+            Err(source) => {
+                self.is_write_refused = true;
+                self.fail(&columns_error(source));
+                return Ok(());
+            }
         };
-        if let Err(error) = rows {
-            self.is_write_refused |= !error.is_lost_race();
-            self.fail(&error);
-            return Ok(());
-        }
         let epoch = EpochId::after(self.last_epoch, Nonce(random_number()))?;
         let desk = &self.parts.desk;
         let taken = counting.take_epoch(epoch, now(), |partition| desk.owed_of(partition))?;
-        let TakenEpoch { commit, alerts, offsets, tally } = taken;
+        let TakenEpoch { mut commit, alerts, offsets, tally } = taken;
+        // Encoded by the commit: meanwhile alerts go on.
+        commit.readings = readings;
         self.committing =
             Some(Committing { assignment: *assignment, alerts, offsets, tally, began });
         self.epoch_since = None;
@@ -690,16 +665,6 @@ impl Pipeline {
         });
     }
 
-    fn handle_outcome(&mut self, outcome: Option<Outcome>) {
-        let Some(outcome) = outcome else { return };
-        self.has_outcomes = true;
-        let Some(lost) = self.parts.desk.handle(outcome) else { return };
-        if let Stage::Running { counting, .. } | Stage::Starting { counting, .. } = &mut self.stage
-        {
-            bury(counting, &lost);
-        }
-    }
-
     /// Asks where partitions with silent sensors end: while records wait there, nobody is known to be silent.
     fn ask_for_ends(&mut self) {
         let Stage::Running { counting, .. } = &self.stage else { return };
@@ -708,27 +673,23 @@ impl Pipeline {
         if self.is_waiting_for_ends || is_soon {
             return;
         }
-        if counting.next_silence().is_none_or(|due| due > now()) {
+        let mut slots = counting.silent_slots(now());
+        if let Some(goals) = &self.goals
+            && self.batch_at.elapsed() >= TICK_MAX
+        {
+            let parts = counting.partitions.iter().zip(goals).enumerate();
+            let unmet = parts.filter(|(_, (partition, goal))| partition.next_offset < **goal);
+            slots.extend(unmet.map(|(slot, _)| slot));
+            slots.sort_unstable();
+            slots.dedup();
+        }
+        if slots.is_empty() {
             return;
         }
         self.ends_asked_at = Some(Instant::now());
         self.is_waiting_for_ends = true;
-        self.parts.source.send(Command::LookUpEnds(counting.silent_slots(now())));
+        self.parts.source.send(Command::LookUpEnds(slots));
     }
-}
-
-fn log_alert(alert: &Alert) {
-    info!(
-        rule = alert.rule,
-        of = alert.group(),
-        window_start = %alert.window_start,
-        count = alert.count,
-        threshold = %alert.threshold,
-        observed = alert.observed,
-        historical = alert.historical,
-        id = alert.id,
-        "alert"
-    );
 }
 
 async fn next_answer(gaps: &mut Option<GapDesk>) -> ScanAnswer {
@@ -741,13 +702,6 @@ async fn next_answer(gaps: &mut Option<GapDesk>) -> ScanAnswer {
 async fn wait_for_stop(stop: &mut watch::Receiver<bool>) {
     // An error means that nobody is left to say stop, which is a stop too.
     drop(stop.wait_for(|is_stopped| *is_stopped).await);
-}
-
-fn bury(counting: &mut Counting, lost: &Undelivered) {
-    let letter = undelivered(lost.reason, lost.detail.clone(), &lost.alert, &lost.body);
-    if !counting.keep_undelivered(&lost.partition, letter, now()) {
-        debug!(partition = %lost.partition, "alert of a partition that is not in service here");
-    }
 }
 
 fn columns_error(source: deltalake::arrow::error::ArrowError) -> LakeError {

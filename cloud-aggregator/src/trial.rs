@@ -1,18 +1,19 @@
 //! Rules over a file of readings: what windows they make, for people who write rules.
 //!
-//! Every window is judged as if all its readings had come in time: nothing is late, nothing is forgotten.
+//! Every window is judged as if all its readings had come in time: nothing is late, nothing is forgotten, in whatever order the
+//! lines are. A record that is in the file twice counts once, as in the tables.
 
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
-use aggregator_core::settings::SPAN_MAX;
 use aggregator_core::{
-    AnomalyRow, Disposition, OutputMode, Outputs, PartitionState, ProcessingTime, Settings,
+    AnomalyRow, Disposition, Micros, OutputMode, Outputs, PartitionState, ProcessingTime, Settings,
 };
 use serde_json::json;
 use shared_proto::codec::{Decoder, Encoding};
-use shared_proto::model::EventTime;
+use shared_proto::model::{DeviceId, EventTime, Reading, Sequence};
 
 use crate::cli::Format;
 
@@ -48,9 +49,11 @@ pub enum TrialError {
 pub struct Trial {
     /// Every window with a match, by rule, sensor or machine, and start.
     pub windows: Vec<AnomalyRow>,
-    /// Readings.
+    /// Readings, without the repeats.
     pub readings: u64,
-    /// Lines that are none.
+    /// Records of devices that were in the file before.
+    pub repeats: u64,
+    /// Lines that are no readings.
     pub refused: u64,
     /// Readings of rules by machine that name no machine.
     pub without_machine: u64,
@@ -76,7 +79,7 @@ pub fn run(
     let now = ProcessingTime::from_micros(i64::MAX);
     let (mut decoder, mut out) = (Decoder::default(), Outputs::default());
     let mut state = PartitionState::new(&settings);
-    let (mut trial, mut lines) = (Trial::default(), 0);
+    let (mut trial, mut lines, mut seen) = (Trial::default(), 0, Seen::default());
     for line in input.split(b'\n') {
         let line = line.map_err(failed)?;
         lines += 1;
@@ -84,12 +87,24 @@ pub fn run(
             continue;
         }
         let refusal = match decoder.decode_reading(&line, Encoding::Json) {
-            Ok(decoded) => match state.handle_reading(&decoded.reading, now, &settings, &mut out) {
-                Disposition::Counted | Disposition::Late | Disposition::Duplicate => None,
-                Disposition::DeadLetter { detail, .. } => Some(detail),
-            },
+            Ok(decoded) => {
+                let mut reading = decoded.reading;
+                if seen.is_repeat(&mut reading, lines) {
+                    trial.repeats += 1;
+                    continue;
+                }
+                match state.handle_reading(&reading, now, &settings, &mut out) {
+                    Disposition::Counted => None,
+                    // Without limits there are none; what is not counted must not pass for a reading.
+                    Disposition::Late => Some("it is late".to_owned()),
+                    Disposition::Duplicate => Some("it is a repeat".to_owned()),
+                    Disposition::DeadLetter { detail, .. } => Some(detail),
+                }
+            }
             Err(error) => Some(error.detail()),
         };
+        // Alerts are of no interest here.
+        out.alerts.clear();
         match refusal {
             None => trial.readings += 1,
             Some(detail) => {
@@ -110,17 +125,39 @@ pub fn run(
     Ok(trial)
 }
 
-/// The rules with room for every window of a file.
+/// Which records the file has had: the core knows repeats by a device's numbers, which ascend in Kafka, but not in a file that is
+/// sorted by sensor.
+#[derive(Default)]
+struct Seen {
+    /// By device and generation.
+    numbers: HashMap<(DeviceId, u64), HashSet<u64>>,
+}
+
+impl Seen {
+    /// Whether the record was there before. It gets the number of its line, so that numbers ascend.
+    fn is_repeat(&mut self, reading: &mut Reading, line: u64) -> bool {
+        let Some(identity) = &mut reading.identity else { return false };
+        let of_device = (identity.device_id.clone(), identity.generation.0);
+        let is_new = self.numbers.entry(of_device).or_default().insert(identity.sequence.0);
+        identity.sequence = Sequence(line);
+        !is_new
+    }
+}
+
+/// The rules with room for every window of a file. No window closes, so that none is looked at again and again for being forgotten.
 fn unlimited(settings: &Settings) -> Settings {
     let mut settings = settings.clone();
     for rule in &mut settings.rules {
         rule.output_mode = OutputMode::Complete;
     }
-    settings.closed_window_retention = SPAN_MAX;
+    settings.allowed_lateness = Micros::new(i64::MAX);
+    settings.closed_window_retention = Micros::new(i64::MAX);
     settings.sensors_max = usize::MAX;
     settings.metric_types_max = usize::MAX;
     settings.windows_max = usize::MAX;
     settings.windows_per_sensor_max = usize::MAX;
+    settings.devices_max = usize::MAX;
+    settings.generations_per_device_max = usize::MAX;
     settings
 }
 
@@ -152,6 +189,13 @@ pub fn print(
                 trial.refused,
                 trial.windows.len(),
             )?;
+            if trial.repeats > 0 {
+                let count = trial.repeats;
+                writeln!(
+                    out,
+                    "{count} repeats of records that are in the file before: not counted"
+                )?;
+            }
             if trial.without_machine > 0 {
                 let count = trial.without_machine;
                 writeln!(
@@ -273,6 +317,67 @@ temperature-above-100  t                  2026-03-01T08:01:00Z  2026-03-01T08:02
         print(&trial, (Format::Json, true), &mut json).expect("written");
         let row: serde_json::Value = serde_json::from_slice(&json).expect("one object");
         assert_eq!((&row["sensor_id"], &row["count"]), (&"s".into(), &6.into()));
+    }
+
+    fn run_lines(lines: &[String]) -> Trial {
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        file.write_all(lines.join("\n").as_bytes()).expect("written");
+        let mut complain = |text: &str| assert!(text.is_empty(), "{text}");
+        run(&Settings::default(), file.path(), &mut complain).expect("readings")
+    }
+
+    fn line(timestamp: &str, identity: &str) -> String {
+        format!(
+            r#"{{"sensor_id":"s","timestamp":"{timestamp}","metric_type":"temperature","value":101{identity}}}"#
+        )
+    }
+
+    #[test]
+    fn readings_of_all_times_count_in_whatever_order_they_are() {
+        let times = [
+            "9999-12-31T23:59:59Z",
+            "2026-03-01T08:00:00Z",
+            "2000-01-01T00:00:00Z",
+            "2024-02-29T12:00:00Z",
+            "2026-03-01T08:00:01Z",
+        ];
+        let trial = run_lines(&times.map(|time| line(time, "")));
+        assert_eq!((trial.readings, trial.refused), (5, 0));
+        let windows = trial.windows.iter().map(|row| (short(row.window_start), row.count));
+        let expected = [
+            ("2000-01-01T00:00:00Z", 1_u64),
+            ("2024-02-29T12:00:00Z", 1),
+            ("2026-03-01T08:00:00Z", 2),
+            ("9999-12-31T23:59:00Z", 1),
+        ];
+        let expected = expected.map(|(start, count)| (start.to_owned(), count));
+        assert_eq!(windows.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn repeats_are_told_and_records_in_another_order_are_none() {
+        let mut lines = Vec::new();
+        // More generations than the limit keeps, and numbers that descend.
+        for generation in 1..=9 {
+            for sequence in (1..=3).rev() {
+                let device = r#""device_id":"gw""#;
+                let identity =
+                    format!(r#",{device},"generation":{generation},"sequence":{sequence}"#);
+                lines.push(line("2026-03-01T08:00:00Z", &identity));
+            }
+        }
+        let again = [lines[0].clone(), lines[26].clone()];
+        lines.extend(again);
+        let trial = run_lines(&lines);
+        assert_eq!((trial.readings, trial.repeats, trial.refused), (27, 2, 0));
+        assert_eq!(trial.windows.len(), 1);
+        assert_eq!(trial.windows[0].count, 27);
+        let mut text = Vec::new();
+        print(&trial, (Format::Text, false), &mut text).expect("written");
+        let text = String::from_utf8(text).expect("UTF-8");
+        let told = "27 readings, 0 other lines, 1 windows with matches, 1 anomalies\n\
+                    2 repeats of records that are in the file before: not counted\n";
+        assert!(text.ends_with(told), "{text}");
     }
 
     #[test]

@@ -138,6 +138,53 @@ fn double_a_file(table: &Path) -> anyhow::Result<()> {
 }
 
 #[test]
+fn audit_is_equal_over_all_lives_of_a_topic_that_was_made_anew() -> anyhow::Result<()> {
+    let mut plant = Plant::new("audit-anew")?;
+    // A member that comes back gets its partitions at once.
+    plant.aggregator_settings.more = "[[rules]]\nname = \"hot\"\nfilter = \"metric_type = temperature and value > 100\"\nwindow = \"1m\"\n\
+        threshold = \"count > 3\"\nseverity = 2\n\n[kafka.properties]\n\"group.instance.id\" = \"one\"\n"
+        .to_owned();
+    let topic = plant.topic("temperature");
+    let records = records();
+    // Offsets of the first life end above those of the second.
+    let (first, second) = records.split_at(records.len() / 3 * 2);
+    kafka()?.produce(&topic, first)?;
+    let mut aggregator = plant.start_aggregator()?;
+    let is_equal = |read: usize| {
+        eventually("all is read and equal", DEADLINE, || {
+            let report = audit(&plant, &["--format", "json"])?;
+            ensure!(report.code == Some(0), "{report:?}");
+            let report: Value = serde_json::from_str(&report.output)?;
+            ensure!(report["records_in"] == read, "{report}");
+            Ok(report)
+        })
+    };
+    let before = is_equal(first.len())?;
+    ensure!(before["left_out"].as_object().is_some_and(|all| all.is_empty()), "{before}");
+    aggregator.process().terminate()?;
+    aggregator.process().wait(DEADLINE)?;
+    kafka()?.delete_topic(&topic)?;
+    eventually("the topic is made anew", DEADLINE, || kafka()?.create_topics(&[&topic], 3))?;
+    kafka()?.produce(&topic, second)?;
+    aggregator.restart()?;
+    aggregator.wait_ready()?;
+    let report = is_equal(records.len())?;
+    ensure!(report["left_out"].to_string().contains("made anew"), "{report}");
+    // The windows of the first life are still compared.
+    ensure!(report["windows_judged"].as_u64() > before["windows_judged"].as_u64(), "{report}");
+    ensure!(report["anomalies"].as_u64() > before["anomalies"].as_u64(), "{report}");
+
+    // What follows is not judged by its offsets, and still found.
+    aggregator.process().terminate()?;
+    aggregator.process().wait(DEADLINE)?;
+    double_a_file(&plant.aggregator_settings.lake.join("telemetry"))?;
+    let doubled = audit(&plant, &["--limit", "1000"])?;
+    ensure!(doubled.code == Some(1), "{doubled:?}");
+    ensure!(doubled.output.contains("records have rows"), "{doubled:?}");
+    Ok(())
+}
+
+#[test]
 fn what_cannot_be_audited_says_why() -> anyhow::Result<()> {
     let mut plant = Plant::new("no-audit")?;
     let dir = plant.dir.join("cloud-aggregator");

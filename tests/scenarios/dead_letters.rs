@@ -1,10 +1,14 @@
 //! What was refused is looked at and sent again with the program's own commands.
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, anyhow, ensure};
 use e2e_tests::cloud_aggregator::{CloudAggregator, Finished, run_command};
+use rdkafka::message::Message as _;
 use serde_json::Value;
 
 use crate::plant::{Plant, kafka, now};
+
+/// A reading whose value is a text.
+const TYPED: &[u8] = br#"{"sensor_id":"s","timestamp":"2026-03-01T08:15:30Z","metric_type":"temperature","value":"hot"}"#;
 
 fn run(plant: &Plant, arguments: &[&str]) -> anyhow::Result<Finished> {
     run_command(&plant.dir.join("cloud-aggregator"), arguments)
@@ -28,12 +32,11 @@ fn dead_letters_are_listed_shown_and_sent_again_once() -> anyhow::Result<()> {
         );
         ("s".to_owned(), text.into_bytes())
     };
-    let typed = br#"{"sensor_id":"s","timestamp":"2026-03-01T08:15:30Z","metric_type":"temperature","value":"hot"}"#;
     let records = vec![
         reading("temperature", 1),
         reading("humidity", 2),
         reading("humidity", 3),
-        ("s".to_owned(), typed.to_vec()),
+        ("s".to_owned(), TYPED.to_vec()),
         ("s".to_owned(), vec![0xff, 0x00, 0x01]),
         ("s".to_owned(), vec![b'x'; 70_000]),
         reading("temperature", 9),
@@ -43,12 +46,13 @@ fn dead_letters_are_listed_shown_and_sent_again_once() -> anyhow::Result<()> {
     plant.wait_for_count("SELECT count(*) FROM dead_letters", 5)?;
     plant.wait_for_count("SELECT count(*) FROM telemetry", 2)?;
 
-    let name = look(&plant)?;
-    replay(&mut plant, &mut aggregator, &name)
+    let (binary, typed) = look(&plant)?;
+    replay(&mut plant, &mut aggregator, &binary)?;
+    replay_at_once(&plant, &typed)
 }
 
-/// Gives the name of the letter that is no text.
-fn look(plant: &Plant) -> anyhow::Result<String> {
+/// Gives the names of the letter that is no text and of the one of [`TYPED`].
+fn look(plant: &Plant) -> anyhow::Result<(String, String)> {
     let topic = plant.topic("temperature");
     let listed = run(plant, &["dead-letters", "list"])?;
     ensure!(listed.code == Some(0), "{listed:?}");
@@ -64,8 +68,8 @@ fn look(plant: &Plant) -> anyhow::Result<String> {
     let of_type = letters.iter().find(|letter| letter["detail"].to_string().contains("`value`"));
     let of_type = of_type.with_context(|| format!("no type conflict named: {letters:?}"))?;
 
-    let name = of_type["letter"].as_str().context("a name")?;
-    let shown = run(plant, &["dead-letters", "show", name])?;
+    let typed = of_type["letter"].as_str().context("a name")?;
+    let shown = run(plant, &["dead-letters", "show", typed])?;
     ensure!(shown.code == Some(0) && shown.output.contains("\"value\":\"hot\""), "{shown:?}");
     let binary =
         letters.iter().find(|letter| letter["raw_length"] == 3).context("the binary one")?;
@@ -74,7 +78,30 @@ fn look(plant: &Plant) -> anyhow::Result<String> {
     ensure!(shown.output.contains("00000000  ff 00 01"), "{shown:?}");
     let unknown = run(plant, &["dead-letters", "show", &format!("{topic}/0/999999")])?;
     ensure!(unknown.code == Some(66) && unknown.errors.contains("no dead letter"), "{unknown:?}");
-    Ok(name.to_owned())
+    Ok((name.to_owned(), typed.to_owned()))
+}
+
+/// Several people send the same letter at the same moment: it leaves once.
+fn replay_at_once(plant: &Plant, letter: &str) -> anyhow::Result<()> {
+    let topic = plant.topic("pressure");
+    let arguments = ["dead-letters", "replay", letter, "--topic", &topic, "--yes"];
+    let dir = plant.dir.join("cloud-aggregator");
+    let finished: Vec<Finished> = std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..4).map(|_| scope.spawn(|| run_command(&dir, &arguments))).collect();
+        let ended = runs.into_iter().map(|run| run.join().map_err(|_| anyhow!("it panicked"))?);
+        ended.collect::<anyhow::Result<_>>()
+    })?;
+    for one in &finished {
+        let is_refused = one.code == Some(74) && one.errors.contains("begun to send 1 of");
+        ensure!(one.code == Some(0) || is_refused, "{finished:?}");
+    }
+    // If each has seen another, none has sent.
+    let last = run(plant, &arguments)?;
+    ensure!(last.code == Some(0), "{last:?}");
+    let messages = kafka()?.read_all(&topic)?;
+    let copies = messages.iter().filter(|message| message.payload() == Some(TYPED)).count();
+    ensure!(copies == 1, "{copies} copies: {finished:?}, {last:?}");
+    Ok(())
 }
 
 fn replay(plant: &mut Plant, aggregator: &mut CloudAggregator, binary: &str) -> anyhow::Result<()> {

@@ -158,15 +158,15 @@ fn what_a_device_tells_as_lost_is_no_gap_and_is_counted() -> anyhow::Result<()> 
             "\"first_sequence\":1,\"last_sequence\":99,\"delivered_sequence\":99,\"waveform_sequences\":\"50\"",
         ),
         event(
-            101,
+            102,
             "ledger",
-            "\"first_sequence\":100,\"last_sequence\":102,\"delivered_sequence\":102",
+            "\"first_sequence\":100,\"last_sequence\":101,\"delivered_sequence\":101",
         ),
     ];
     kafka()?.produce(&plant.topic("temperature"), &readings)?;
     kafka()?.produce(&plant.topic("machine-events"), &events)?;
     let aggregator = plant.start_aggregator()?;
-    eventually("102 alone is missing", DEADLINE, || {
+    eventually("101 alone is missing", DEADLINE, || {
         ensure!(metric(&aggregator, "aggregator_device_gaps_open")? == 1.0, "no gap is open");
         Ok(())
     })?;

@@ -4,9 +4,12 @@
 use anyhow::{Context, ensure};
 use e2e_tests::cloud_aggregator::CloudAggregator;
 use e2e_tests::eventually::eventually;
+use e2e_tests::kafka::produce_transaction;
+use e2e_tests::publisher::reading_json;
+use shared_proto::model::EventTime;
 
 use crate::feeder::Feeder;
-use crate::plant::{DEADLINE, Plant, kafka};
+use crate::plant::{DEADLINE, Plant, kafka, now};
 
 fn plant(name: &str) -> anyhow::Result<Plant> {
     let mut plant = Plant::new(name)?;
@@ -215,5 +218,46 @@ fn a_topic_that_is_made_anew_while_it_is_read_is_a_reported_gap() -> anyhow::Res
             .with_context(|| aggregator.metrics().unwrap_or_default())?;
         eprintln!("{name}: {:?}", gaps(&plant)?);
     }
+    Ok(())
+}
+
+/// The last offset of each partition is the mark of a transaction, which no client is ever given.
+#[test]
+fn partitions_that_end_with_the_mark_of_a_transaction_are_read_to_their_end() -> anyhow::Result<()>
+{
+    const SENSORS: u64 = 5;
+    const READINGS: u64 = 8;
+    let mut plant = plant("transactions")?;
+    let minute = now().micros().div_euclid(60_000_000) * 60_000_000 - 600_000_000;
+    let mut records = Vec::new();
+    for sensor in 0..SENSORS {
+        for number in 0..READINGS {
+            let at = EventTime::from_micros(minute + i64::try_from(number)? * 1_000_000);
+            let name = format!("press-{sensor}/oil");
+            let text = reading_json("press-1", &name, "temperature", at, 120.0);
+            records.push((name, text.into_bytes()));
+        }
+    }
+    let bootstrap = plant.aggregator_settings.kafka_bootstrap.clone();
+    produce_transaction(&bootstrap, &plant.topic("temperature"), &records)?;
+    let environment = plant.aggregator_settings.environment.clone();
+    // Nobody else speaks: the windows close because the sensors are silent and the partitions are at their ends.
+    let idle = ("AGGREGATOR__COUNTING__IDLE_TIMEOUT".to_owned(), "1s".to_owned());
+    plant.aggregator_settings.environment.push(idle);
+    let mut aggregator = plant.start_aggregator()?;
+    let windows = "SELECT count(*) FROM anomalies WHERE closed_by = 'idle'";
+    ensure!(plant.wait_for_count(windows, SENSORS)? == SENSORS, "more windows");
+    aggregator.process().kill()?;
+    // A drain ends although the last offsets are never read.
+    plant.aggregator_settings.environment = environment;
+    let drain = ("AGGREGATOR__TRIGGER__AVAILABLE_NOW".to_owned(), "true".to_owned());
+    plant.aggregator_settings.environment.push(drain);
+    plant.aggregator_settings.group += "-drain";
+    plant.aggregator_settings.lake = plant.dir.join("drained");
+    let mut drain = CloudAggregator::start(&plant.dir.join("drain"), &plant.aggregator_settings)?;
+    let status = drain.process().wait(DEADLINE)?;
+    ensure!(status.success(), "{status}: {}", drain.process().tail());
+    let rows = plant.lake().count("SELECT count(*) FROM telemetry")?;
+    ensure!(rows == SENSORS * READINGS, "{rows} rows");
     Ok(())
 }

@@ -1,12 +1,14 @@
 //! Maintenance beside a running aggregator: no row missing, none twice, the windows those that a batch counts, and tables that
 //! every reader can read.
 
+use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use e2e_tests::cloud_aggregator::{CloudAggregator, program};
 use e2e_tests::eventually::eventually;
+use e2e_tests::lake::LakeReader;
 
 use crate::exactly_once::plant;
 use crate::feeder::Feeder;
@@ -110,5 +112,67 @@ fn of_two_aggregators_one_maintains_and_the_other_goes_on_when_it_is_killed() ->
     feeder.check(&plant)?;
     let status = maintain(&plant, "3s")?.status;
     ensure!(status.code() == Some(EXIT_TEMPORARY), "the lease is held by the aggregator: {status}");
+    Ok(())
+}
+
+/// Six hours of commits a minute apart, of three machines.
+fn simulated_lake(lake: &Path) -> anyhow::Result<()> {
+    let example = program().with_file_name("examples").join("lake_over_days");
+    let mut command = Command::new(&example);
+    command.env("FOLDER", lake);
+    for (variable, value) in
+        [("HOURS", "6"), ("COMMIT_SECONDS", "60"), ("SENSORS", "30"), ("MAINTAINED", "0")]
+    {
+        command.env(variable, value);
+    }
+    let context = || format!("{}: cargo build --examples makes it", example.display());
+    let output = command.output().with_context(context)?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+#[test]
+fn readers_find_a_sensor_or_a_machine_in_fewer_files_and_bytes_after_maintenance()
+-> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let lake = folder.path().join("lake");
+    simulated_lake(&lake)?;
+    let reader = LakeReader::new(&lake);
+    let rows = "SELECT count(*), count(DISTINCT source_offset) FROM telemetry";
+    let end = reader.query("SELECT max(timestamp) AS latest FROM telemetry")?;
+    let end = end.first().and_then(|row| row["latest"].as_str()).context("no row")?;
+    let day = end.get(..10).context("no date")?;
+    let hour = (format!("{day}T20:00:00Z"), format!("{day}T21:00:00Z"));
+    let whole_day = (format!("{day}T00:00:00Z"), format!("{day}T23:59:59Z"));
+    let look = || -> anyhow::Result<_> {
+        let began = Instant::now();
+        let sensor = ("sensor_id", "press-1/temperature-0013");
+        let of_sensor = reader.touched("telemetry", sensor, (&hour.0, &hour.1))?;
+        let machine = ("machine_id", "press-1");
+        let of_machine = reader.touched("telemetry", machine, (&whole_day.0, &whole_day.1))?;
+        let queried = Instant::now();
+        let count = reader.count(&format!(
+            "SELECT count(*) FROM telemetry WHERE sensor_id = '{}' AND timestamp >= '{}' AND timestamp < '{}'",
+            sensor.1, hour.0, hour.1
+        ))?;
+        ensure!(count == 3600, "{count} rows of a sensor's hour");
+        let took = (queried.duration_since(began), queried.elapsed());
+        Ok((of_sensor, of_machine, reader.query(rows)?, took))
+    };
+    let before = look()?;
+    let mut command = Command::new(program());
+    command.arg("maintain").env("AGGREGATOR__LAKE__LOCATION", &lake);
+    // Files of four hours, as a large plant has them.
+    command.env("AGGREGATOR__MAINTENANCE__ROW_GROUP_ROWS", "8192");
+    let output = command.output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let after = look()?;
+    eprintln!("before {before:?}\nafter {after:?}");
+    ensure!(before.2 == after.2, "other rows: {:?}, {:?}", before.2, after.2);
+    for (what, before, after) in [("sensor", before.0, after.0), ("machine", before.1, after.1)] {
+        ensure!(after.files.0 * 10 < before.files.0, "{what}: {} files", after.files.0);
+        ensure!(after.row_groups.0 * 2 < after.row_groups.1, "{what}: {:?}", after.row_groups);
+        ensure!(after.bytes.0 * 2 < before.bytes.0, "{what}: {} bytes", after.bytes.0);
+    }
     Ok(())
 }

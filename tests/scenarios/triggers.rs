@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use e2e_tests::cloud_aggregator::{CloudAggregator, program};
+use e2e_tests::cloud_aggregator::{CloudAggregator, program, run_command};
 use e2e_tests::eventually::eventually;
 use e2e_tests::process::ChildProcess;
 use e2e_tests::publisher::reading_json;
@@ -236,6 +236,13 @@ fn rules_change_without_a_restart_and_other_settings_are_refused_by_name() -> an
     produce(&plant, "press-1/oil", minute.saturating_add_micros(60 * SECOND), &[101.0; 4])?;
     eventually("the second alert", DEADLINE, || {
         ensure!(alert_ids(&plant)?.len() == 2, "not yet");
+        Ok(())
+    })?;
+    // What was judged by the threshold before is judged anew.
+    std::fs::write(&file, before.replace("count > 5", "count > 3"))?;
+    eventually("an audit finds nothing", DEADLINE, || {
+        let audit = run_command(&plant.dir.join("cloud-aggregator"), &["audit"])?;
+        ensure!(audit.code == Some(0), "{:?}: {}{}", audit.code, audit.output, audit.errors);
         Ok(())
     })
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use aggregator_core::checkpoint::{
     EpochFile, EpochId, FoundFile, FoundTransactions, Nonce, PartitionEpoch, PendingRows, Recovery,
-    SavedState, SideTable, StateBook, TopicPartition, check_ownership, obsolete_files, owes_rows,
+    SavedState, SideTable, StateBook, TopicPartition, check_ownership, is_obsolete, owes_rows,
     resolve, restore_state,
 };
 use aggregator_core::rows::{DeadLetterRow, LateReadingRow, MachineEventRow, Offset};
@@ -50,14 +50,18 @@ impl Lake {
         file.partitions.remove(partition).expect("its partition").state
     }
 
-    /// Files that a partition's state is put together from.
-    fn named(&self) -> BTreeSet<EpochId> {
-        let mut named = BTreeSet::new();
-        for (partition, epoch) in &self.decided {
-            named.insert(*epoch);
-            named.extend(self.state(*epoch, partition).files());
-        }
-        named
+    /// Deletes state files as the program does.
+    fn clean(&mut self) {
+        let files = |(partition, epoch): (&TopicPartition, &EpochId)| {
+            let before = self.state(*epoch, partition).files().to_vec();
+            (partition.clone(), before.into_iter().chain([*epoch]).collect())
+        };
+        let named: BTreeMap<TopicPartition, BTreeSet<EpochId>> =
+            self.decided.iter().map(files).collect();
+        self.files.retain(|epoch, text| {
+            let file: EpochFile = serde_json::from_str(text).expect("it was written here");
+            !is_obsolete(*epoch, file.partitions.keys(), &named)
+        });
     }
 
     /// Step 3 for one table and partition; nothing if another owner was here before.
@@ -131,7 +135,6 @@ pub(crate) struct Instance {
     owned: BTreeMap<TopicPartition, Owned>,
     commit: Option<Commit>,
     last_epoch: Option<EpochId>,
-    written: BTreeSet<EpochId>,
     down_until: i64,
 }
 
@@ -151,7 +154,7 @@ impl Instance {
         if self.commit.is_none() {
             self.consume(clock, broker, random);
             if random.chance(300) {
-                self.begin(random);
+                self.begin(ProcessingTime::from_micros(clock.micros), random);
             }
         }
         for _ in 0..=random.below(8) {
@@ -245,7 +248,6 @@ impl Instance {
                 let now = ProcessingTime::from_micros(clock.micros);
                 owned.state.resume(&settings(), now);
                 owned.next_offset = usize::try_from(next_offset.0).expect("not negative");
-                self.written.insert(epoch);
             }
             Recovery::Corrupt(corruption) => panic!("{partition}: {corruption}"),
         }
@@ -271,7 +273,8 @@ impl Instance {
     }
 
     /// Freezes what was taken since the last epoch.
-    fn begin(&mut self, random: &mut Random) {
+    fn begin(&mut self, now: ProcessingTime, random: &mut Random) {
+        let settings = settings();
         let nonce = Nonce(random.next());
         let epoch = EpochId::after(self.last_epoch, nonce).expect("few epochs");
         let mut telemetry = Vec::new();
@@ -280,6 +283,9 @@ impl Instance {
             if !std::mem::take(&mut owned.has_news) {
                 continue;
             }
+            let mut out = Outputs::default();
+            owned.state.handle_trigger(now, &settings, &mut out);
+            owned.rows.anomalies.append(&mut out.anomalies);
             telemetry.append(&mut owned.telemetry);
             let state = if owned.book.takes_changes() && !owned.state.is_whole_due() {
                 let files = owned.book.files().to_vec();
@@ -332,7 +338,6 @@ impl Instance {
                     lake.decided.insert(partition.clone(), epoch);
                     self.owned.get_mut(partition).expect("frozen above").known = Some(epoch);
                 }
-                self.written.insert(epoch);
                 totals.epochs += 1;
                 Step::Follow(0)
             }
@@ -351,11 +356,7 @@ impl Instance {
                 for last in commit.file.partitions.values() {
                     lake.alerts.extend(last.alerts.iter().cloned());
                 }
-                let named = lake.named();
-                for obsolete in obsolete_files(&self.written, &named) {
-                    lake.files.remove(&obsolete);
-                    self.written.remove(&obsolete);
-                }
+                lake.clean();
                 return true;
             }
         };

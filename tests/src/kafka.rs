@@ -256,6 +256,28 @@ pub fn produce(bootstrap: &str, topic: &str, records: &[(String, Vec<u8>)]) -> a
     producer.flush(REQUEST_DEADLINE).context("waiting for acknowledgements")
 }
 
+/// Sends records in one transaction, so that the last offset of each partition is its mark and no record.
+///
+/// # Errors
+/// As [`produce`], or the brokers do not commit within 30 s.
+pub fn produce_transaction(
+    bootstrap: &str,
+    topic: &str,
+    records: &[(String, Vec<u8>)],
+) -> anyhow::Result<()> {
+    let producer: ThreadedProducer<DefaultProducerContext> =
+        client_config(bootstrap).set("transactional.id", format!("writer of {topic}")).create()?;
+    producer.init_transactions(REQUEST_DEADLINE)?;
+    producer.begin_transaction()?;
+    for (key, value) in records {
+        producer
+            .send(BaseRecord::to(topic).key(key).payload(value))
+            .map_err(|(error, _)| error)
+            .with_context(|| format!("sending to {topic}"))?;
+    }
+    producer.commit_transaction(REQUEST_DEADLINE).context("committing the transaction")
+}
+
 /// See [`Kafka::loader`].
 pub struct Loader {
     producer: ThreadedProducer<DefaultProducerContext>,

@@ -431,15 +431,16 @@ pub struct PartitionEpochRef<'a, S> {
     pub watch: Option<&'a SavedWatch>,
 }
 
-/// [`EpochFile`] on its way into a file: the same bytes, without taking the states away from who counts.
+/// [`EpochFile`] on its way into a file: the same bytes, without taking the states away from who counts. `P` is a map from
+/// [`TopicPartition`] to [`PartitionEpochRef`], which may make each entry when it is written.
 #[derive(Clone, Debug, Serialize)]
-pub struct EpochFileRef<'a, S> {
+pub struct EpochFileRef<P> {
     /// [`FILE_FORMAT`].
     pub format: u32,
     /// The epoch whose file it is.
     pub epoch: EpochId,
     /// The partitions whose `txn` goes into the epoch's commit.
-    pub partitions: BTreeMap<&'a TopicPartition, PartitionEpochRef<'a, S>>,
+    pub partitions: P,
 }
 
 impl EpochFile {
@@ -623,11 +624,22 @@ pub fn check_ownership(
     }
 }
 
-/// State files that may be deleted: `written` by this instance or resumed from by it, and neither named by a partition's
-/// `txn` in `telemetry` any more nor by the files that are ([`SavedState::files`]). The file of an epoch that is not decided yet must not be among `written`.
+/// Whether the state file of `epoch`, which holds `partitions`, may be deleted: each of them stands at a later epoch, whose state
+/// is put together without it. `files` has for a partition the file that its `txn` in `telemetry` names and those that this one refers to
+/// ([`SavedState::files`]), as they are now; of a partition without them nothing is known, and the file stays.
+///
+/// The file of a commit that is still to come is later than where its partitions stand, or that commit is refused.
 #[must_use]
-pub fn obsolete_files(written: &BTreeSet<EpochId>, named: &BTreeSet<EpochId>) -> BTreeSet<EpochId> {
-    written.difference(named).copied().collect()
+pub fn is_obsolete<'a>(
+    epoch: EpochId,
+    partitions: impl IntoIterator<Item = &'a TopicPartition>,
+    files: &BTreeMap<TopicPartition, BTreeSet<EpochId>>,
+) -> bool {
+    partitions.into_iter().all(|partition| {
+        files.get(partition).is_some_and(|files| {
+            files.last().is_some_and(|last| epoch < *last) && !files.contains(&epoch)
+        })
+    })
 }
 
 #[cfg(test)]

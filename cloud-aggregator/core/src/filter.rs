@@ -10,30 +10,37 @@
 //! ```
 //!
 //! It is a condition of SQL over `telemetry`, apart from words without quotes. As there, a field that a reading does not have makes its comparison
-//! false, also with `!=`. Limits: [`TEXT_BYTES_MAX`], [`TERMS_MAX`], [`DEPTH_MAX`].
+//! false, also with `!=`. Limits of what is written: [`TEXT_BYTES_MAX`], [`TERMS_MAX`], [`DEPTH_MAX`]. A filter is saved as its text in
+//! full, which may be longer and has more parentheses: whatever was accepted once is read back.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use shared_proto::model::{MetricType, Quality, Reading};
 
 use crate::settings::Comparison;
 
 mod parse;
 
+use parse::Limits;
+
 pub use parse::FilterError;
 
-/// Longest text of a filter, in bytes.
+/// Longest text of a filter as it is written, in bytes.
 pub const TEXT_BYTES_MAX: usize = 4096;
 /// Most comparisons in a filter.
 pub const TERMS_MAX: usize = 256;
-/// Most parentheses inside one another.
+/// Most parentheses inside one another, as the filter is written.
 pub const DEPTH_MAX: usize = 32;
+/// Longest text of a finite number with an exponent, in bytes.
+const NUMBER_BYTES_MAX: usize = 24;
 
 /// A condition over one reading. Written and saved as its text.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(into = "String")]
 pub struct Filter {
     root: Node,
 }
@@ -96,9 +103,29 @@ impl Filter {
             Simplified::Depends(root) => Some(Residual { root: Some(root) }),
         }
     }
+
+    /// Metric types that it names.
+    #[must_use]
+    pub fn metric_types(&self) -> BTreeSet<&str> {
+        let mut names = BTreeSet::new();
+        self.root.name_metric_types(&mut names);
+        names
+    }
 }
 
 impl Residual {
+    /// Whether every reading of the metric type matches.
+    #[must_use]
+    pub fn is_everything(&self) -> bool {
+        self.root.is_none()
+    }
+
+    /// Whether who sends the reading decides alone: all readings of one sensor match, or none.
+    #[must_use]
+    pub fn is_by_sender(&self) -> bool {
+        self.root.as_ref().is_none_or(|root| !root.asks_for_values())
+    }
+
     /// Whether a reading of the metric type has what the filter asks for.
     #[must_use]
     pub fn matches(&self, reading: &Reading) -> bool {
@@ -112,6 +139,26 @@ impl Node {
             Self::Term(term) => term.holds(reading),
             Self::All(nodes) => nodes.iter().all(|node| node.holds(reading)),
             Self::Any(nodes) => nodes.iter().any(|node| node.holds(reading)),
+        }
+    }
+
+    fn asks_for_values(&self) -> bool {
+        match self {
+            Self::Term(Term::Text { field, .. }) => *field == TextField::Quality,
+            Self::Term(Term::Number { .. }) => true,
+            Self::All(nodes) | Self::Any(nodes) => nodes.iter().any(Self::asks_for_values),
+        }
+    }
+
+    fn name_metric_types<'a>(&'a self, names: &mut BTreeSet<&'a str>) {
+        match self {
+            Self::Term(Term::Text { field: TextField::MetricType, text, .. }) => {
+                names.insert(text);
+            }
+            Self::Term(Term::Text { .. } | Term::Number { .. }) => {}
+            Self::All(nodes) | Self::Any(nodes) => {
+                nodes.iter().for_each(|node| node.name_metric_types(names));
+            }
         }
     }
 
@@ -228,7 +275,11 @@ impl fmt::Display for Term {
                 write!(formatter, "{} {operator} '{}'", field.as_str(), text.replace('\'', "''"))
             }
             Self::Number { field, comparison, number } => {
-                write!(formatter, "{field} {comparison} {number}")
+                let plain = number.to_string();
+                if plain.len() > NUMBER_BYTES_MAX {
+                    return write!(formatter, "{field} {comparison} {number:e}");
+                }
+                write!(formatter, "{field} {comparison} {plain}")
             }
         }
     }
@@ -254,7 +305,7 @@ impl fmt::Display for Node {
     }
 }
 
-/// The text that [`Filter::from_str`] reads back.
+/// The text in full, as which it is saved.
 impl fmt::Display for Filter {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.root.fmt(formatter)
@@ -265,15 +316,15 @@ impl FromStr for Filter {
     type Err = FilterError;
 
     fn from_str(text: &str) -> Result<Self, FilterError> {
-        parse::parse(text).map(|root| Self { root })
+        parse::parse(text, Limits::WRITTEN).map(|root| Self { root })
     }
 }
 
-impl TryFrom<String> for Filter {
-    type Error = FilterError;
-
-    fn try_from(text: String) -> Result<Self, FilterError> {
-        text.parse()
+impl<'de> Deserialize<'de> for Filter {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let root = parse::parse(&text, Limits::SAVED).map_err(D::Error::custom)?;
+        Ok(Self { root })
     }
 }
 

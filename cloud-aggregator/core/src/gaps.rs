@@ -7,7 +7,8 @@
 //!
 //! A number is missing if a page has it, delivery has passed it, and no row does. Rows of other partitions may be on their
 //! way, so it is reported only when it has been missing for the patience; then told losses are taken off, and what is left
-//! is one gap, reported once. When its records come, or a loss told later explains them, it is closed, once.
+//! is one gap, reported once. When its records come, or a loss told later explains them, it is closed, once; so it is when the watch
+//! forgets its device or generation. While rows are left to be read nothing is judged: what is missing may be among them.
 //!
 //! What lies before a device's first page is not judged: nobody knows what it held. Bounded: see [`GapLimits`].
 
@@ -26,9 +27,9 @@ pub struct GapLimits {
     pub patience: Micros,
     /// A gap whose records do not come is given up after this long.
     pub given_up_after: Micros,
-    /// Devices watched; one more forgets the one not heard from longest.
+    /// Devices watched; one more forgets the one not heard from longest and gives up its gaps.
     pub devices_max: usize,
-    /// Generations of one device; one more forgets the oldest.
+    /// Generations of one device; one more forgets the oldest and gives up its gaps.
     pub generations_per_device_max: usize,
     /// Ranges of numbers held for one generation; beyond it the lowest are not judged any more.
     pub ranges_max: usize,
@@ -61,13 +62,14 @@ pub struct ToldLoss {
 }
 
 /// Why a gap is closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum GapClosed {
     /// All records have come.
     Received,
     /// What had not come is told as lost.
     ToldLost,
-    /// The records did not come in [`GapLimits::given_up_after`], or there were too many gaps.
+    /// The records did not come in [`GapLimits::given_up_after`], or there were too many gaps, generations or devices.
     GivenUp,
 }
 
@@ -84,7 +86,7 @@ impl GapClosed {
 }
 
 /// A gap that opened (`closed` is `None`) or closed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GapChange {
     /// Whose records.
     pub device_id: DeviceId,
@@ -102,7 +104,26 @@ pub struct GapChange {
     pub closed: Option<GapClosed>,
 }
 
-/// Sums for metrics.
+impl GapChange {
+    fn new(
+        device_id: &DeviceId,
+        generation: Generation,
+        gap: &OpenGap,
+        closed: Option<GapClosed>,
+    ) -> Self {
+        Self {
+            device_id: device_id.clone(),
+            generation,
+            first: gap.first,
+            last: gap.last,
+            records: gap.records,
+            since: gap.since,
+            closed,
+        }
+    }
+}
+
+/// Sums for metrics; they stop at the end of their range.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GapFigures {
     /// Devices watched.
@@ -122,6 +143,12 @@ pub struct GapFigures {
 pub struct GapWatch {
     devices: BTreeMap<DeviceId, Device>,
     unjudged: u64,
+    /// Gaps of forgotten devices and generations, until the next look.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    given_up: Vec<GapChange>,
+    /// Said anew each time that rows are read.
+    #[serde(skip)]
+    is_behind: bool,
 }
 
 /// The watch with how far it has read the tables: what a state file keeps of it.
@@ -188,7 +215,7 @@ impl GapWatch {
         books.seen.add(numbers);
         books.seen.forget_through(books.floor.unwrap_or(0));
         let unjudged = books.limit(limits.ranges_max);
-        self.unjudged += unjudged;
+        self.unjudged = self.unjudged.saturating_add(unjudged);
     }
 
     /// Takes a page of a ledger. Pages of one generation come in order.
@@ -213,7 +240,7 @@ impl GapWatch {
         books.last = books.last.max(page.last);
         books.delivered = books.delivered.max(page.delivered.min(page.last));
         let unjudged = books.limit(limits.ranges_max);
-        self.unjudged += unjudged;
+        self.unjudged = self.unjudged.saturating_add(unjudged);
     }
 
     /// Takes a loss that the device tells of.
@@ -232,21 +259,21 @@ impl GapWatch {
         books.told.push(loss);
     }
 
+    /// Says whether rows are left to be read: as long as there are, nothing is judged.
+    pub fn set_behind(&mut self, is_behind: bool) {
+        self.is_behind = is_behind;
+    }
+
     /// What has opened and closed by now.
     pub fn poll(&mut self, now: ProcessingTime, limits: &GapLimits) -> Vec<GapChange> {
-        let mut changes = Vec::new();
+        if self.is_behind {
+            return Vec::new();
+        }
+        let mut changes = std::mem::take(&mut self.given_up);
         for (device_id, device) in &mut self.devices {
             for (generation, books) in &mut device.generations {
                 books.poll(now, limits, &mut |gap, closed| {
-                    changes.push(GapChange {
-                        device_id: device_id.clone(),
-                        generation: *generation,
-                        first: gap.first,
-                        last: gap.last,
-                        records: gap.records,
-                        since: gap.since,
-                        closed,
-                    });
+                    changes.push(GapChange::new(device_id, *generation, gap, closed));
                 });
             }
         }
@@ -263,8 +290,10 @@ impl GapWatch {
         };
         for books in self.devices.values().flat_map(|device| device.generations.values()) {
             figures.open += books.open.len();
-            figures.missing += books.open.iter().map(|gap| gap.missing.count()).sum::<u64>();
-            figures.owed += books.last.saturating_sub(books.delivered);
+            let missing = books.open.iter().map(|gap| gap.missing.count());
+            figures.missing = missing.fold(figures.missing, u64::saturating_add);
+            let owed = books.last.saturating_sub(books.delivered);
+            figures.owed = figures.owed.saturating_add(owed);
         }
         figures
     }
@@ -293,14 +322,18 @@ impl GapWatch {
             while self.devices.len() >= limits.devices_max.max(1) {
                 let silent = self.devices.iter().min_by_key(|(_, device)| device.heard);
                 let Some(silent) = silent.map(|(id, _)| id.clone()) else { break };
-                self.devices.remove(silent.as_str());
+                let forgotten = self.devices.remove(silent.as_str());
+                for (generation, books) in forgotten.into_iter().flat_map(|one| one.generations) {
+                    self.given_up.extend(books.given_up(&silent, generation));
+                }
             }
         }
         let device = self.devices.entry(device_id.clone()).or_default();
         device.heard = Some(now);
         if !device.generations.contains_key(&generation) {
             while device.generations.len() >= limits.generations_per_device_max.max(1) {
-                device.generations.pop_first();
+                let Some((oldest, books)) = device.generations.pop_first() else { break };
+                self.given_up.extend(books.given_up(device_id, oldest));
             }
         }
         device.generations.entry(generation).or_default()
@@ -308,6 +341,16 @@ impl GapWatch {
 }
 
 impl Books {
+    /// What becomes of the open gaps when these books are forgotten.
+    fn given_up(
+        &self,
+        device_id: &DeviceId,
+        generation: Generation,
+    ) -> impl Iterator<Item = GapChange> {
+        let closed = Some(GapClosed::GivenUp);
+        self.open.iter().map(move |gap| GapChange::new(device_id, generation, gap, closed))
+    }
+
     fn poll(
         &mut self,
         now: ProcessingTime,

@@ -31,6 +31,8 @@ pub struct PartitionState {
     rules: Vec<Rule>,
     /// By rule: only windows that begin later are judged, because readings before were not held against the rule.
     since: Vec<EventTime>,
+    /// By rule: windows that end later were judged by the threshold in force, others perhaps by one before.
+    judged_after: Vec<EventTime>,
     /// Metric types seen, with the rules that look at them.
     metrics: BTreeMap<MetricType, MatchingRules>,
     sensors: Vec<Sensor>,
@@ -184,6 +186,7 @@ impl PartitionState {
         Self {
             rules: settings.rules.clone(),
             since: vec![EventTime::from_micros(i64::MIN); settings.rules.len()],
+            judged_after: vec![EventTime::from_micros(i64::MIN); settings.rules.len()],
             metrics: BTreeMap::new(),
             sensors: Vec::new(),
             machines: Vec::new(),
@@ -214,19 +217,29 @@ impl PartitionState {
     /// Brings other rules into force.
     ///
     /// A window stays if its rule has the same name, filter, length, slide and grouping as before; what it holds is
-    /// then held against the new threshold. Others are forgotten. A rule that is new, or counts other readings now, judges the windows
+    /// then held against the new threshold: windows that are closed get another row at the next trigger if the answer is
+    /// another one, and no alert. Others are forgotten. A rule that is new, or counts other readings now, judges the windows
     /// that begin after the newest event time seen: those before would be counted in part.
     pub fn change_rules(&mut self, rules: &[Rule]) -> Resumed {
         let newest = self.sensors.iter().map(|sensor| sensor.track.watermark.newest()).max();
         let newest = newest.unwrap_or(EventTime::from_micros(i64::MIN));
         let new_positions = matching::new_positions(&self.rules, rules);
+        let forgotten = self.tracks().map(|track| track.watermark.late_before()).max();
+        let forgotten = forgotten.unwrap_or(EventTime::from_micros(i64::MIN));
         let mut since = vec![newest; rules.len()];
+        let mut judged_after = vec![EventTime::from_micros(i64::MIN); rules.len()];
+        let mut is_judged_anew = vec![false; rules.len()];
         for (old, new) in new_positions.iter().enumerate() {
-            if let Some(new) = new {
-                since[usize::from(*new)] = self.since[old];
+            let Some(new) = new.map(usize::from) else { continue };
+            since[new] = self.since[old];
+            judged_after[new] = self.judged_after[old];
+            if !self.rules[old].judges_like(&rules[new]) {
+                judged_after[new] = judged_after[new].max(forgotten);
+                is_judged_anew[new] = true;
             }
         }
         self.since = since;
+        self.judged_after = judged_after;
         self.rules = rules.to_vec();
         for (metric_type, matching) in &mut self.metrics {
             *matching = MatchingRules::of(metric_type, &self.rules);
@@ -235,6 +248,7 @@ impl PartitionState {
         let mut windows_forgotten = 0;
         for track in self.sensors.iter_mut().map(|sensor| &mut sensor.track).chain(machines) {
             windows_forgotten += track.windows.renumber(&new_positions);
+            track.windows.judge_anew(&self.rules, &is_judged_anew);
         }
         self.windows_held -= windows_forgotten;
         self.due = saved::due(&self.sensors, &self.machines);
@@ -245,6 +259,22 @@ impl PartitionState {
 
     /// Takes one reading and says what becomes of it. Rows and alerts that it caused are appended to `out`.
     pub fn handle_reading(
+        &mut self,
+        reading: &Reading,
+        now: ProcessingTime,
+        settings: &Settings,
+        out: &mut Outputs,
+    ) -> Disposition {
+        let disposition = match &reading.identity {
+            Some(identity) if !self.marks.admit(identity, settings) => Disposition::Duplicate,
+            Some(_) | None => self.judge(reading, now, settings, out),
+        };
+        self.accounting.record(&disposition);
+        disposition
+    }
+
+    /// Takes a reading that was seen before and is wanted all the same: it was refused then. See [`Self::handle_reading`].
+    pub fn handle_replay(
         &mut self,
         reading: &Reading,
         now: ProcessingTime,
@@ -303,7 +333,7 @@ impl PartitionState {
         queues.into_iter().filter_map(|queue| queue.next_timeout(settings.idle_timeout)).min()
     }
 
-    /// Writes the rows that are due at a trigger (output mode `update`).
+    /// Writes the rows that are due at a trigger: of windows that have changed (output mode `update`) or were corrected.
     pub fn handle_trigger(&mut self, now: ProcessingTime, settings: &Settings, out: &mut Outputs) {
         let moment = Moment { now, settings, rules: &self.rules };
         let mut all = std::mem::take(&mut self.due);
@@ -369,6 +399,16 @@ impl PartitionState {
         self.rules.iter().zip(self.since.iter().copied())
     }
 
+    /// By rule in force: windows that end later were judged by its threshold as it is, others perhaps by one before.
+    pub fn judged_after(&self) -> impl Iterator<Item = EventTime> {
+        self.judged_after.iter().copied()
+    }
+
+    fn tracks(&self) -> impl Iterator<Item = &Track> {
+        let machines = self.machines.iter().map(|machine| &machine.track);
+        self.sensors.iter().map(|sensor| &sensor.track).chain(machines)
+    }
+
     /// Sensors with the event time up to which their windows are closed by the watermark.
     pub fn sensor_watermarks(
         &self,
@@ -398,9 +438,7 @@ impl PartitionState {
     /// Windows not closed yet. Looks at every window.
     #[must_use]
     pub fn open_windows(&self) -> usize {
-        let sensors = self.sensors.iter().map(|sensor| &sensor.track);
-        let machines = self.machines.iter().map(|machine| &machine.track);
-        sensors.chain(machines).map(|track| track.windows.open_count()).sum()
+        self.tracks().map(|track| track.windows.open_count()).sum()
     }
 
     /// Watermark of a sensor: windows that end here or before are closed.
@@ -410,12 +448,6 @@ impl PartitionState {
         Some(self.sensors[index as usize].track.watermark.time(settings))
     }
 
-    /// The furthest watermark among the sensors. Looks at every sensor.
-    #[must_use]
-    pub fn newest_watermark(&self, settings: &Settings) -> Option<EventTime> {
-        self.sensors.iter().map(|sensor| sensor.track.watermark.time(settings)).max()
-    }
-
     fn judge(
         &mut self,
         reading: &Reading,
@@ -423,11 +455,6 @@ impl PartitionState {
         settings: &Settings,
         out: &mut Outputs,
     ) -> Disposition {
-        if let Some(identity) = &reading.identity
-            && !self.marks.admit(identity, settings)
-        {
-            return Disposition::Duplicate;
-        }
         if let Some(refusal) = refuse_timestamp(reading.timestamp, now, settings) {
             return refusal;
         }

@@ -56,10 +56,11 @@ impl Ranges {
         self.0.is_empty()
     }
 
-    /// How many numbers there are.
+    /// How many numbers there are; one less than that if it is all of them.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.0.iter().fold(0, |sum: u64, (first, last)| sum.saturating_add(last - first + 1))
+        let lengths = self.0.iter().map(|(first, last)| (last - first).saturating_add(1));
+        lengths.fold(0, u64::saturating_add)
     }
 
     /// Lowest number.
@@ -175,7 +176,12 @@ mod tests {
             left in proptest::collection::vec(0_u64..60, 0..40),
             right in proptest::collection::vec(0_u64..60, 0..40),
             (first, last, count) in (0_u64..60, 0_u64..60, 0_u64..60),
+            is_at_the_end in any::<bool>(),
         ) {
+            let place = |number: u64| if is_at_the_end { u64::MAX - number } else { number };
+            let placed = |numbers: Vec<u64>| numbers.into_iter().map(place).collect::<Vec<_>>();
+            let (left, right, first, last) =
+                (placed(left), placed(right), place(first), place(last));
             let (a, b) = (Ranges::from_numbers(left.clone()), Ranges::from_numbers(right.clone()));
             let (left, right): (BTreeSet<u64>, BTreeSet<u64>) =
                 (left.into_iter().collect(), right.into_iter().collect());
@@ -210,6 +216,10 @@ mod tests {
         sum.add(&Ranges::from_iter([(u64::MAX, u64::MAX)]));
         assert_eq!(sum, all);
         assert_eq!(sum.without(&Ranges::from_iter([(5, u64::MAX)])), Ranges::from_iter([(0, 4)]));
+        assert_eq!(all.count(), u64::MAX);
+        assert_eq!(Ranges::from_iter([(0, 1), (3, u64::MAX)]).count(), u64::MAX);
+        assert_eq!(all.lowest(u64::MAX), Ranges::from_iter([(0, u64::MAX - 1)]));
+        assert_eq!(all.within(u64::MAX, u64::MAX).count(), 1);
         sum.forget_through(u64::MAX);
         assert!(sum.is_empty());
     }

@@ -236,7 +236,7 @@ impl GroupBy {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OutputMode {
-    /// A row of `anomalies` when a window closes, and for each correction after that.
+    /// A row of `anomalies` when a window closes, and at each trigger after which it was corrected.
     #[default]
     Append,
     /// A row of `anomalies` at each trigger, for each window that has changed since the last.
@@ -317,6 +317,13 @@ impl Rule {
     pub fn counts_like(&self, other: &Self) -> bool {
         (&self.name, &self.filter, self.window, self.slide, self.by)
             == (&other.name, &other.filter, other.window, other.slide, other.by)
+    }
+
+    /// Whether the rows that the other rule has made of such windows are those of this one.
+    #[must_use]
+    pub fn judges_like(&self, other: &Self) -> bool {
+        let is_complete = |rule: &Self| rule.output_mode == OutputMode::Complete;
+        self.threshold == other.threshold && is_complete(self) == is_complete(other)
     }
 }
 

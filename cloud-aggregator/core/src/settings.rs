@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use shared_proto::model::EventTime;
+use shared_proto::model::{EventTime, MetricType};
 
+use crate::rule::GroupBy;
 pub use crate::rule::{Comparison, Rule};
 use crate::time::Micros;
 
@@ -41,7 +42,7 @@ pub struct Settings {
     pub metric_types_max: usize,
     /// Sensors known; readings of one more are dead letters.
     pub sensors_max: usize,
-    /// Windows held of one sensor, open or kept for correction; a match that needs one more is a dead letter.
+    /// Windows held of one sensor, or of one machine, open or kept for correction; a match that needs one more is a dead letter.
     /// [`Settings::windows_per_sensor_needed`] of them are never exceeded.
     pub windows_per_sensor_max: usize,
     /// Windows held altogether; a match that needs one more is a dead letter.
@@ -141,6 +142,22 @@ pub enum SettingsFault {
         /// Found.
         severity: u8,
     },
+    /// Windows that are held whatever the values are, above [`Settings::windows_per_sensor_max`]: sooner or later every match
+    /// would be a dead letter.
+    #[error(
+        "{needed} windows of one {by} are held for the rules {rules} whatever the values are, windows_per_sensor_max is {limit} \
+         and readings beyond it are dead letters: raise it, shorten closed_window_retention, or make the slides of the rules longer"
+    )]
+    RuleWindows {
+        /// Names of the rules.
+        rules: String,
+        /// "sensor" or "machine".
+        by: &'static str,
+        /// Windows needed.
+        needed: u64,
+        /// Windows allowed.
+        limit: u64,
+    },
     /// A span that is negative, above [`SPAN_MAX`], or 0 where something must pass.
     #[error("{what} is {span}, {least} to {SPAN_MAX} are allowed: change it")]
     Span {
@@ -169,21 +186,64 @@ impl Settings {
         self.check_rules(&mut faults);
         self.check_spans(&mut faults);
         self.check_limits(&mut faults);
+        if faults.is_empty() {
+            self.check_windows(&mut faults);
+        }
         if faults.is_empty() { Ok(()) } else { Err(faults) }
     }
 
-    /// Windows of one sensor that can be held at the same time: with `windows_per_sensor_max` at least this, that
-    /// limit is never reached.
+    /// Windows of one sensor that can be held at the same time if it always matches all rules: with `windows_per_sensor_max` at
+    /// least this, that limit is never reached.
     #[must_use]
     pub fn windows_per_sensor_needed(&self) -> u64 {
+        let needed = self.rules.iter().map(|rule| self.windows_needed(rule));
+        needed.fold(0, u64::saturating_add)
+    }
+
+    fn windows_needed(&self, rule: &Rule) -> u64 {
         let span = self.allowed_lateness.get().saturating_add(self.closed_window_retention.get());
-        self.rules
-            .iter()
-            .map(|rule| {
-                let between = u64::try_from(span / rule.slide.get().max(1)).unwrap_or(0);
-                between.saturating_add(rule.overlap() + 1)
-            })
-            .sum()
+        let between = u64::try_from(span / rule.slide.get().max(1)).unwrap_or(0);
+        between.saturating_add(rule.overlap()).saturating_add(1)
+    }
+
+    /// Refuses what would be full of certainty. How often readings match that are asked for their values, nobody knows before.
+    fn check_windows(&self, faults: &mut Vec<SettingsFault>) {
+        let limit = u64::try_from(self.windows_per_sensor_max).unwrap_or(u64::MAX);
+        if self.windows_per_sensor_needed() <= limit {
+            return;
+        }
+        for by in GroupBy::ALL {
+            let rules: Vec<&Rule> = self.rules.iter().filter(|rule| rule.by == by).collect();
+            let held = metric_types(&rules).into_iter().map(|name| self.surely_held(&rules, &name));
+            if let Some((needed, rules)) = held.max_by_key(|(needed, _)| *needed)
+                && needed > limit
+            {
+                faults.push(SettingsFault::RuleWindows { rules, by: by.as_str(), needed, limit });
+            }
+        }
+    }
+
+    /// Windows held of a sensor (or machine) that measures this metric type all the time, whatever its values are, and the names of
+    /// the rules that they are for.
+    fn surely_held(&self, rules: &[&Rule], metric_type: &MetricType) -> (u64, String) {
+        let (mut needed, mut names) = (0_u64, Vec::new());
+        // Two rules that look at some senders alone may look at different ones: one counts.
+        let mut of_some: Option<(u64, &str)> = None;
+        for rule in rules {
+            let Some(residual) = rule.filter.given(metric_type) else { continue };
+            let windows = self.windows_needed(rule);
+            if residual.is_everything() {
+                needed = needed.saturating_add(windows);
+                names.push(format!("{:?}", rule.name));
+            } else if residual.is_by_sender() && of_some.is_none_or(|(most, _)| windows > most) {
+                of_some = Some((windows, rule.name.as_str()));
+            }
+        }
+        if let Some((windows, name)) = of_some {
+            needed = needed.saturating_add(windows);
+            names.push(format!("{name:?}"));
+        }
+        (needed, names.join(", "))
     }
 
     fn check_rules(&self, faults: &mut Vec<SettingsFault>) {
@@ -248,6 +308,15 @@ impl Settings {
             }
         }
     }
+}
+
+/// Metric types that the rules name, and one that they do not.
+fn metric_types(rules: &[&Rule]) -> Vec<MetricType> {
+    let named: BTreeSet<&str> = rules.iter().flat_map(|rule| rule.filter.metric_types()).collect();
+    let mut names = (0_u32..).map(|number| format!("other-{number}"));
+    let other = names.find(|name| !named.contains(name.as_str()));
+    let all = named.iter().copied().chain(other.as_deref());
+    all.filter_map(|name| MetricType::new(name).ok()).collect()
 }
 
 #[cfg(test)]
@@ -340,6 +409,86 @@ mod tests {
             "allowed_lateness is -0.000001s, 0s to 31622400s are allowed: change it",
         );
         check(&|settings| settings.sensors_max = 0, "sensors_max is 0: give at least 1");
+    }
+
+    /// Name, filter, slide and window in seconds, grouping.
+    type Sketch<'a> = (&'a str, &'a str, i64, GroupBy);
+
+    fn with_rules(rules: &[Sketch<'_>]) -> Settings {
+        let rules = rules.iter().map(|(name, filter, seconds, by)| Rule {
+            name: (*name).to_owned(),
+            filter: filter.parse().expect("a valid filter"),
+            window: Micros::from_seconds(*seconds),
+            slide: Micros::from_seconds(*seconds),
+            by: *by,
+            ..Rule::seed()
+        });
+        Settings { rules: rules.collect(), ..Settings::default() }
+    }
+
+    #[test]
+    fn rules_whose_windows_fill_up_whatever_the_values_are_are_refused() {
+        use crate::rule::GroupBy::{Machine, Sensor};
+        let check = |rules: &[Sketch<'_>], expected: Option<(&str, &'static str, u64)>| {
+            let expected = expected.map(|(rules, by, needed)| {
+                let (rules, limit) = (rules.to_owned(), 10_000);
+                vec![SettingsFault::RuleWindows { rules, by, needed, limit }]
+            });
+            assert_eq!(with_rules(rules).validate().err(), expected, "{rules:?}");
+        };
+        let each = |filters: &[&'static str], seconds: i64, by: GroupBy| {
+            let rules = ["a", "b", "c", "d", "e", "f", "g"].into_iter().zip(filters);
+            rules.map(|(name, filter)| (name, *filter, seconds, by)).collect::<Vec<_>>()
+        };
+        // 86,410 s in slides, the one that is cut, and the one that is open.
+        let hot = "metric_type = temperature";
+        check(&[("a", hot, 5, Sensor)], Some(("\"a\"", "sensor", 17_284)));
+        check(&[("a", hot, 5, Machine)], Some(("\"a\"", "machine", 17_284)));
+        check(&[("a", "metric_type != temperature", 5, Sensor)], Some(("\"a\"", "sensor", 17_284)));
+        check(&[("a", hot, 10, Sensor)], None);
+        // Nobody knows how often these match.
+        for filter in
+            ["metric_type = temperature and value > -300", "quality = good", "features.rms > 0"]
+        {
+            check(&[("a", filter, 5, Sensor)], None);
+        }
+        let all = "\"a\", \"b\", \"c\", \"d\", \"e\", \"f\", \"g\"";
+        check(&each(&[hot; 7], 60, Sensor), Some((all, "sensor", 7 * 1_442)));
+        check(&each(&[hot; 6], 60, Sensor), None);
+        let others = ["metric_type = a", "metric_type = b", "metric_type = c", "metric_type = d"];
+        check(&each(&others, 10, Sensor), None);
+        let of_each = [each(&[hot; 4], 60, Sensor), each(&[hot; 4], 60, Machine)].concat();
+        let of_each: Vec<_> = ["1", "2", "3", "4", "5", "6", "7", "8"]
+            .into_iter()
+            .zip(of_each)
+            .map(|(name, (_, filter, seconds, by))| (name, filter, seconds, by))
+            .collect();
+        check(&of_each, None);
+        // All readings of one sensor, none of another.
+        check(&[("a", "sensor_id = x", 5, Sensor)], Some(("\"a\"", "sensor", 17_284)));
+        let two = [("a", "sensor_id = x", 10, Sensor), ("b", "sensor_id = y", 10, Sensor)];
+        check(&two, None);
+        let both = [two[0], ("c", hot, 60, Sensor)];
+        check(&both, Some(("\"c\", \"a\"", "sensor", 8_643 + 1_442)));
+    }
+
+    #[test]
+    fn each_remedy_for_too_many_windows_helps() {
+        let refused = with_rules(&[("mean", "metric_type = temperature", 5, GroupBy::Sensor)]);
+        let faults = refused.validate().expect_err("too many windows");
+        let texts: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        let expected = "17284 windows of one sensor are held for the rules \"mean\" whatever the values are, windows_per_sensor_max is \
+            10000 and readings beyond it are dead letters: raise it, shorten closed_window_retention, or make the slides of the rules longer";
+        assert_eq!(texts, [expected]);
+        let more = Settings { windows_per_sensor_max: 17_284, ..refused.clone() };
+        assert_eq!(more.validate(), Ok(()));
+        let closed_window_retention = Micros::from_seconds(12 * 3600);
+        let shorter = Settings { closed_window_retention, ..refused.clone() };
+        assert_eq!(shorter.validate(), Ok(()));
+        let mut longer = refused;
+        longer.rules[0].window = Micros::from_seconds(60);
+        longer.rules[0].slide = Micros::from_seconds(60);
+        assert_eq!(longer.validate(), Ok(()));
     }
 
     #[test]

@@ -2,9 +2,10 @@
 //!
 //! A window is `[start, end)`; starts are multiples of the rule's slide, so a reading is in one (tumbling) or several (sliding) of them.
 //! A window comes into being with its first match, so windows without matches hold nothing. It is closed when its end is at or behind
-//! the watermark, or when its group falls silent; closing as an anomaly gives revision 1. A match for a closed window corrects
-//! it: another row with the next revision, if it is an anomaly or the last row said so. In output mode `update` rows are written at
-//! each trigger instead, also of windows that are open. A closed window is forgotten when no reading for it can be counted any more.
+//! the watermark, or when its group falls silent; closing as an anomaly gives revision 1. Matches for a closed window correct
+//! it: another row with the next revision at the next trigger, if it is an anomaly or the last row said so. In output mode `update`
+//! rows are written at each trigger also of windows that are open. A closed window is forgotten when no reading for it can be
+//! counted any more.
 
 use serde::{Deserialize, Serialize};
 use shared_proto::model::{EventTime, MachineId, SensorId};
@@ -314,7 +315,7 @@ impl Windows {
         match rule.output_mode {
             OutputMode::Append => {
                 if window.is_closed && (is_anomaly || window.is_reported) {
-                    out.anomalies.push(window.next_row(rule, ClosedBy::Correction, context));
+                    is_due_now = !std::mem::replace(&mut window.is_due, true);
                 }
             }
             OutputMode::Update => is_due_now = !std::mem::replace(&mut window.is_due, true),
@@ -369,6 +370,21 @@ impl Windows {
         self.windows.sort_by_key(|window| (window.start, window.rule));
         self.look_ahead();
         held - self.windows.len()
+    }
+
+    /// Closed windows of the chosen rules get a row at the next trigger if the last one says something else than the rule now.
+    pub(crate) fn judge_anew(&mut self, rules: &[Rule], is_chosen: &[bool]) {
+        for window in self.windows.iter_mut().filter(|window| window.is_closed) {
+            let place = usize::from(window.rule);
+            let rule = &rules[place];
+            if is_chosen[place]
+                && rule.output_mode != OutputMode::Complete
+                && window.is_anomaly(rule) != window.is_reported
+            {
+                window.is_due = true;
+                window.is_changed = true;
+            }
+        }
     }
 
     /// The windows that are not saved yet as they are.

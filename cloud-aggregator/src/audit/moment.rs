@@ -21,6 +21,7 @@ use crate::lake_reader::{DataFile, Row, TableReader, long_at, text_at};
 use crate::sink::delta::{LakeError, Location};
 use crate::sink::rows::TELEMETRY;
 use crate::sink::state_file::{FoundStateFile, StateFiles};
+use crate::source::GapCause;
 
 /// Side tables that are ahead of `telemetry` were read later: so often all are read again.
 const ATTEMPTS_MAX: u32 = 20;
@@ -33,6 +34,8 @@ pub(super) struct PartitionMoment {
     pub(super) accounting: Accounting,
     /// Rules with the event time after which their windows begin.
     pub(super) rules: Vec<(Rule, i64)>,
+    /// By rule: windows that end there or before were perhaps judged by a threshold that is not in force any more.
+    judged_after: BTreeMap<String, i64>,
     pub(super) has_readings_behind: bool,
     sensors: BTreeMap<String, i64>,
     machines: BTreeMap<String, i64>,
@@ -71,6 +74,17 @@ impl PartitionMoment {
         });
         of_kafka.filter_map(|row| row.details.record_count).sum()
     }
+
+    /// Whether a row that `machine_events` still owes tells that the topic was made anew or cut short.
+    pub(super) fn is_renewal_pending(&self) -> bool {
+        let own = self.pending.machine_events.iter().filter(|row| is_own(row));
+        own.filter_map(|row| row.details.cause.as_deref()).any(tells_renewal)
+    }
+}
+
+/// Whether a gap with this cause is followed by offsets that were there before.
+pub(super) fn tells_renewal(cause: &str) -> bool {
+    cause == GapCause::Truncated.as_str() || cause == GapCause::Recreated.as_str()
 }
 
 fn is_own(row: &MachineEventRow) -> bool {
@@ -101,12 +115,14 @@ impl Moment {
         partitions: &BTreeSet<TopicPartition>,
     ) -> Result<Self, AuditError> {
         let location = Location::existing(&settings.lake)?;
-        for _ in 0..ATTEMPTS_MAX {
+        for attempt in 1..=ATTEMPTS_MAX {
             let tables = open_tables(&location).await?;
             if !tables.contains_key(TELEMETRY) {
                 return Err(AuditError::NoTable { location: settings.lake.location.clone() });
             }
-            if let Some(moment) = Self::of(&location, tables, settings, partitions).await? {
+            let is_last = attempt == ATTEMPTS_MAX;
+            if let Some(moment) = Self::of(&location, tables, settings, partitions, is_last).await?
+            {
                 return Ok(moment);
             }
         }
@@ -114,12 +130,13 @@ impl Moment {
         Err(AuditError::Restless { location, attempts: ATTEMPTS_MAX })
     }
 
-    /// `None`: a side table is ahead.
-    async fn of(
+    /// `None`: a side table is ahead; or, unless this `is_last` attempt, a partition has gone on and its state file is gone.
+    pub(super) async fn of(
         location: &Location,
         tables: BTreeMap<String, TableReader>,
         settings: &Settings,
         partitions: &BTreeSet<TopicPartition>,
+        is_last: bool,
     ) -> Result<Option<Self>, AuditError> {
         let states = StateFiles::open(location)?;
         let mut moment = Self {
@@ -140,6 +157,9 @@ impl Moment {
             if let Err(why) =
                 moment.add(&partition, &found, epoch, (&states, &mut files), settings).await?
             {
+                if !is_last && has_gone_on(location, &partition, epoch).await? {
+                    return Ok(None);
+                }
                 moment.broken.push((partition, why));
             }
         }
@@ -221,6 +241,11 @@ impl Moment {
             next_offset: next_offset.0,
             accounting: state.accounting(),
             rules: state.rules().map(|(rule, since)| (rule.clone(), since.micros())).collect(),
+            judged_after: state
+                .rules()
+                .zip(state.judged_after())
+                .map(|((rule, _), after)| (rule.name.clone(), after.micros()))
+                .collect(),
             has_readings_behind: state.figures().unmatched.behind_machine > 0,
             sensors: sensors
                 .map(|(id, time)| (id.as_str().to_owned(), time.micros().saturating_add(lateness)))
@@ -242,6 +267,13 @@ impl Moment {
     pub(super) fn is_before_rules(&self, name: &str, start: i64) -> bool {
         let since = self.partitions.values().flat_map(|one| one.rules.iter());
         since.filter(|(rule, _)| rule.name == name).all(|(_, since)| start <= *since)
+    }
+
+    /// Whether a window was perhaps judged by a threshold that is not in force any more.
+    pub(super) fn is_judged_by_another(&self, name: &str, end: i64) -> bool {
+        self.partitions.values().any(|one| {
+            one.judged_after.get(name).is_some_and(|after| *after > i64::MIN && end <= *after)
+        })
     }
 
     /// Newest rows of the windows that begin from `from` to before `through`.
@@ -369,12 +401,13 @@ async fn find_partitions(
     settings: &Settings,
 ) -> Result<BTreeSet<TopicPartition>, AuditError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let mut epochs = states.list(i64::try_from(now.as_micros()).unwrap_or(i64::MAX)).await?;
+    let now = i64::try_from(now.as_micros()).unwrap_or(i64::MAX);
+    let mut epochs = states.list().await?;
     epochs.sort_unstable_by_key(|(epoch, _)| std::cmp::Reverse(*epoch));
     let grace = i64::try_from(settings.lake.state_grace.as_micros()).unwrap_or(i64::MAX);
     let mut partitions = BTreeSet::new();
-    for (place, (epoch, age)) in epochs.into_iter().enumerate() {
-        if (place < NEWEST_FILES || age > grace)
+    for (place, (epoch, written_at)) in epochs.into_iter().enumerate() {
+        if (place < NEWEST_FILES || now.saturating_sub(written_at) > grace)
             && let FoundStateFile::Present(file) = states.read(epoch).await?
         {
             partitions.extend(file.partitions.into_keys());
@@ -383,7 +416,23 @@ async fn find_partitions(
     Ok(partitions)
 }
 
-async fn open_tables(location: &Location) -> Result<BTreeMap<String, TableReader>, AuditError> {
+/// Whether a partition stands at another epoch meanwhile: then the files of this one may be deleted.
+async fn has_gone_on(
+    location: &Location,
+    partition: &TopicPartition,
+    epoch: EpochId,
+) -> Result<bool, AuditError> {
+    let Some(mut telemetry) = TableReader::find(location, TELEMETRY).await? else {
+        return Ok(false);
+    };
+    telemetry.load().await?;
+    let newest = telemetry.transaction(&partition.app_id()).await?;
+    Ok(newest != Some(epoch.version()))
+}
+
+pub(super) async fn open_tables(
+    location: &Location,
+) -> Result<BTreeMap<String, TableReader>, AuditError> {
     let mut tables = BTreeMap::new();
     for name in RECORD_TABLES.into_iter().chain([SideTable::Anomalies.as_str()]) {
         if let Some(mut table) = TableReader::find(location, name).await? {

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::sink::rows::CURRENT_WINDOWS;
+
 /// `[maintenance]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -90,12 +92,24 @@ impl Retention {
     }
 }
 
+/// How long files stay that a table no longer names. Each epoch replaces those of `current_windows`: a week of them would be millions.
+#[must_use]
+pub fn vacuum_retention(settings: &Maintenance, table: &str) -> Duration {
+    const OF_CURRENT_WINDOWS: Duration = Duration::from_secs(3600);
+    if table == CURRENT_WINDOWS {
+        settings.vacuum_retention.min(OF_CURRENT_WINDOWS)
+    } else {
+        settings.vacuum_retention
+    }
+}
+
 /// Delta table properties that tell the retentions to other programs.
 #[must_use]
-pub fn table_properties(settings: &Maintenance) -> HashMap<String, String> {
+pub fn table_properties(settings: &Maintenance, table: &str) -> HashMap<String, String> {
     let interval = |duration: Duration| format!("interval {} seconds", duration.as_secs());
+    let of_files = interval(vacuum_retention(settings, table));
     HashMap::from([
         ("delta.logRetentionDuration".to_owned(), interval(settings.log_retention)),
-        ("delta.deletedFileRetentionDuration".to_owned(), interval(settings.vacuum_retention)),
+        ("delta.deletedFileRetentionDuration".to_owned(), of_files),
     ])
 }

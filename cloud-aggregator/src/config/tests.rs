@@ -136,6 +136,44 @@ fn each_fault_of_a_rule_is_named_with_its_place_and_what_would_be_right() {
 }
 
 #[test]
+fn rules_that_would_make_dead_letters_of_good_readings_are_refused_with_what_helps() {
+    let text = |filter: &str, window: &str, more: &str| {
+        let file = format!(
+            "[counting]\n{more}\n[[rules]]\nname = \"mean\"\nseverity = 1\nfilter = \"{filter}\"\nwindow = \"{window}\"\n\
+             threshold = \"mean > 90\"\n"
+        );
+        complaint(&file, &[])
+    };
+    let refused = text("metric_type = temperature", "5s", "");
+    let expected = "counting.windows-per-sensor-max: 17294 windows of one sensor are held for the rules \"mean\"";
+    assert!(refused.contains(expected), "{refused}");
+    assert_eq!(
+        text("metric_type = temperature", "5s", "windows-per-sensor-max = 17294"),
+        "accepted"
+    );
+    let shorter = text("metric_type = temperature", "5s", "closed-window-retention = \"12h\"");
+    assert_eq!(shorter, "accepted");
+    assert_eq!(text("metric_type = temperature", "1m", ""), "accepted");
+    assert_eq!(text("metric_type = temperature and value > 100", "5s", ""), "accepted");
+}
+
+#[test]
+fn filter_that_is_accepted_can_be_saved_and_restored() {
+    let sensors: Vec<_> = (0..170).map(|number| format!("sensor_id=press-{number:03}")).collect();
+    let nested = (0..32).fold("value=1 and value=2 or value=3".to_owned(), |inner, _| {
+        format!("({inner}) and value=4 or value=5")
+    });
+    for filter in [sensors.join(" or "), vec!["value < 1e300"; 14].join(" or "), nested] {
+        let file = rule(&format!("filter = \"{filter}\"\nthreshold = \"count > 1\""));
+        let rules = with(&file, &[]).expect("accepted").core().rules;
+        let saved = serde_json::to_string(&rules).expect("serialisable");
+        let restored: Vec<aggregator_core::Rule> =
+            serde_json::from_str(&saved).expect("restorable");
+        assert_eq!(restored, rules);
+    }
+}
+
+#[test]
 fn each_trigger_goes_with_the_output_modes_that_can_work() {
     let check = |trigger: &str, mode: &str, expected: &str| {
         let both =

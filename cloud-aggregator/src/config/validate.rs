@@ -11,7 +11,7 @@ use shared_proto::model::EventTime;
 
 use super::{Fault, Rule, Settings, read_secret};
 
-const FOLDERS_RESERVED: [&str; 2] = ["_state", "_maintenance"];
+const FOLDERS_RESERVED: [&str; 3] = ["_state", "_maintenance", "_replays"];
 
 #[derive(Default)]
 struct Faults(Vec<Fault>);
@@ -179,7 +179,7 @@ impl Settings {
         faults.duration("maintenance.log-retention", set.log_retention, DAY / 24, 3_650 * DAY);
         faults.duration("maintenance.vacuum-interval", set.vacuum_interval, SECOND, 365 * DAY);
         // Files of an epoch that is being written are older than their commit by this much, at most.
-        let epoch = self.trigger.processing_time + 10 * self.lake.operation_timeout;
+        let epoch = self.trigger.epoch_length() + 10 * self.lake.operation_timeout;
         let floor = epoch.max(DAY / 24);
         faults.duration("maintenance.vacuum-retention", set.vacuum_retention, floor, 3_650 * DAY);
         for (table, retention) in set.retention.all() {
@@ -366,6 +366,7 @@ fn core_path(fault: &SettingsFault) -> String {
             "rules[].slide".to_owned()
         }
         SettingsFault::RuleSeverity { .. } => "rules[].severity".to_owned(),
+        SettingsFault::RuleWindows { .. } => "counting.windows-per-sensor-max".to_owned(),
         SettingsFault::Span { what, .. } | SettingsFault::Zero { what } => {
             format!("counting.{}", what.replace('_', "-"))
         }

@@ -45,6 +45,7 @@ impl Pipeline {
             Ok(recovered) => {
                 let (in_service, plan) = self.take_into_service(partitions, recovered);
                 self.joining = in_service;
+                self.bury_overflow();
                 let Stage::Running { assignment, .. } = self.stage else { return };
                 let is_extension = true;
                 self.parts.source.send(Command::Assign { round, assignment, plan, is_extension });
@@ -87,6 +88,8 @@ impl Pipeline {
             counting.add(position.slot, partition);
             begin_at(counting, position, &self.group);
         }
+        // They may have dead letters already.
+        counting.mark_dirty();
         counter!(names::ASSIGNMENTS_TOTAL).increment(1);
         info!(partitions = positions.len(), "reading of more partitions begins");
         self.show_partitions();

@@ -4,9 +4,12 @@ use metrics::counter;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::future_producer::OwnedDeliveryResult;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use shared_proto::wire::CONTENT_TYPE_HEADER;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::alert::{CONTENT_TYPE, Channel, Delivery, Outcome};
@@ -56,62 +59,86 @@ impl AlertTopic {
         })
     }
 
-    /// Delivers until the queue is closed.
+    /// Delivers until the queue is closed and all is delivered.
     pub async fn run(
         mut self,
         mut queue: mpsc::Receiver<Delivery>,
         outcomes: mpsc::Sender<Outcome>,
     ) {
-        let mut waiting = Vec::with_capacity(IN_FLIGHT_MAX);
-        while queue.recv_many(&mut waiting, IN_FLIGHT_MAX).await > 0 {
-            while !waiting.is_empty() {
-                let failed = self.attempt(&mut waiting, &outcomes).await;
-                waiting = failed;
-                if !waiting.is_empty() {
-                    tokio::time::sleep(self.backoff.wait()).await;
+        let mut sending = Sending::default();
+        let mut is_open = true;
+        loop {
+            let has_room = sending.reports.len() + sending.failed.len() < IN_FLIGHT_MAX;
+            let retry_at = sending.retry_at;
+            tokio::select! {
+                delivery = queue.recv(), if is_open && has_room => match delivery {
+                    Some(delivery) => self.send(delivery, &mut sending, &outcomes).await,
+                    None => is_open = false,
+                },
+                Some(report) = sending.reports.join_next() => match report {
+                    Ok((delivery, result)) => {
+                        self.take_report(delivery, result, &mut sending, &outcomes).await;
+                    }
+                    Err(error) => match error.try_into_panic() {
+                        Ok(panic) => std::panic::resume_unwind(panic),
+                        // The runtime is ending.
+                        Err(_) => return,
+                    },
+                },
+                () = wait_until(retry_at), if retry_at.is_some() => {
+                    sending.retry_at = None;
+                    for delivery in std::mem::take(&mut sending.failed) {
+                        self.send(delivery, &mut sending, &outcomes).await;
+                    }
                 }
+                else => return,
             }
-            self.backoff.reset();
         }
     }
 
-    /// Sends all, then waits for all; returns what is to be tried again.
-    async fn attempt(
-        &self,
-        waiting: &mut Vec<Delivery>,
+    async fn send(
+        &mut self,
+        delivery: Delivery,
+        sending: &mut Sending,
         outcomes: &mpsc::Sender<Outcome>,
-    ) -> Vec<Delivery> {
-        let mut sent = Vec::with_capacity(waiting.len());
-        let mut failed = Vec::new();
-        for delivery in waiting.drain(..) {
-            let content_type = Header { key: CONTENT_TYPE_HEADER, value: Some(CONTENT_TYPE) };
-            let record = FutureRecord::to(&self.topic)
-                .key(&*delivery.key)
-                .payload(&*delivery.body)
-                .headers(OwnedHeaders::new().insert(content_type));
-            match self.producer.send_result(record) {
-                Ok(report) => sent.push((delivery.clone(), report)),
-                Err((error, _)) => self.note(delivery, &error, &mut failed, outcomes).await,
+    ) {
+        let content_type = Header { key: CONTENT_TYPE_HEADER, value: Some(CONTENT_TYPE) };
+        let record = FutureRecord::to(&self.topic)
+            .key(&*delivery.key)
+            .payload(&*delivery.body)
+            .headers(OwnedHeaders::new().insert(content_type));
+        match self.producer.send_result(record) {
+            Ok(report) => {
+                sending.reports.spawn(async move { (delivery, report.await.ok()) });
             }
+            Err((error, _)) => self.note(delivery, &error, sending, outcomes).await,
         }
-        for (delivery, report) in sent {
-            match report.await {
-                Ok(Ok(_)) => {
-                    counter!(names::ALERTS_DELIVERED_TOTAL, "channel" => "topic").increment(1);
-                    report_outcome(outcomes, &delivery, None).await;
-                }
-                Ok(Err((error, _))) => self.note(delivery, &error, &mut failed, outcomes).await,
-                Err(_) => failed.push(delivery),
+    }
+
+    async fn take_report(
+        &mut self,
+        delivery: Delivery,
+        result: Option<OwnedDeliveryResult>,
+        sending: &mut Sending,
+        outcomes: &mpsc::Sender<Outcome>,
+    ) {
+        match result {
+            Some(Ok(_)) => {
+                counter!(names::ALERTS_DELIVERED_TOTAL, "channel" => "topic").increment(1);
+                self.backoff.reset();
+                report_outcome(outcomes, &delivery, None).await;
             }
+            Some(Err((error, _))) => self.note(delivery, &error, sending, outcomes).await,
+            // The client has gone without an answer.
+            None => self.retry(delivery, sending),
         }
-        failed
     }
 
     async fn note(
-        &self,
+        &mut self,
         delivery: Delivery,
         error: &KafkaError,
-        failed: &mut Vec<Delivery>,
+        sending: &mut Sending,
         outcomes: &mpsc::Sender<Outcome>,
     ) {
         counter!(names::ALERT_FAILURES_TOTAL, "channel" => "topic").increment(1);
@@ -120,7 +147,30 @@ impl AlertTopic {
             return;
         }
         warn!(topic = self.topic, %error, alert = &*delivery.id, "alert was not taken, trying again");
-        failed.push(delivery);
+        self.retry(delivery, sending);
+    }
+
+    /// All that fail while one waits are tried again together.
+    fn retry(&mut self, delivery: Delivery, sending: &mut Sending) {
+        sending.failed.push(delivery);
+        if sending.retry_at.is_none() {
+            sending.retry_at = Some(Instant::now() + self.backoff.wait());
+        }
+    }
+}
+
+/// Alerts on their way: none waits for another one's answer.
+#[derive(Default)]
+struct Sending {
+    reports: JoinSet<(Delivery, Option<OwnedDeliveryResult>)>,
+    failed: Vec<Delivery>,
+    retry_at: Option<Instant>,
+}
+
+async fn wait_until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

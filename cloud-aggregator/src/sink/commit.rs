@@ -8,11 +8,11 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aggregator_core::checkpoint::{
     Corruption, EpochFile, EpochId, FoundFile, FoundTransactions, PartitionEpoch, PendingRows,
-    RecordMark, Recovery, SideTable, TopicPartition, resolve, restore_state,
+    RecordMark, Recovery, SideTable, TopicPartition, is_obsolete, resolve, restore_state,
 };
 use aggregator_core::gaps::SavedWatch;
 use aggregator_core::rows::Offset;
@@ -20,7 +20,7 @@ use aggregator_core::{Alert, AnomalyRow, PartitionState};
 use deltalake::arrow::array::RecordBatch;
 use deltalake::writer::{DeltaWriter as _, RecordBatchWriter};
 use metrics::counter;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tracing::{debug, info, warn};
 
 use super::delta::{LakeError, Location, Table};
@@ -28,6 +28,9 @@ use super::rows;
 use super::state_file::{FoundStateFile, StateFiles};
 use crate::config;
 use crate::telemetry::names;
+
+/// Questions to the tables that run at the same time.
+const QUESTIONS_MAX: usize = 16;
 
 /// Rows of side tables by partition.
 type PartitionRows<'a> = Vec<(&'a TopicPartition, &'a PendingRows)>;
@@ -37,6 +40,8 @@ type PartitionRows<'a> = Vec<(&'a TopicPartition, &'a PendingRows)>;
 pub struct EpochCommit {
     /// Its name.
     pub epoch: EpochId,
+    /// Rows of `telemetry` that are not encoded yet.
+    pub readings: Option<RecordBatch>,
     /// The bytes of its state file.
     pub file: Vec<u8>,
     /// By partition: the files that hold the rest of its state.
@@ -113,6 +118,8 @@ struct Tables {
     state_files: StateFiles,
     /// Of the state files that this process wrote or read: their partitions, with the files that hold the rest of their states.
     known_files: BTreeMap<EpochId, BTreeMap<TopicPartition, Vec<EpochId>>>,
+    /// State files that nothing refers to, and since when that is known.
+    obsolete_since: BTreeMap<EpochId, Instant>,
     file_bytes_max: u64,
     operation_timeout: Duration,
     state_grace: Duration,
@@ -269,12 +276,12 @@ impl Lake {
         self.tables()?.recover(partitions).await
     }
 
-    /// Deletes state files that no partition refers to any more and that are older than the grace time. No commit may run.
+    /// Deletes state files that no partition refers to any more and that were found so for the grace time. No commit may run.
     ///
     /// # Errors
     /// The storage refuses.
-    pub async fn clean_state_files(&mut self, now_micros: i64) -> Result<usize, LakeError> {
-        self.tables()?.clean_state_files(now_micros).await
+    pub async fn clean_state_files(&mut self, now: Instant) -> Result<usize, LakeError> {
+        self.tables()?.clean_state_files(now).await
     }
 }
 
@@ -302,6 +309,7 @@ impl Tables {
             location: location.clone(),
             state_files: StateFiles::open(&location)?,
             known_files: BTreeMap::new(),
+            obsolete_since: BTreeMap::new(),
             file_bytes_max: settings.file_bytes_max,
             operation_timeout: settings.operation_timeout,
             state_grace: settings.state_grace,
@@ -314,17 +322,23 @@ impl Tables {
         telemetry_rows: u64,
         commit: EpochCommit,
     ) -> Result<(), LakeError> {
-        let EpochCommit { epoch, file, files, rows, current } = commit;
+        let EpochCommit { epoch, readings, file, files, rows, current } = commit;
         let limit = self.operation_timeout;
         within(limit, self.state_files.write(epoch, file)).await?;
         fault_point("state-written");
         let partitions: Vec<TopicPartition> = rows.keys().cloned().collect();
         self.known_files.insert(epoch, files);
+        let telemetry_rows =
+            telemetry_rows + readings.as_ref().map_or(0, |batch| batch.num_rows() as u64);
         within(limit, async {
-            let adds = writer.flush().await.map_err(|source| LakeError::Table {
+            let failed = |source| LakeError::Table {
                 table: rows::TELEMETRY.to_owned(),
                 source: Box::new(source),
-            })?;
+            };
+            if let Some(batch) = readings {
+                writer.write(batch).await.map_err(failed)?;
+            }
+            let adds = writer.flush().await.map_err(failed)?;
             fault_point("telemetry-written");
             self.telemetry.append(adds, &partitions, epoch).await
         })
@@ -357,11 +371,22 @@ impl Tables {
             None => self.current.insert(open_current(&self.location).await?),
         };
         table.refresh().await?;
+        // Of a partition that another instance has meanwhile, the windows are its.
+        let mut ours = Vec::with_capacity(partitions.len());
+        for partition in partitions {
+            if table.epoch_of(partition).await?.is_none_or(|newest| newest <= epoch) {
+                ours.push(partition.clone());
+            }
+        }
         let failed = |source| LakeError::Table {
             table: rows::CURRENT_WINDOWS.to_owned(),
             source: Box::new(source),
         };
-        let with_owners: Vec<_> = windows.iter().map(|(owner, row)| (owner, row)).collect();
+        let with_owners: Vec<_> = windows
+            .iter()
+            .filter(|(owner, _)| ours.contains(owner))
+            .map(|(owner, row)| (owner, row))
+            .collect();
         let batch = rows::current_batch(table.schema(), &with_owners).map_err(|source| {
             LakeError::Columns { table: rows::CURRENT_WINDOWS.to_owned(), source }
         })?;
@@ -370,7 +395,7 @@ impl Tables {
             writer.write(batch).await.map_err(failed)?;
         }
         let adds = writer.flush().await.map_err(failed)?;
-        table.replace(adds, rows::OWNER, partitions, epoch).await
+        table.replace(adds, rows::OWNER, &ours, epoch).await
     }
 
     async fn refresh(&mut self) -> Result<(), LakeError> {
@@ -391,10 +416,25 @@ impl Tables {
     ) -> Result<Vec<Recovered>, LakeError> {
         let mut files: BTreeMap<EpochId, FoundStateFile> = BTreeMap::new();
         let mut recovered = Vec::with_capacity(partitions.len());
-        for partition in partitions {
-            recovered.push(self.recover_one(partition, &mut files).await?);
+        let transactions = self.transactions(partitions).await?;
+        for (partition, transactions) in partitions.iter().zip(&transactions) {
+            let found = self.recover_one(partition, transactions, &mut files).await?;
+            if let Recovered::Corrupt(Corruption::FileMissing { .. }) = &found {
+                self.check_whether_moved(partition).await?;
+            }
+            recovered.push(found);
         }
         Ok(recovered)
+    }
+
+    /// A state file may be gone because another instance has gone on and cleaned up since the last refresh.
+    async fn check_whether_moved(&self, partition: &TopicPartition) -> Result<(), LakeError> {
+        let limit = self.operation_timeout;
+        let known = within(limit, self.telemetry.epoch_of(partition)).await?;
+        // A table of its own: what the others' commits run into must not move.
+        let mut newest = self.telemetry.clone();
+        within(limit, newest.refresh()).await?;
+        within(limit, newest.check_ownership(partition, known)).await
     }
 
     /// Reads a state file if it is not among `files` yet.
@@ -415,20 +455,56 @@ impl Tables {
         }
     }
 
+    /// What the tables' `txn` actions say of each partition. Each answer is a read of the log, so many are asked at once.
+    async fn transactions(
+        &self,
+        partitions: &[TopicPartition],
+    ) -> Result<Vec<FoundTransactions>, LakeError> {
+        let limit = self.operation_timeout;
+        let mut all: Vec<FoundTransactions> = Vec::new();
+        all.resize_with(partitions.len(), || FoundTransactions {
+            telemetry: None,
+            side_tables: BTreeMap::new(),
+        });
+        let tables = self.side_tables.iter().map(|(side, table)| (Some(*side), table));
+        let tables: Vec<_> = tables.chain([(None, &self.telemetry)]).collect();
+        let mut questions = partitions.iter().enumerate().flat_map(|(place, partition)| {
+            tables.iter().map(move |(side, table)| (place, *side, *table, partition))
+        });
+        let mut running = JoinSet::new();
+        loop {
+            while running.len() < QUESTIONS_MAX {
+                let Some((place, side, table, partition)) = questions.next() else { break };
+                let (table, partition) = (table.clone(), partition.clone());
+                running.spawn(async move {
+                    (place, side, within(limit, table.epoch_of(&partition)).await)
+                });
+            }
+            let Some(answer) = running.join_next().await else { return Ok(all) };
+            let (place, side, epoch) = match answer {
+                Ok((place, side, epoch)) => (place, side, epoch?),
+                Err(error) => match error.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    // The runtime is ending.
+                    Err(_) => return Err(LakeError::CommitGone),
+                },
+            };
+            match (side, epoch) {
+                (None, epoch) => all[place].telemetry = epoch,
+                (Some(side), Some(epoch)) => drop(all[place].side_tables.insert(side, epoch)),
+                (Some(_), None) => {}
+            }
+        }
+    }
+
     async fn recover_one(
         &mut self,
         partition: &TopicPartition,
+        transactions: &FoundTransactions,
         files: &mut BTreeMap<EpochId, FoundStateFile>,
     ) -> Result<Recovered, LakeError> {
         let limit = self.operation_timeout;
-        let telemetry = within(limit, self.telemetry.epoch_of(partition)).await?;
-        let mut transactions = FoundTransactions { telemetry, side_tables: BTreeMap::new() };
-        for (side, table) in &self.side_tables {
-            if let Some(epoch) = within(limit, table.epoch_of(partition)).await? {
-                transactions.side_tables.insert(*side, epoch);
-            }
-        }
-        let found_file = match telemetry {
+        let found_file = match transactions.telemetry {
             Some(epoch) => self.read_file(epoch, files).await?,
             None => &mut FoundStateFile::Absent,
         };
@@ -438,7 +514,7 @@ impl Tables {
             FoundStateFile::OtherFormat(found) => FoundFile::OtherFormat(*found),
             FoundStateFile::Present(file) => FoundFile::Present(file),
         };
-        match resolve(partition, &transactions, file) {
+        match resolve(partition, transactions, file) {
             Recovery::Fresh => Ok(Recovered::Fresh),
             Recovery::Corrupt(corruption) => Ok(Recovered::Corrupt(corruption)),
             Recovery::Resume { epoch, roll_forward, .. } => {
@@ -524,27 +600,34 @@ impl Tables {
         table.append(adds, &partitions, epoch).await
     }
 
-    async fn clean_state_files(&mut self, now_micros: i64) -> Result<usize, LakeError> {
+    async fn clean_state_files(&mut self, now: Instant) -> Result<usize, LakeError> {
         let limit = self.operation_timeout;
-        let grace = i64::try_from(self.state_grace.as_micros()).unwrap_or(i64::MAX);
-        let mut needed: BTreeMap<TopicPartition, BTreeSet<EpochId>> = BTreeMap::new();
+        // First: what is written from here on is not looked at.
+        let listed = within(limit, self.state_files.list()).await?;
+        let listed: BTreeSet<EpochId> = listed.into_iter().map(|(epoch, _)| epoch).collect();
+        self.known_files.retain(|epoch, _| listed.contains(epoch));
+        self.obsolete_since.retain(|epoch, _| listed.contains(epoch));
+        // Of others' commits, too. The table of the commits is left as it is: it must run into them.
+        let mut telemetry = self.telemetry.clone();
+        within(limit, telemetry.refresh()).await?;
+        let mut files = BTreeMap::new();
         let mut deleted = 0;
-        for (epoch, age) in within(limit, self.state_files.list(now_micros)).await? {
-            if age < grace {
+        for epoch in listed {
+            let Some(partitions) = self.partitions_of(epoch).await? else { continue };
+            for partition in partitions.keys() {
+                if !files.contains_key(partition) {
+                    let of_partition = self.files_of(partition, &telemetry).await?;
+                    files.insert(partition.clone(), of_partition);
+                }
+            }
+            if !is_obsolete(epoch, partitions.keys(), &files) {
                 continue;
             }
-            let Some(partitions) = self.partitions_of(epoch).await? else { continue };
-            let mut is_needed = false;
-            for partition in partitions.into_keys() {
-                if !needed.contains_key(&partition) {
-                    let files = self.files_of(&partition).await?;
-                    needed.insert(partition.clone(), files);
-                }
-                is_needed |= needed.get(&partition).is_some_and(|files| files.contains(&epoch));
-            }
-            if !is_needed {
+            let since = *self.obsolete_since.entry(epoch).or_insert(now);
+            if now.saturating_duration_since(since) >= self.state_grace {
                 within(limit, self.state_files.delete(epoch)).await?;
                 self.known_files.remove(&epoch);
+                self.obsolete_since.remove(&epoch);
                 deleted += 1;
             }
         }
@@ -552,15 +635,16 @@ impl Tables {
         Ok(deleted)
     }
 
-    /// The files that hold a partition's state.
+    /// The files that hold a partition's state; none if that is unknown.
     async fn files_of(
         &mut self,
         partition: &TopicPartition,
+        telemetry: &Table,
     ) -> Result<BTreeSet<EpochId>, LakeError> {
-        let current = within(self.operation_timeout, self.telemetry.epoch_of(partition)).await?;
+        let current = within(self.operation_timeout, telemetry.epoch_of(partition)).await?;
         let Some(epoch) = current else { return Ok(BTreeSet::new()) };
         let known = self.partitions_of(epoch).await?.and_then(|mut known| known.remove(partition));
-        Ok(known.unwrap_or_default().into_iter().chain([epoch]).collect())
+        Ok(known.map_or_else(BTreeSet::new, |before| before.into_iter().chain([epoch]).collect()))
     }
 
     async fn partitions_of(

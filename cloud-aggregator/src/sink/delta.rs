@@ -18,11 +18,15 @@ use deltalake::kernel::transaction::{
 use deltalake::kernel::{Action, Add, StructField, Transaction};
 use deltalake::logstore::LogStoreRef;
 use deltalake::operations::create::CreateBuilder;
+use deltalake::parquet::basic::Compression;
+use deltalake::parquet::file::properties::{WriterProperties, WriterPropertiesBuilder};
+use deltalake::parquet::schema::types::ColumnPath;
 use deltalake::protocol::{DeltaOperation, SaveMode};
 use deltalake::writer::RecordBatchWriter;
 use deltalake::{DeltaTable, DeltaTableBuilder, DeltaTableError, ensure_table_uri};
 use tracing::{info, warn};
 
+use super::rows;
 use crate::config::{self, Secret, read_secret};
 
 /// How often missing columns are tried to be added.
@@ -300,6 +304,12 @@ fn commit_error(table: &str, source: DeltaTableError) -> LakeError {
     table_error(table, source)
 }
 
+/// Which statistics files of a table get; nothing for one of which we do not know.
+pub(super) fn statistics_property(table: &str) -> Option<(String, Option<String>)> {
+    let columns = rows::statistics_columns(table);
+    (!columns.is_empty()).then(|| (rows::STATISTICS_PROPERTY.to_owned(), Some(columns.join(","))))
+}
+
 /// Another instance may do the same at the same time: then the table is read again.
 async fn add_missing_columns(
     mut table: DeltaTable,
@@ -364,16 +374,24 @@ impl Table {
                 .with_table_name(name)
                 .with_columns(columns.clone())
                 .with_partition_columns(partitions.clone())
+                .with_configuration(statistics_property(name))
                 .with_save_mode(SaveMode::Ignore)
                 .await;
             match created {
-                Ok(_) => info!(table = name, "created a table"),
+                Ok(_) => {
+                    sync_commit(location, name, 0).await?;
+                    info!(table = name, "created a table");
+                }
                 // Another instance may have been faster; loading tells.
                 Err(error) => info!(table = name, %error, "table was not created here"),
             }
         }
         table.load().await.map_err(failed)?;
+        let before = table.version();
         let table = add_missing_columns(table, name, &columns).await?;
+        if let Some(version) = table.version().filter(|version| Some(*version) != before) {
+            sync_commit(location, name, version).await?;
+        }
         let snapshot = table.snapshot().map_err(failed)?;
         let kernel_schema =
             snapshot.metadata().parse_schema().map_err(|error| failed(error.into()))?;
@@ -403,7 +421,11 @@ impl Table {
     /// The table uses features that the writer does not know.
     pub fn writer(&self, file_bytes_max: u64) -> Result<RecordBatchWriter, LakeError> {
         RecordBatchWriter::for_table(&self.table)
-            .map(|writer| writer.with_target_file_size(file_bytes_max))
+            .map(|writer| {
+                writer
+                    .with_target_file_size(file_bytes_max)
+                    .with_writer_properties(file_properties().build())
+            })
             .map_err(|source| table_error(self.name, source))
     }
 
@@ -606,6 +628,15 @@ impl Table {
     }
 }
 
+/// How Parquet files are written. A dictionary of numbers that hardly ever come twice costs time and saves nothing.
+pub(super) fn file_properties() -> WriterPropertiesBuilder {
+    const MANY_VALUES: [&str; 3] = ["timestamp", "sequence", "source_offset"];
+    let builder = WriterProperties::builder().set_compression(Compression::SNAPPY);
+    MANY_VALUES.into_iter().fold(builder, |builder, column| {
+        builder.set_column_dictionary_enabled(ColumnPath::from(column), false)
+    })
+}
+
 /// Whether nothing was committed because maintenance has removed old dates or set table properties. Merged files are no
 /// conflict.
 fn is_of_maintenance(error: &DeltaTableError) -> bool {
@@ -617,6 +648,14 @@ fn is_of_maintenance(error: &DeltaTableError) -> bool {
             )
         }
     )
+}
+
+/// Syncs a commit that the library has made in a local folder.
+async fn sync_commit(location: &Location, name: &str, version: u64) -> Result<(), LakeError> {
+    match location.local(name) {
+        Some(folder) => sync_files(folder, vec![format!("_delta_log/{version:020}.json")]).await,
+        None => Ok(()),
+    }
 }
 
 /// Syncs files below `root` and the folders on the way to them.

@@ -41,6 +41,7 @@ const TABLES: [(&str, &[&str]); 6] = [
     (SideTable::DeadLetters.as_str(), &["timestamp"]),
     (rows::CURRENT_WINDOWS, &[]),
 ];
+const CLOCK_SKEW_MAX: Micros = Micros::new(300_000_000);
 /// Most files of one merge: each costs an open file and a batch of rows.
 const FILES_MAX: usize = 256;
 
@@ -136,6 +137,12 @@ pub struct Maintenance {
     clock: Clock,
     /// Files that do not fit into memory; they are left alone until the next start.
     too_large: BTreeSet<String>,
+    /// Files that cannot be read, by table and path, and why.
+    damaged: BTreeMap<(&'static str, String), String>,
+    /// How far `clock` may be from the storage's before files are no longer judged by their age.
+    clock_skew_max: Option<Micros>,
+    /// Tables of the round before: only what was committed since has to be read.
+    open: BTreeMap<&'static str, Upkeep>,
 }
 
 impl fmt::Debug for Maintenance {
@@ -164,6 +171,30 @@ impl Maintenance {
             operation_timeout: lake.operation_timeout,
             clock,
             too_large: BTreeSet::new(),
+            damaged: BTreeMap::new(),
+            clock_skew_max: None,
+            open: BTreeMap::new(),
+        })
+    }
+
+    /// Retention and vacuum judge files by their age: they wait while the clock differs by more than some minutes from that of the
+    /// storage, which dates the files.
+    #[must_use]
+    pub fn checking_its_clock(mut self) -> Self {
+        self.clock_skew_max = Some(CLOCK_SKEW_MAX);
+        self
+    }
+
+    /// What is wrong with the clock, if it is held against the storage's.
+    fn clock_problem(&self, held: &lease::Held) -> Option<String> {
+        let ahead = (self.clock)().micros().saturating_sub(held.written_at.micros());
+        let limit = self.clock_skew_max?.get();
+        (ahead.abs() > limit).then(|| {
+            format!(
+                "the clock of this machine is {} s ahead of the storage's (limit {} s): nothing is deleted by its age until it is set",
+                ahead / 1_000_000,
+                limit / 1_000_000
+            )
         })
     }
 
@@ -172,8 +203,10 @@ impl Maintenance {
     /// # Errors
     /// The lease cannot be read or written. What fails in a table is in its report, and the others are maintained.
     pub async fn round(&mut self, only: Option<&str>) -> Result<Option<Reports>, LakeError> {
-        let Some(mut lease) = self.leases.take((self.clock)()).await? else { return Ok(None) };
-        let is_vacuum_due = self.is_vacuum_due(&lease);
+        let Some(held) = self.leases.take((self.clock)()).await? else { return Ok(None) };
+        let clock_problem = self.clock_problem(&held);
+        let mut lease = held.lease;
+        let is_vacuum_due = self.is_vacuum_due(&lease) && clock_problem.is_none();
         let mut reports = BTreeMap::new();
         for (name, keys) in TABLES {
             if only.is_some_and(|only| only != name) {
@@ -181,8 +214,11 @@ impl Maintenance {
             }
             let began = Instant::now();
             let mut report = TableReport::default();
-            if let Err(error) = self.maintain(name, keys, is_vacuum_due, &mut report).await {
-                report.problem = Some(chain(&error));
+            let due = Due { vacuum: is_vacuum_due, deletion: clock_problem.is_none() };
+            match self.maintain(name, keys, due, &mut report).await {
+                Ok(true) => report.problem = report.problem.or_else(|| clock_problem.clone()),
+                Ok(false) => {}
+                Err(error) => report.problem = Some(chain(&error)),
             }
             if report == TableReport::default() {
                 // Not there, or nothing was ever written to it.
@@ -194,10 +230,8 @@ impl Maintenance {
                 return Ok(Some(reports));
             }
         }
-        if is_vacuum_due
-            && only.is_none()
-            && reports.values().all(|report| report.problem.is_none())
-        {
+        // A table that cannot be maintained must not make it due for all others in each round.
+        if is_vacuum_due && only.is_none() {
             lease.vacuumed_at = Some((self.clock)());
             lease.until = (self.clock)().saturating_add(Micros::from(self.settings.lease));
             self.leases.update(&lease).await?;
@@ -211,7 +245,7 @@ impl Maintenance {
     /// # Errors
     /// The lease cannot be written; it then ends by itself.
     pub async fn release(&self) -> Result<(), LakeError> {
-        if let Some(mut lease) = self.leases.take((self.clock)()).await? {
+        if let Some(lease::Held { mut lease, .. }) = self.leases.take((self.clock)()).await? {
             lease.until = (self.clock)();
             self.leases.update(&lease).await?;
         }
@@ -231,36 +265,67 @@ impl Maintenance {
         }
     }
 
+    /// False: there is no such table.
     async fn maintain(
         &mut self,
         name: &'static str,
         keys: &'static [&'static str],
-        is_vacuum_due: bool,
+        due: Due,
+        report: &mut TableReport,
+    ) -> Result<bool, LakeError> {
+        let Some(mut upkeep) = self.table(name, keys).await? else { return Ok(false) };
+        self.maintain_table(&mut upkeep, due, report).await?;
+        // After an error it is opened anew.
+        self.open.insert(name, upkeep);
+        Ok(true)
+    }
+
+    async fn table(
+        &mut self,
+        name: &'static str,
+        keys: &'static [&'static str],
+    ) -> Result<Option<Upkeep>, LakeError> {
+        if let Some(mut upkeep) = self.open.remove(name) {
+            match upkeep.refresh().await {
+                Ok(()) => return Ok(Some(upkeep)),
+                // Another instance may have deleted the commits that follow: a checkpoint has what was in them.
+                Err(error) => info!(table = name, %error, "opening the table anew"),
+            }
+        }
+        Upkeep::open(&self.location, name, keys, self.operation_timeout).await
+    }
+
+    async fn maintain_table(
+        &mut self,
+        upkeep: &mut Upkeep,
+        due: Due,
         report: &mut TableReport,
     ) -> Result<(), LakeError> {
-        let opened = Upkeep::open(&self.location, name, keys, self.operation_timeout).await?;
-        let Some(mut upkeep) = opened else { return Ok(()) };
         upkeep.measure(report)?;
         upkeep.set_properties(&self.settings).await?;
-        let now = (self.clock)();
-        let retention = self.settings.retention.of(name);
-        report.expired_files = upkeep.expire(now, retention).await?;
-        self.merge(&mut upkeep, now, report).await?;
-        upkeep.measure(report)?;
+        // First: whatever is wrong with the rest, the log must stay short enough to be opened.
         report.checkpointed = upkeep.checkpoint(self.settings.checkpoint_commits).await?;
         if report.checkpointed {
             fault_point("checkpoint-written");
-            let log_retention = self.settings.log_retention;
-            report.log_files_deleted = upkeep.shorten_log((self.clock)(), log_retention).await?;
+            if due.deletion {
+                let log_retention = self.settings.log_retention;
+                report.log_files_deleted =
+                    upkeep.shorten_log((self.clock)(), log_retention).await?;
+            }
             fault_point("log-shortened");
         }
-        if is_vacuum_due {
-            let vacuum_retention = self.settings.vacuum_retention;
-            report.vacuumed_files = upkeep.vacuum((self.clock)(), vacuum_retention).await?;
-            fault_point("vacuumed");
-            upkeep.measure(report)?;
+        let now = (self.clock)();
+        if due.deletion {
+            let retention = self.settings.retention.of(upkeep.name());
+            report.expired_files = upkeep.expire(now, retention).await?;
         }
-        Ok(())
+        self.merge(upkeep, now, report).await?;
+        if due.vacuum {
+            let retention = config::vacuum_retention(&self.settings, upkeep.name());
+            report.vacuumed_files = upkeep.vacuum((self.clock)(), retention).await?;
+            fault_point("vacuumed");
+        }
+        upkeep.measure(report)
     }
 
     async fn merge(
@@ -272,11 +337,15 @@ impl Maintenance {
         if !upkeep.is_merged() {
             return Ok(());
         }
+        let name = upkeep.name();
         let settle = Micros::from(self.settings.settle);
-        for group in upkeep.plan(&self.limits(), now, settle, &self.too_large)? {
+        let mut left_alone = self.too_large.clone();
+        let damaged = self.damaged.keys().filter(|(table, _)| *table == name);
+        left_alone.extend(damaged.map(|(_, path)| path.clone()));
+        for group in upkeep.plan(&self.limits(), now, settle, &left_alone)? {
             // Long rounds keep the lease; one that was lost ends the round.
             if self.leases.take((self.clock)()).await?.is_none() {
-                info!(table = upkeep.name(), "another instance has taken maintenance over");
+                info!(table = name, "another instance has taken maintenance over");
                 return Ok(());
             }
             match upkeep.merge(group, &self.settings, (self.clock)()).await? {
@@ -289,13 +358,29 @@ impl Maintenance {
                 }
                 upkeep::Merged::GivenUp => report.given_up += 1,
                 upkeep::Merged::TooLarge(path) => {
-                    info!(table = upkeep.name(), path, "too large to sort, left alone");
+                    info!(table = name, path, "too large to sort, left alone");
                     self.too_large.insert(path);
+                }
+                upkeep::Merged::Damaged { path, error } => {
+                    self.damaged.insert((name, path), chain(&error));
                 }
             }
         }
+        let of_table = self.damaged.iter().filter(|((table, _), _)| *table == name);
+        let texts: Vec<&str> = of_table.map(|(_, text)| text.as_str()).collect();
+        if !texts.is_empty() {
+            report.problem = Some(format!("left alone until the next start: {}", texts.join("; ")));
+        }
         Ok(())
     }
+}
+
+/// What may be done in a round.
+#[derive(Clone, Copy)]
+struct Due {
+    vacuum: bool,
+    /// Of what is too old.
+    deletion: bool,
 }
 
 /// What an error and its sources say.

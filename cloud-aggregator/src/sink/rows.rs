@@ -114,6 +114,28 @@ fn anomaly_columns() -> Vec<StructField> {
     ]
 }
 
+/// Columns of a table of which each file's least and greatest value are in the log, so that readers leave files out. Those
+/// of all columns would be most of the log.
+#[must_use]
+pub fn statistics_columns(table: &str) -> &'static [&'static str] {
+    const READINGS: &[&str] = &["sensor_id", "timestamp", "value", "machine_id", "source_offset"];
+    const WINDOWS: &[&str] = &["rule", "sensor_id", "machine_id", "window_start", "emitted_at"];
+    const EVENTS: &[&str] = &["event_type", "machine_id", "timestamp", "received_at"];
+    const LETTERS: &[&str] = &["reason", "timestamp", "source_offset", "received_at"];
+    match table {
+        TELEMETRY => READINGS,
+        CURRENT_WINDOWS => WINDOWS,
+        _ if table == SideTable::LateReadings.as_str() => READINGS,
+        _ if table == SideTable::Anomalies.as_str() => WINDOWS,
+        _ if table == SideTable::MachineEvents.as_str() => EVENTS,
+        _ if table == SideTable::DeadLetters.as_str() => LETTERS,
+        _ => &[],
+    }
+}
+
+/// The table property that tells writers so.
+pub const STATISTICS_PROPERTY: &str = "delta.dataSkippingStatsColumns";
+
 /// Name of the table of rules in output mode `complete`.
 pub const CURRENT_WINDOWS: &str = "current_windows";
 /// Its partition column: the Kafka partition that a row came from, as `<topic>/<partition>`.

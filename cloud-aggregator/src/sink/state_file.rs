@@ -1,7 +1,7 @@
 //! State files of epochs: `_state/<epoch>-<nonce>.json` beside the tables.
 //!
 //! A file is written once, under a name that no other owner uses, and synced before the commit that names it. It is
-//! deleted when no partition's `txn` in `telemetry` names it and it has been so for the grace time.
+//! deleted when each of its partitions has gone on without it and that was found the grace time ago.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -80,23 +80,22 @@ impl StateFiles {
         Ok(parse(&bytes))
     }
 
-    /// Epochs that have a file, with its age in microseconds at `now_micros`.
+    /// Epochs that have a file, and when it was written, in microseconds since 1970 by the storage's clock.
     ///
     /// # Errors
     /// The storage refuses.
-    pub async fn list(&self, now_micros: i64) -> Result<Vec<(EpochId, i64)>, LakeError> {
+    pub async fn list(&self) -> Result<Vec<(EpochId, i64)>, LakeError> {
         let listed = self
             .store
             .list_with_delimiter(None)
             .await
             .map_err(|error| state_error(FOLDER, &error))?;
-        let age = |micros: i64| now_micros.saturating_sub(micros);
         Ok(listed
             .objects
             .iter()
             .filter_map(|object| {
                 let epoch = EpochId::from_file_name(object.location.filename()?)?;
-                Some((epoch, age(object.last_modified.timestamp_micros())))
+                Some((epoch, object.last_modified.timestamp_micros()))
             })
             .collect())
     }

@@ -219,6 +219,8 @@ struct Reader {
     batch: Batch,
     last_slot: usize,
     last_complaint: Option<(String, Instant)>,
+    /// What the client said while the pipeline took nothing.
+    errors: Vec<KafkaError>,
     probed_at: Instant,
     is_stopping: bool,
 }
@@ -247,6 +249,7 @@ impl Reader {
             batch: Batch::new(AssignmentId::default()),
             last_slot: 0,
             last_complaint: None,
+            errors: Vec::new(),
             probed_at: Instant::now(),
             is_stopping: false,
         }
@@ -297,9 +300,14 @@ impl Reader {
         self.hand_over();
         let mut ends = Vec::with_capacity(slots.len());
         for &slot in slots {
-            let Some(Some(Cursor { partition, .. })) = self.cursors.get(slot) else { continue };
+            let Some(Some(Cursor { partition, next, .. })) = self.cursors.get(slot) else {
+                continue;
+            };
             match self.watermarks(partition) {
-                Ok((_, high)) => ends.push((slot, high)),
+                Ok((_, high)) => {
+                    let is_taken = self.consumer.context().is_taken(partition, high);
+                    ends.push((slot, if is_taken { *next } else { high }));
+                }
                 Err(error) => {
                     let text = format!("{partition}: {error}");
                     self.complain("offsets", &text);
@@ -453,6 +461,7 @@ impl Reader {
 
     /// Has the client read the partitions of these slots, beside those that it reads already or instead of them.
     fn assign(&mut self, slots: &[usize], is_extension: bool) {
+        self.consumer.context().forget_fetched();
         let mut list = TopicPartitionList::new();
         let mut result = Ok(());
         let cursors = slots.iter().filter_map(|slot| self.cursors.get(*slot)?.as_ref());
@@ -470,6 +479,9 @@ impl Reader {
 
     /// Polls until the batch is full or nothing is there at the moment.
     fn fill(&mut self) {
+        for error in std::mem::take(&mut self.errors) {
+            self.handle_error(&error);
+        }
         let mut wait = POLL_WAIT;
         while self.batch.records.len() < self.settings.batch_records_max
             && self.batch.bytes.len() < self.settings.batch_bytes_max
@@ -531,18 +543,15 @@ impl Reader {
         self.complain("topics", &text);
     }
 
-    /// A partition's next record is gone: finds out which, reports it and reads on behind the gap.
+    /// A partition's next record is gone: finds out which, reports it and reads on behind the gap. The client reads none of the
+    /// partitions in question by itself again, so all are given to it anew: if one is still out of range, it says so again.
     fn skip_gaps(&mut self) {
         self.hand_over();
-        let mut moved = Vec::new();
         for slot in 0..self.cursors.len() {
             let Some(Some(cursor)) = self.cursors.get(slot) else { continue };
             let (partition, next) = (cursor.partition.clone(), cursor.next);
             match self.position(&partition, Some(next)) {
-                Ok(Position { gap: Some(gap), .. }) => {
-                    self.jump(slot, gap);
-                    moved.push(slot);
-                }
+                Ok(Position { gap: Some(gap), .. }) => self.jump(slot, gap),
                 // The record before it may be what is gone.
                 Ok(Position { low, gap: None, .. }) => {
                     if let Some(Some(cursor)) = self.cursors.get_mut(slot)
@@ -550,13 +559,12 @@ impl Reader {
                         && cursor.first() < low
                     {
                         cursor.is_to_verify = false;
-                        moved.push(slot);
                     }
                 }
                 Err(error) => self.complain("offsets", &format!("{partition}: {error}")),
             }
         }
-        self.begin_again(&moved);
+        self.begin_again();
     }
 
     /// Topics that were made anew and have grown past where the old ones were read to: read from their beginnings.
@@ -566,7 +574,6 @@ impl Reader {
             return;
         }
         self.hand_over();
-        let mut moved = Vec::new();
         for slot in 0..self.cursors.len() {
             let Some(Some(cursor)) = self.cursors.get(slot) else { continue };
             if !cursor.is_foreign {
@@ -576,12 +583,11 @@ impl Reader {
             match self.position(&partition, None) {
                 Ok(Position { low, .. }) => {
                     self.jump(slot, Gap { expected, resumed: low, cause: GapCause::Recreated });
-                    moved.push(slot);
                 }
                 Err(error) => self.complain("offsets", &format!("{partition}: {error}")),
             }
         }
-        self.begin_again(&moved);
+        self.begin_again();
     }
 
     fn jump(&mut self, slot: usize, gap: Gap) {
@@ -594,20 +600,19 @@ impl Reader {
         self.send(SourceEvent::Gap { assignment: self.assignment, slot, gap });
     }
 
-    /// Has the client read partitions from their cursors' places.
-    fn begin_again(&mut self, slots: &[usize]) {
+    /// Has the client read all partitions from their cursors' places.
+    fn begin_again(&mut self) {
+        let all: Vec<usize> = (0..self.cursors.len()).collect();
         if !self.consumer.context().is_cooperative {
-            // A new list takes the place of the old one: it must hold all.
-            let all: Vec<usize> = (0..self.cursors.len()).collect();
             self.assign(&all, false);
             return;
         }
-        let cursors = slots.iter().filter_map(|slot| self.cursors.get(*slot)?.as_ref());
+        let cursors = self.cursors.iter().flatten();
         let partitions: Vec<_> = cursors.map(|cursor| cursor.partition.clone()).collect();
         if let Err(error) = group::unassign(&self.consumer, &partitions) {
             error!(%error, "partitions cannot be read from another place");
         }
-        self.assign(slots, true);
+        self.assign(&all, true);
     }
 
     fn report_rebalances(&mut self) {
@@ -682,14 +687,16 @@ impl Reader {
                 continue;
             }
             is_paused = is_paused || self.set_paused(true);
-            if let Some(Ok(message)) = self.consumer.poll(Duration::ZERO) {
-                take_message(
+            match self.consumer.poll(Duration::ZERO) {
+                Some(Ok(message)) => take_message(
                     &message,
                     &mut self.cursors,
                     &mut self.last_slot,
                     &mut self.batch,
                     self.settings.record_bytes_max,
-                );
+                ),
+                Some(Err(error)) => self.errors.push(error),
+                None => {}
             }
         }
         if is_paused {

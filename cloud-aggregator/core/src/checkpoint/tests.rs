@@ -199,10 +199,25 @@ fn partition_that_has_moved_on_is_not_ours() {
 }
 
 #[test]
-fn file_is_obsolete_when_no_partition_names_it() {
-    let written = BTreeSet::from([epoch(1), epoch(2), epoch(3)]);
-    let named = BTreeSet::from([epoch(2), epoch(9)]);
-    assert_eq!(obsolete_files(&written, &named), BTreeSet::from([epoch(1), epoch(3)]));
+fn file_is_obsolete_when_each_of_its_partitions_has_gone_on_without_it() {
+    let files = BTreeMap::from([
+        (partition(0), BTreeSet::from([epoch(2), epoch(5)])),
+        (partition(1), BTreeSet::from([epoch(9)])),
+        (partition(2), BTreeSet::new()),
+    ]);
+    let check = |counter, partitions: &[i32], expected| {
+        let partitions: Vec<_> = partitions.iter().copied().map(partition).collect();
+        assert_eq!(is_obsolete(epoch(counter), &partitions, &files), expected, "{partitions:?}");
+    };
+    check(3, &[0, 1], true);
+    check(2, &[0, 1], false);
+    check(2, &[1], true);
+    check(5, &[0], false);
+    // A commit that may still come.
+    check(6, &[0, 1], false);
+    // Of these nothing is known.
+    check(1, &[1, 2], false);
+    check(1, &[1, 3], false);
 }
 
 /// A lake in memory: each method is one atomic write.

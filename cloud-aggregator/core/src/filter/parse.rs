@@ -21,8 +21,11 @@ pub enum FilterError {
     #[error("the filter has more than {TERMS_MAX} comparisons: make several rules of it")]
     TooManyTerms,
     /// More than [`DEPTH_MAX`].
-    #[error("more than {DEPTH_MAX} parentheses stand inside one another: write the filter flatter")]
-    TooDeep,
+    #[error("more than {limit} parentheses stand inside one another: write the filter flatter")]
+    TooDeep {
+        /// Allowed.
+        limit: usize,
+    },
     /// Something else than what can stand there.
     #[error("at byte {at}: {found} where {expected} should be")]
     Unexpected {
@@ -79,12 +82,31 @@ impl Token {
     }
 }
 
-pub(super) fn parse(text: &str) -> Result<Node, FilterError> {
-    if text.len() > TEXT_BYTES_MAX {
+/// What a text may have.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    bytes: usize,
+    terms: usize,
+    depth: usize,
+}
+
+impl Limits {
+    /// Of what a person writes.
+    pub(super) const WRITTEN: Self =
+        Self { bytes: TEXT_BYTES_MAX, terms: TERMS_MAX, depth: DEPTH_MAX };
+
+    /// Of what was accepted once and saved in full: quotes, spaces and digits make it longer, and on each level that was written an
+    /// "and" inside an "or" gets parentheses too. The depth is limited, because each level takes room on the stack.
+    pub(super) const SAVED: Self =
+        Self { bytes: usize::MAX, terms: usize::MAX, depth: 2 * DEPTH_MAX + 1 };
+}
+
+pub(super) fn parse(text: &str, limits: Limits) -> Result<Node, FilterError> {
+    if text.len() > limits.bytes {
         return Err(FilterError::TooLong { length: text.len() });
     }
-    let mut parser =
-        Parser { tokens: tokens(text)?.into_iter().peekable(), end: text.len(), terms: 0 };
+    let tokens = tokens(text)?.into_iter().peekable();
+    let mut parser = Parser { tokens, end: text.len(), terms: 0, limits };
     let node = parser.expression(0)?;
     match parser.tokens.next() {
         None => Ok(node),
@@ -173,6 +195,7 @@ struct Parser {
     tokens: Peekable<IntoIter<(usize, Token)>>,
     end: usize,
     terms: usize,
+    limits: Limits,
 }
 
 impl Parser {
@@ -195,7 +218,9 @@ impl Parser {
     fn term(&mut self, depth: usize) -> Result<Node, FilterError> {
         const EXPECTED: &str = "a field or \"(\"";
         match self.next(EXPECTED)? {
-            (_, Token::Open) if depth >= DEPTH_MAX => Err(FilterError::TooDeep),
+            (_, Token::Open) if depth >= self.limits.depth => {
+                Err(FilterError::TooDeep { limit: self.limits.depth })
+            }
             (_, Token::Open) => {
                 let inner = self.expression(depth + 1)?;
                 match self.next("\"and\", \"or\" or \")\"")? {
@@ -207,7 +232,7 @@ impl Parser {
             }
             (at, Token::Word(name)) => {
                 self.terms += 1;
-                if self.terms > TERMS_MAX {
+                if self.terms > self.limits.terms {
                     return Err(FilterError::TooManyTerms);
                 }
                 self.comparison(at, name).map(Node::Term)

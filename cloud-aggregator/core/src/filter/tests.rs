@@ -140,18 +140,102 @@ fn filters_at_their_limits_are_read() {
     assert!(filter(&vec!["value = 1"; 256].join(" or ")).to_string().len() < TEXT_BYTES_MAX);
 }
 
+/// What is read back from a state file.
+fn restored(filter: &Filter) -> Filter {
+    let saved = serde_json::to_string(filter).expect("serialisable");
+    serde_json::from_str(&saved).unwrap_or_else(|error| panic!("{saved}: {error}"))
+}
+
+#[test]
+fn filters_that_are_longer_in_full_than_what_may_be_written_are_restored() {
+    let sensors: Vec<_> = (0..170).map(|number| format!("sensor_id=press-{number:03}")).collect();
+    let sensors = filter(&sensors.join(" or "));
+    assert!(sensors.to_string().len() > TEXT_BYTES_MAX);
+    assert_eq!(restored(&sensors), sensors);
+    // As large numbers were saved before they had exponents.
+    let large = filter(&vec!["value < 1e300"; 14].join(" or "));
+    let saved = vec![format!("value < {}", 1e300); 14].join(" or ");
+    assert!(saved.len() > TEXT_BYTES_MAX);
+    let saved = serde_json::to_string(&saved).expect("serialisable");
+    assert_eq!(serde_json::from_str::<Filter>(&saved).expect("restorable"), large);
+    assert_eq!(restored(&large), large);
+}
+
+/// On each level what needs most parentheses in full.
+fn nested(levels: usize) -> String {
+    (0..levels).fold("value=1 and value=2 or value=3".to_owned(), |inner, _| {
+        format!("({inner}) and value=4 or value=5")
+    })
+}
+
+#[test]
+fn deepest_filter_that_may_be_written_is_restored_and_a_deeper_one_is_refused() {
+    let deepest = filter(&nested(DEPTH_MAX));
+    let in_full = deepest.to_string();
+    let refused = FilterError::TooDeep { limit: DEPTH_MAX };
+    assert_eq!(in_full.parse::<Filter>(), Err(refused.clone()), "as a person's text");
+    assert_eq!(nested(DEPTH_MAX + 1).parse::<Filter>(), Err(refused));
+    assert_eq!(restored(&deepest), deepest);
+    assert_eq!(restored(&deepest).to_string(), in_full);
+    let deeper = serde_json::to_string(&format!("(({in_full}))")).expect("serialisable");
+    let error = serde_json::from_str::<Filter>(&deeper).expect_err("no filter in full");
+    assert!(error.to_string().starts_with("more than 65 parentheses"), "{error}");
+    let endless = serde_json::to_string(&"(".repeat(1_000_000)).expect("serialisable");
+    assert!(serde_json::from_str::<Filter>(&endless).is_err());
+}
+
+#[test]
+fn numbers_are_written_with_an_exponent_only_where_that_is_shorter() {
+    let check = |text: &str, expected: &str| {
+        assert_eq!(filter(text).to_string(), expected);
+        assert_eq!(restored(&filter(text)), filter(text));
+    };
+    check("value > 1e3", "value > 1000");
+    check("value > -0.001", "value > -0.001");
+    check("value > 1e300", "value > 1e300");
+    check("value > -5e-324", "value > -5e-324");
+    check("value > 2.2250738585072014e-308", "value > 2.2250738585072014e-308");
+}
+
+#[test]
+fn metric_types_named_and_what_decides_a_match_are_known() {
+    let metric = MetricType::new("temperature").expect("a valid name");
+    let named = filter("metric_type = a or (metric_type != b and value > 1) or unit = c");
+    assert_eq!(named.metric_types().into_iter().collect::<Vec<_>>(), ["a", "b"]);
+    let check = |text: &str, is_everything: bool, is_by_sender: bool| {
+        let left = filter(text).given(&metric).expect("some match");
+        assert_eq!(
+            (left.is_everything(), left.is_by_sender()),
+            (is_everything, is_by_sender),
+            "{text}"
+        );
+    };
+    check("metric_type = temperature", true, true);
+    check("metric_type != pressure or value > 1", true, true);
+    check("sensor_id = a or (machine_id = b and unit = c)", false, true);
+    check("sensor_id = a and value > 1", false, false);
+    check("features.rms > 1", false, false);
+    check("sensor_id = a or quality = good", false, false);
+}
+
 fn node() -> impl Strategy<Value = Node> {
-    let text =
-        (0..6_usize, any::<bool>(), "[a-z' é(=]{0,6}").prop_map(|(field, is_equal, text)| {
-            Node::Term(Term::Text { field: TextField::ALL[field], is_equal, text })
-        });
-    let number =
-        (any::<bool>(), 0..6_usize, -1e3..1e3_f64).prop_map(|(is_value, which, number)| {
-            let feature = NumberField::Feature("rms-2.x".to_owned());
-            let field = if is_value { NumberField::Value } else { feature };
-            Node::Term(Term::Number { field, comparison: Comparison::ALL[which], number })
-        });
-    prop_oneof![text, number].prop_recursive(4, 24, 4, |inner| {
+    nodes((4, 24), "[a-z' é(=]{0,6}", -1e3..1e3_f64)
+}
+
+fn nodes(
+    (depth, size): (u32, u32),
+    text: &'static str,
+    number: impl Strategy<Value = f64> + 'static,
+) -> impl Strategy<Value = Node> {
+    let text = (0..6_usize, any::<bool>(), text).prop_map(|(field, is_equal, text)| {
+        Node::Term(Term::Text { field: TextField::ALL[field], is_equal, text })
+    });
+    let number = (any::<bool>(), 0..6_usize, number).prop_map(|(is_value, which, number)| {
+        let feature = NumberField::Feature("rms-2.x".to_owned());
+        let field = if is_value { NumberField::Value } else { feature };
+        Node::Term(Term::Number { field, comparison: Comparison::ALL[which], number })
+    });
+    prop_oneof![text, number].prop_recursive(depth, size, 4, |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 2..4).prop_map(Node::All),
             prop::collection::vec(inner, 2..4).prop_map(Node::Any),
@@ -159,7 +243,33 @@ fn node() -> impl Strategy<Value = Node> {
     })
 }
 
+/// As a person writes it: parentheses only where they are needed.
+fn written(node: &Node) -> String {
+    match node {
+        Node::Term(term) => term.to_string(),
+        Node::Any(nodes) => nodes.iter().map(written).collect::<Vec<_>>().join(" or "),
+        Node::All(nodes) => {
+            let parts = nodes.iter().map(|node| match node {
+                Node::Any(_) => format!("({})", written(node)),
+                Node::Term(_) | Node::All(_) => written(node),
+            });
+            parts.collect::<Vec<_>>().join(" and ")
+        }
+    }
+}
+
 proptest! {
+    #[test]
+    fn whatever_is_accepted_is_restored_as_it_was(
+        root in nodes((24, 200), "[a-z' é(=]{0,40}", prop::num::f64::NORMAL),
+    ) {
+        let filter = Filter { root };
+        prop_assert_eq!(&restored(&filter), &filter);
+        if let Ok(accepted) = written(&filter.root).parse::<Filter>() {
+            prop_assert_eq!(&restored(&accepted), &accepted);
+        }
+    }
+
     #[test]
     fn text_of_a_filter_reads_back_as_the_same_condition(root in node(), value in -1e3..1e3_f64) {
         let filter = Filter { root };
@@ -174,7 +284,7 @@ proptest! {
     #[test]
     fn any_text_is_read_or_refused(text in "\\PC{0,80}") {
         if let Ok(filter) = text.parse::<Filter>() {
-            prop_assert!(filter.to_string().parse::<Filter>().is_ok());
+            prop_assert_eq!(&restored(&filter), &filter);
         }
     }
 }

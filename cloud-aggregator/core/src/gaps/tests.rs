@@ -214,6 +214,82 @@ fn devices_and_generations_are_limited() {
 }
 
 #[test]
+fn gaps_of_a_generation_or_device_that_is_forgotten_are_given_up_once() {
+    let limits = GapLimits { devices_max: 1, generations_per_device_max: 1, ..limits() };
+    let mut watch = GapWatch::default();
+    let (a, b) = (device("a"), device("b"));
+    let change = |generation, (first, last, records), since, closed| {
+        let device_id = a.clone();
+        let generation = Generation(generation);
+        GapChange { device_id, generation, first, last, records, since: at(since), closed }
+    };
+    watch.handle_page(&a, Generation(1), &page(1, 2, 2), at(0), &limits);
+    assert_eq!(watch.poll(at(0), &limits), []);
+    assert_eq!(watch.poll(at(1), &limits), [change(1, (1, 2, 2), 1, None)]);
+    watch.handle_seen(&a, Generation(2), &ranges(&[(1, 1)]), at(2), &limits);
+    assert_eq!(watch.figures().open, 0);
+    // A restart comes in between.
+    let saved = serde_json::to_string(&watch).expect("serialisable");
+    let mut watch: GapWatch = serde_json::from_str(&saved).expect("restorable");
+    let given_up = Some(GapClosed::GivenUp);
+    assert_eq!(watch.poll(at(2), &limits), [change(1, (1, 2, 2), 1, given_up)]);
+    assert_eq!(watch.poll(at(3), &limits), []);
+    watch.handle_page(&a, Generation(2), &page(1, 2, 2), at(4), &limits);
+    assert_eq!(watch.poll(at(4), &limits), []);
+    assert_eq!(watch.poll(at(5), &limits), [change(2, (2, 2, 1), 5, None)]);
+    watch.handle_seen(&b, Generation(1), &ranges(&[(1, 1)]), at(6), &limits);
+    assert_eq!(watch.poll(at(6), &limits), [change(2, (2, 2, 1), 5, given_up)]);
+    assert_eq!(watch.poll(at(60), &limits), []);
+}
+
+#[test]
+fn nothing_is_judged_while_rows_are_left_to_be_read() {
+    let mut scene = Scene::new();
+    scene.page(0, &page(1, 10, 10));
+    scene.watch.set_behind(true);
+    assert_eq!(scene.poll(0), []);
+    assert_eq!(scene.poll(30), []);
+    scene.seen(30, &[(1, 8)]);
+    scene.watch.set_behind(false);
+    assert_eq!(scene.poll(30), [], "the patience begins when all is read");
+    assert_eq!(scene.poll(31), [(9, 10, 2, None)]);
+}
+
+#[test]
+fn sums_of_the_largest_numbers_stop_at_the_end_of_their_range() {
+    let mut watch = GapWatch::default();
+    let limits = GapLimits { ranges_max: 10, ..limits() };
+    let devices = ["a", "b", "c"].map(device);
+    for id in &devices {
+        watch.handle_page(id, Generation(1), &page(0, u64::MAX, 0), at(0), &limits);
+    }
+    assert_eq!(watch.figures().owed, u64::MAX);
+    for id in &devices {
+        watch.handle_page(id, Generation(1), &page(0, u64::MAX, u64::MAX), at(0), &limits);
+    }
+    assert_eq!(watch.figures().owed, 0);
+    assert_eq!(watch.poll(at(0), &limits), []);
+    let opened = watch.poll(at(1), &limits);
+    let opened: Vec<_> = opened.iter().map(|gap| (gap.first, gap.last, gap.records)).collect();
+    assert_eq!(opened, [(1, u64::MAX, u64::MAX); 3]);
+    assert_eq!(watch.figures().missing, u64::MAX);
+    for id in &devices {
+        watch.handle_seen(id, Generation(1), &ranges(&[(0, u64::MAX)]), at(2), &limits);
+    }
+    let closed = watch.poll(at(2), &limits);
+    assert!(closed.iter().all(|gap| gap.closed == Some(GapClosed::Received)), "{closed:?}");
+    assert_eq!((closed.len(), watch.figures().open), (3, 0));
+    // More ranges than there may be, at the far end.
+    let scattered: Vec<_> = (1..=11).map(|number| u64::MAX - 2 * number).rev().collect();
+    for id in &devices {
+        watch.handle_page(id, Generation(2), &page(1, u64::MAX, u64::MAX), at(3), &limits);
+        let scattered = Ranges::from_numbers(scattered.clone());
+        watch.handle_seen(id, Generation(2), &scattered, at(3), &limits);
+    }
+    assert_eq!(watch.figures().unjudged, u64::MAX);
+}
+
+#[test]
 fn restored_watch_goes_on() {
     let mut scene = Scene::new();
     scene.seen(0, &[(1, 4), (12, 20)]);
@@ -244,6 +320,31 @@ fn inputs() -> impl Strategy<Value = Vec<Input>> {
         (0_i64..3).prop_map(Input::Poll),
     ];
     proptest::collection::vec(input, 0..40)
+}
+
+/// A number that somebody may have made up.
+fn number() -> impl Strategy<Value = u64> {
+    prop_oneof![0_u64..12, (0_u64..12).prop_map(|number| u64::MAX - number), any::<u64>()]
+}
+
+#[derive(Clone, Debug)]
+enum Wild {
+    Seen(u64, u64),
+    Page(u64, u64, u64),
+    Loss(u64, u64, Option<u64>),
+    Poll(i64, bool),
+}
+
+fn wild() -> impl Strategy<Value = Wild> {
+    prop_oneof![
+        (number(), number()).prop_map(|(first, last)| Wild::Seen(first, last)),
+        (number(), number(), number()).prop_map(|(a, b, c)| Wild::Page(a, b, c)),
+        // What a device numbers from its beginning.
+        (1_u64..12, 1_u64..12).prop_map(|(last, delivered)| Wild::Page(1, last, delivered)),
+        (number(), number(), proptest::option::of(number()))
+            .prop_map(|(a, b, c)| Wild::Loss(a, b, c)),
+        (0_i64..3, proptest::bool::weighted(0.2)).prop_map(|(later, is)| Wild::Poll(later, is)),
+    ]
 }
 
 /// Remembers everything.
@@ -317,5 +418,56 @@ proptest! {
         prop_assert_eq!(set, naive.missing());
         let opened = changes.iter().filter(|(.., closed)| closed.is_none()).count();
         prop_assert_eq!(opened, changes.len() - opened + scene.watch.figures().open);
+    }
+
+    /// Whatever numbers come, from however many devices: nothing overflows, and every gap that opened is open or was closed, once.
+    #[test]
+    fn each_gap_is_closed_once_also_if_its_device_is_forgotten(
+        inputs in proptest::collection::vec((0_usize..4, 0_u64..4, wild()), 0..60),
+    ) {
+        let limits = GapLimits {
+            devices_max: 2,
+            generations_per_device_max: 2,
+            gaps_per_generation_max: 2,
+            ranges_max: 4,
+            ..limits()
+        };
+        let devices = ["a", "b", "c", "d"].map(device);
+        let (mut watch, mut minutes, mut changes) = (GapWatch::default(), 0, Vec::new());
+        for (place, generation, input) in inputs {
+            let (id, generation) = (&devices[place], Generation(generation));
+            match input {
+                Wild::Seen(first, last) => {
+                    let numbers = ranges(&[(first, last)]);
+                    watch.handle_seen(id, generation, &numbers, at(minutes), &limits);
+                }
+                Wild::Page(first, last, delivered) => {
+                    let page = page(first, last, delivered);
+                    watch.handle_page(id, generation, &page, at(minutes), &limits);
+                }
+                Wild::Loss(first, last, records) => {
+                    let loss = ToldLoss { first, last, records };
+                    watch.handle_loss(id, generation, loss, at(minutes), &limits);
+                }
+                Wild::Poll(later, is_behind) => {
+                    let saved = serde_json::to_string(&watch).expect("serialisable");
+                    watch = serde_json::from_str(&saved).expect("restorable");
+                    minutes += later;
+                    watch.set_behind(is_behind);
+                    changes.extend(watch.poll(at(minutes), &limits));
+                }
+            }
+        }
+        watch.set_behind(false);
+        changes.extend(watch.poll(at(minutes), &limits));
+        let mut balance: BTreeMap<(DeviceId, Generation), i64> = BTreeMap::new();
+        for change in &changes {
+            let open = balance.entry((change.device_id.clone(), change.generation)).or_default();
+            *open += if change.closed.is_none() { 1 } else { -1 };
+        }
+        for (id, generation, _) in watch.open(usize::MAX) {
+            *balance.entry((id.clone(), generation)).or_default() -= 1;
+        }
+        prop_assert!(balance.values().all(|open| *open == 0), "{:?}", balance);
     }
 }

@@ -66,6 +66,7 @@ pub enum RestoreError {
 struct SavedRef<'a> {
     rules: &'a [Rule],
     since: &'a [EventTime],
+    judged_after: &'a [EventTime],
     metrics: Vec<&'a MetricType>,
     sensors: Sequence<'a, Sensor>,
     machines: Sequence<'a, Machine>,
@@ -100,6 +101,9 @@ impl<'a> Serialize for Sequence<'a, Machine> {
 struct Saved {
     rules: Vec<Rule>,
     since: Vec<EventTime>,
+    /// Files of versions before it was known lack it.
+    #[serde(default)]
+    judged_after: Vec<EventTime>,
     metrics: Vec<MetricType>,
     sensors: Vec<(SensorId, Option<MachineId>, Watermark, ProcessingTime, Windows)>,
     machines: Vec<(MachineId, Watermark, ProcessingTime, Windows)>,
@@ -273,6 +277,7 @@ impl Serialize for PartitionState {
         let saved = SavedRef {
             rules: &self.rules,
             since: &self.since,
+            judged_after: &self.judged_after,
             metrics: self.metrics.keys().collect(),
             sensors: Sequence(&self.sensors),
             machines: Sequence(&self.machines),
@@ -288,10 +293,24 @@ impl TryFrom<Saved> for PartitionState {
     type Error = RestoreError;
 
     fn try_from(saved: Saved) -> Result<Self, RestoreError> {
-        let Saved { since, rules, metrics, sensors, machines, marks, accounting, unmatched } =
-            saved;
-        if since.len() != rules.len() {
-            return Err(RestoreError::Since { rules: rules.len(), since: since.len() });
+        let Saved {
+            since,
+            mut judged_after,
+            rules,
+            metrics,
+            sensors,
+            machines,
+            marks,
+            accounting,
+            unmatched,
+        } = saved;
+        if judged_after.is_empty() {
+            judged_after = vec![EventTime::from_micros(i64::MIN); rules.len()];
+        }
+        for times in [&since, &judged_after] {
+            if times.len() != rules.len() {
+                return Err(RestoreError::Since { rules: rules.len(), since: times.len() });
+            }
         }
         let track = |name: &str, watermark, heard, windows: Windows| {
             if !windows.is_consistent(&rules) {
@@ -320,6 +339,7 @@ impl TryFrom<Saved> for PartitionState {
         let mut state = Self {
             metrics: metrics.into_iter().map(matching).collect(),
             since,
+            judged_after,
             sensor_positions: positions(sensors.iter().map(|sensor| &sensor.sensor_id))?,
             machine_positions: positions(machines.iter().map(|machine| &machine.machine_id))?,
             windows_held: windows_held(&sensors, &machines),

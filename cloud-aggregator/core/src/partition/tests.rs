@@ -42,6 +42,10 @@ impl Bench {
         self.state.handle_timeout(self.now, &self.settings, &mut self.out);
     }
 
+    fn trigger(&mut self) {
+        self.state.handle_trigger(self.now, &self.settings, &mut self.out);
+    }
+
     /// (count, revision, closed by) of each row.
     fn rows(&self) -> Vec<(u64, u32, ClosedBy)> {
         let short = |row: &AnomalyRow| (row.count, row.revision, row.closed_by);
@@ -260,13 +264,16 @@ fn mean_is_judged_at_the_close_and_taken_back_by_a_correction() {
     assert_eq!((bench.out.anomalies[0].mean_value, bench.out.alerts[0].observed), (100.0, 100.0));
     assert!(!bench.out.alerts[0].historical);
     bench.send(&reading("s", 2 * SECOND, 10.0));
+    bench.trigger();
     bench.send(&reading("s", 3 * SECOND, 10.0));
+    bench.trigger();
     let anomalies = |bench: &Bench| -> Vec<(u64, u32, bool)> {
         let rows = bench.out.anomalies.iter();
         rows.map(|row| (row.count, row.revision, row.is_anomaly)).collect()
     };
     assert_eq!(anomalies(&bench), [(2, 1, true), (3, 2, false)], "nothing is left to take back");
     bench.send(&reading("s", 4 * SECOND, 400.0));
+    bench.trigger();
     assert_eq!(anomalies(&bench)[2..], [(5, 3, true)]);
     assert_eq!(bench.out.alerts.len(), 1);
 }
@@ -340,26 +347,23 @@ fn silent_machine_closes_its_windows_and_one_sensor_far_behind_is_counted_as_suc
 fn update_mode_writes_a_row_at_each_trigger_that_follows_a_change() {
     let update = OutputMode::Update;
     let mut bench = with_rule(Rule { output_mode: update, ..Rule::seed() });
-    let trigger = |bench: &mut Bench| {
-        bench.state.handle_trigger(bench.now, &bench.settings, &mut bench.out);
-    };
     for second in 0..5 {
         bench.hot(second * SECOND);
     }
-    trigger(&mut bench);
+    bench.trigger();
     assert_eq!(bench.rows(), [], "it is no anomaly yet");
     bench.hot(5 * SECOND);
     bench.hot(6 * SECOND);
-    trigger(&mut bench);
-    trigger(&mut bench);
+    bench.trigger();
+    bench.trigger();
     assert_eq!(bench.rows(), [(7, 1, ClosedBy::Open)]);
     bench.hot(7 * SECOND);
     bench.cold(2 * MINUTE);
-    trigger(&mut bench);
+    bench.trigger();
     assert_eq!(bench.rows()[1..], [(8, 2, ClosedBy::Watermark)]);
     bench.hot(8 * SECOND);
     bench.hot(9 * SECOND);
-    trigger(&mut bench);
+    bench.trigger();
     assert_eq!(bench.rows()[2..], [(10, 3, ClosedBy::Correction)]);
 }
 
@@ -407,9 +411,15 @@ fn match_for_a_closed_window_writes_the_next_revision() {
     bench.cold(2 * MINUTE);
     assert_eq!(bench.rows(), []);
     assert_eq!(bench.hot(30 * SECOND), Disposition::Counted);
+    bench.trigger();
     assert_eq!(bench.rows(), [(6, 1, ClosedBy::Correction)]);
-    bench.hot(31 * SECOND);
-    assert_eq!(bench.rows()[1..], [(7, 2, ClosedBy::Correction)]);
+    // Many corrections between two triggers are one row.
+    for second in 31..40 {
+        bench.hot(second * SECOND);
+    }
+    bench.trigger();
+    bench.trigger();
+    assert_eq!(bench.rows()[1..], [(15, 2, ClosedBy::Correction)]);
     assert_eq!(bench.out.alerts.len(), 1, "one alert a window");
     assert!(bench.out.alerts[0].historical, "the window was closed");
 }
@@ -480,6 +490,7 @@ fn silent_sensors_window_closes_at_the_idle_timeout_and_is_corrected_after() {
     assert_eq!(bench.rows(), [(6, 1, ClosedBy::Idle)]);
     assert_eq!(bench.state.poll_timeout(&bench.settings), None);
     bench.hot(7 * SECOND);
+    bench.trigger();
     assert_eq!(bench.rows()[1..], [(7, 2, ClosedBy::Correction)]);
     bench.cold(3 * MINUTE);
     assert_eq!(bench.rows().len(), 2, "the watermark does not close it a second time");
@@ -563,6 +574,47 @@ fn repeat_of_a_sequence_is_a_duplicate_and_counts_nothing() {
     assert_eq!(bench.out.alerts.len(), 1);
     let accounting = bench.state.accounting();
     assert_eq!((accounting.records_in, accounting.counted, accounting.duplicates), (11, 6, 5));
+}
+
+#[test]
+fn reading_that_is_sent_again_by_a_person_counts_as_the_first_time() {
+    let filter = "metric_type = temperature and device_id = gw-1".parse().expect("valid");
+    let mut bench = with_rule(Rule { filter, ..Rule::seed() });
+    for sequence in 1..=5 {
+        bench.send(&identified(sequence, 0));
+    }
+    let again = identified(5, SECOND);
+    let Bench { settings, state, out, now } = &mut bench;
+    assert_eq!(state.handle_replay(&again, *now, settings, out), Disposition::Counted);
+    assert_eq!(bench.out.alerts.len(), 1, "the rule sees whose it is");
+}
+
+#[test]
+fn another_threshold_judges_closed_windows_anew_without_an_alert() {
+    let mut bench = Bench::new(settings());
+    for (minute, matches) in (0..).zip([4, 6, 8]) {
+        for second in 0..matches {
+            bench.hot(minute * MINUTE + second * SECOND);
+        }
+    }
+    bench.cold(4 * MINUTE);
+    assert_eq!(bench.rows(), [(6, 1, ClosedBy::Watermark), (8, 1, ClosedBy::Watermark)]);
+    let alerts = bench.out.alerts.len();
+    let mut change = |threshold: Threshold| {
+        bench.settings.rules[0].threshold = threshold;
+        bench.state.change_rules(&bench.settings.rules);
+        bench.trigger();
+        let rows = bench.out.anomalies.drain(..);
+        rows.map(|row| (row.count, row.revision, row.is_anomaly)).collect::<Vec<_>>()
+    };
+    change(Threshold::count_more_than(5));
+    assert_eq!(change(Threshold::count_more_than(3)), [(4, 1, true)]);
+    assert_eq!(change(Threshold::count_more_than(7)), [(4, 2, false), (6, 2, false)]);
+    assert_eq!(change(Threshold::count_more_than(7)), []);
+    assert_eq!(bench.out.alerts.len(), alerts);
+    let judged_after: Vec<_> = bench.state.judged_after().collect();
+    // Lateness and retention behind the newest reading.
+    assert_eq!(judged_after, [EventTime::from_micros(START + (240 - 10 - 300) * SECOND)]);
 }
 
 #[test]

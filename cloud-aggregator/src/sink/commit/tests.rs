@@ -120,6 +120,7 @@ async fn commit(lake: &mut Lake, file: &EpochFile) -> Result<(), LakeError> {
     let bytes = serde_json::to_vec(file).expect("serialisable");
     let rows = rows.collect();
     let commit = EpochCommit {
+        readings: None,
         epoch: file.epoch,
         file: bytes,
         files: files_by_partition(file),
@@ -227,7 +228,10 @@ async fn an_epoch_that_died_before_its_deciding_commit_never_was() {
     let mut lake = Lake::open(&settings).await.expect("opened again");
     assert!(matches!(lake.recover(&[partition(0)]).await.expect("answers")[0], Recovered::Fresh));
     assert_eq!(all_rows(folder.path()), expected(0, 0));
-    assert_eq!(lake.clean_state_files(i64::MAX).await.expect("cleaned"), 1);
+    assert_eq!(lake.clean_state_files(Instant::now()).await.expect("cleaned"), 0);
+    let next = EpochId::after(Some(lost), Nonce(1)).expect("room");
+    commit(&mut lake, &file(next, &[0], 1, &PendingRows::default())).await.expect("committed");
+    assert_eq!(lake.clean_state_files(Instant::now()).await.expect("cleaned"), 1);
 }
 
 #[tokio::test]
@@ -265,9 +269,39 @@ async fn state_files_are_kept_while_a_partition_names_them() {
         last = Some(epoch);
     }
     // The first names partition 1, the third partition 0.
-    assert_eq!(lake.clean_state_files(i64::MAX).await.expect("cleaned"), 1);
+    assert_eq!(lake.clean_state_files(Instant::now()).await.expect("cleaned"), 1);
     let left = std::fs::read_dir(folder.path().join("_state")).expect("a folder").count();
     assert_eq!(left, 2);
+}
+
+#[tokio::test]
+async fn an_instance_that_has_not_looked_for_long_deletes_nobodys_state() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut settings = lake_settings(folder.path());
+    let mut standby = Lake::open(&settings).await.expect("opened");
+    settings.state_grace = Duration::from_secs(3600);
+    let mut first = Lake::open(&settings).await.expect("opened");
+    let none = PendingRows::default();
+    let mut last = None;
+    for count in 1..=3 {
+        let epoch = EpochId::after(last, Nonce(count)).expect("room");
+        commit(&mut first, &file(epoch, &[0], 1, &none)).await.expect("committed");
+        last = Some(epoch);
+    }
+    // A file whose commit is still to come.
+    let next = EpochId::after(last, Nonce(9)).expect("room");
+    write_file(&mut first, &file(next, &[0], 1, &none)).await;
+    let began = Instant::now();
+    assert_eq!(first.clean_state_files(began).await.expect("cleaned"), 0);
+    assert_eq!(standby.clean_state_files(began).await.expect("cleaned"), 2);
+    let left = std::fs::read_dir(folder.path().join("_state")).expect("a folder").count();
+    assert_eq!(left, 2);
+    commit(&mut first, &file(EpochId::after(last, Nonce(4)).expect("room"), &[0], 1, &none))
+        .await
+        .expect("committed");
+    assert_eq!(first.clean_state_files(began).await.expect("cleaned"), 0);
+    let later = began + Duration::from_secs(3600);
+    assert_eq!(first.clean_state_files(later).await.expect("cleaned"), 1);
 }
 
 #[tokio::test]
@@ -350,7 +384,7 @@ async fn current_windows_hold_what_the_last_epoch_of_each_partition_left_there()
         let current = vec![(partition(number), row.clone()); windows];
         let lake = if number == 0 { &mut first } else { &mut second };
         let files = files_by_partition(&file);
-        let commit = EpochCommit { epoch, file: bytes, files, rows, current };
+        let commit = EpochCommit { epoch, readings: None, file: bytes, files, rows, current };
         lake.begin_commit(commit).await.expect("begun");
         lake.committed().await.1.expect("committed");
     }

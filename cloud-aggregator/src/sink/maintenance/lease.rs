@@ -4,6 +4,7 @@
 //! do. The highest number counts; lower ones are deleted. Nothing depends on there being one holder only: what maintenance
 //! commits holds whoever else is at it, two of them only do some work twice.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use aggregator_core::maintenance::{Lease, LeaseDecision, decide_lease};
@@ -16,6 +17,13 @@ use deltalake::logstore::object_store::{
 use crate::sink::delta::{LakeError, Location};
 
 const FOLDER: &str = "_maintenance";
+
+/// A lease that this instance has.
+pub(super) struct Held {
+    pub(super) lease: Lease,
+    /// When its file was written, by the storage's clock.
+    pub(super) written_at: ProcessingTime,
+}
 
 /// The folder of leases, for one instance.
 #[derive(Debug)]
@@ -39,7 +47,7 @@ impl Leases {
     ///
     /// # Errors
     /// The storage refuses.
-    pub(super) async fn take(&self, now: ProcessingTime) -> Result<Option<Lease>, LakeError> {
+    pub(super) async fn take(&self, now: ProcessingTime) -> Result<Option<Held>, LakeError> {
         let found = self.highest().await?;
         let highest = found.as_ref().map(|(number, lease)| (*number, lease));
         let LeaseDecision::Write(number) = decide_lease(highest, &self.owner, now, self.term)
@@ -51,7 +59,8 @@ impl Leases {
             until: now.saturating_add(self.term),
             vacuumed_at: found.and_then(|(_, lease)| lease.vacuumed_at),
         };
-        Ok(self.write(number, &lease).await?.then_some(lease))
+        let written_at = self.write(number, &lease).await?;
+        Ok(written_at.map(|written_at| Held { lease, written_at }))
     }
 
     /// Writes down what a holder has done, or that it holds no longer.
@@ -63,10 +72,11 @@ impl Leases {
             Some((number, found)) if found.owner == self.owner => number + 1,
             Some(_) | None => return Ok(false),
         };
-        self.write(number, lease).await
+        Ok(self.write(number, lease).await?.is_some())
     }
 
-    async fn write(&self, number: u64, lease: &Lease) -> Result<bool, LakeError> {
+    /// `None`: others were faster.
+    async fn write(&self, number: u64, lease: &Lease) -> Result<Option<ProcessingTime>, LakeError> {
         let name = file_name(number);
         let failed = |error: &StoreError| lease_error(&name, &error.to_string());
         let bytes =
@@ -74,22 +84,23 @@ impl Leases {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         match self.store.put_opts(&Path::from(name.as_str()), bytes.into(), options).await {
             Ok(_) => {}
-            Err(StoreError::AlreadyExists { .. }) => return Ok(false),
+            Err(StoreError::AlreadyExists { .. }) => return Ok(None),
             Err(error) => return Err(failed(&error)),
         }
         // Whoever was slow may have written a number that others have passed and deleted.
         let numbers = self.numbers().await?;
-        for lower in numbers.iter().filter(|found| **found < number) {
+        for lower in numbers.keys().filter(|found| **found < number) {
             match self.store.delete(&Path::from(file_name(*lower))).await {
                 Ok(()) | Err(StoreError::NotFound { .. }) => {}
                 Err(error) => return Err(failed(&error)),
             }
         }
-        Ok(numbers.iter().all(|found| *found <= number))
+        let is_highest = numbers.keys().all(|found| *found <= number);
+        Ok(numbers.get(&number).copied().filter(|_| is_highest))
     }
 
     async fn highest(&self) -> Result<Option<(u64, Lease)>, LakeError> {
-        let Some(number) = self.numbers().await?.into_iter().max() else { return Ok(None) };
+        let Some(number) = self.numbers().await?.into_keys().max() else { return Ok(None) };
         let name = file_name(number);
         let got = match self.store.get(&Path::from(name.as_str())).await {
             Ok(got) => got.bytes().await,
@@ -111,11 +122,16 @@ impl Leases {
         }
     }
 
-    async fn numbers(&self) -> Result<Vec<u64>, LakeError> {
+    /// All files with their times.
+    async fn numbers(&self) -> Result<BTreeMap<u64, ProcessingTime>, LakeError> {
         let listed = self.store.list_with_delimiter(None).await;
         let listed = listed.map_err(|error| lease_error(FOLDER, &error.to_string()))?;
-        let names = listed.objects.iter().filter_map(|object| object.location.filename());
-        Ok(names.filter_map(number_of).collect())
+        let files = listed.objects.iter().filter_map(|object| {
+            let number = number_of(object.location.filename()?)?;
+            let micros = object.last_modified.timestamp_micros();
+            Some((number, ProcessingTime::from_micros(micros)))
+        });
+        Ok(files.collect())
     }
 }
 

@@ -14,7 +14,7 @@ use deltalake::arrow::datatypes::SchemaRef;
 use deltalake::arrow::error::ArrowError;
 use deltalake::arrow::row::{RowConverter, Rows, SortField};
 use deltalake::logstore::object_store::path::Path;
-use deltalake::logstore::object_store::{ObjectStore, ObjectStoreExt as _};
+use deltalake::logstore::object_store::{Error as StoreError, ObjectStore, ObjectStoreExt as _};
 use deltalake::parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReader};
 use deltalake::parquet::arrow::async_reader::{
     AsyncFileReader, ParquetRecordBatchStream, ParquetRecordBatchStreamBuilder,
@@ -55,6 +55,28 @@ pub enum MergeError {
         /// The columns.
         keys: String,
     },
+}
+
+impl MergeError {
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        match self {
+            Self::Read { path, .. } | Self::Columns { path, .. } | Self::Order { path, .. } => path,
+        }
+    }
+
+    /// Whether it is the file that is wrong, or gone, and not the storage that does not answer.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Columns { .. } | Self::Order { .. } => true,
+            Self::Read { source: ParquetError::External(cause), .. } => {
+                matches!(cause.downcast_ref::<StoreError>(), Some(StoreError::NotFound { .. }))
+            }
+            Self::Read { .. } => true,
+        }
+    }
 }
 
 /// One input.

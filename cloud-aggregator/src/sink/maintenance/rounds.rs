@@ -81,7 +81,8 @@ impl Rounds {
     async fn round(&mut self) -> Option<Outcome> {
         let opened = match self.maintenance.take() {
             Some(maintenance) => Ok(maintenance),
-            None => Maintenance::open(&self.lake, &self.settings, system_clock()),
+            None => Maintenance::open(&self.lake, &self.settings, system_clock())
+                .map(Maintenance::checking_its_clock),
         };
         let mut maintenance = match opened {
             Ok(maintenance) => maintenance,

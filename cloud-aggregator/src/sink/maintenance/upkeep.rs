@@ -20,9 +20,7 @@ use deltalake::logstore::LogStoreRef;
 use deltalake::logstore::object_store::path::Path;
 use deltalake::logstore::object_store::{Error as StoreError, ObjectStoreExt as _};
 use deltalake::operations::vacuum::{Clock as VacuumClock, VacuumMode};
-use deltalake::parquet::basic::Compression;
 use deltalake::parquet::file::metadata::KeyValue;
-use deltalake::parquet::file::properties::WriterProperties;
 use deltalake::protocol::DeltaOperation;
 use deltalake::writer::record_batch::RecordBatchWriter;
 use deltalake::writer::{DeltaWriter as _, WriteMode};
@@ -33,11 +31,15 @@ use super::merge::{InputFile, Layout, Merge, SORTED_BY};
 use super::{MergeError, TableReport};
 use crate::config;
 use crate::sink::commit::{fault_point, within};
-use crate::sink::delta::{LakeError, Location, sync_files, table_error};
+use crate::sink::delta::{
+    LakeError, Location, file_properties, statistics_property, sync_files, table_error,
+};
 
 /// How often a commit is tried while others commit.
 const COMMIT_ATTEMPTS_MAX: u32 = 50;
 const MICROS_PER_MILLISECOND: i64 = 1000;
+/// So many operation timeouts may a vacuum take.
+const VACUUM_PATIENCE: u32 = 60;
 /// Every Delta reader that there is can read these.
 const READER_VERSION: i32 = 1;
 const WRITER_VERSION: i32 = 2;
@@ -53,6 +55,8 @@ pub(super) enum Merged {
     GivenUp,
     /// This file does not fit into memory together with another one.
     TooLarge(String),
+    /// This file cannot be read or is not what the table says.
+    Damaged { path: String, error: LakeError },
 }
 
 /// A merge in numbers.
@@ -94,33 +98,24 @@ impl Upkeep {
         if !within(operation_timeout, load).await? {
             return Ok(None);
         }
-        let snapshot = table.snapshot().map_err(failed)?;
-        let protocol = snapshot.protocol();
-        let versions = (protocol.min_reader_version(), protocol.min_writer_version());
-        if versions != (READER_VERSION, WRITER_VERSION) {
-            return Err(LakeError::Protocol {
-                table: name.to_owned(),
-                reader: versions.0,
-                writer: versions.1,
-            });
-        }
-        let metadata = snapshot.metadata();
-        let kernel_schema = metadata.parse_schema().map_err(|error| failed(error.into()))?;
-        let schema: Schema = (&kernel_schema)
-            .try_into_arrow()
-            .map_err(|source| LakeError::Columns { table: name.to_owned(), source })?;
-        let is_kept = |field: &&Arc<deltalake::arrow::datatypes::Field>| {
-            !metadata.partition_columns().contains(field.name())
-        };
-        let fields: Vec<_> = schema.fields().iter().filter(is_kept).cloned().collect();
+        let layout = layout(name, &table, keys)?;
         Ok(Some(Self {
             name,
             log_store: table.log_store(),
             table,
             folder: location.local(name),
-            layout: Layout { schema: Arc::new(Schema::new(fields)), keys },
+            layout,
             operation_timeout,
         }))
+    }
+
+    /// Reads what was committed since.
+    pub(super) async fn refresh(&mut self) -> Result<(), LakeError> {
+        let failed = self.failed();
+        let update = async { self.table.update_state().await.map_err(failed) };
+        within(self.operation_timeout, update).await?;
+        self.layout = layout(self.name, &self.table, self.layout.keys)?;
+        Ok(())
     }
 
     /// Whether its files may become others.
@@ -148,15 +143,21 @@ impl Upkeep {
         Ok(())
     }
 
-    /// Tells others, too, how long the log and removed files are kept. Only when it changes: the commit makes others repeat
+    /// Tells others, too, how long the log and removed files are kept, and which statistics files get. Only when it changes: the commit makes others repeat
     /// what they are at.
     pub(super) async fn set_properties(
         &mut self,
         settings: &config::Maintenance,
     ) -> Result<(), LakeError> {
-        let wanted = config::table_properties(settings);
+        let mut wanted = config::table_properties(settings, self.name);
         let snapshot = self.table.snapshot().map_err(self.failed())?;
         let present = snapshot.metadata().configuration();
+        // Somebody may want others.
+        if let Some((key, Some(columns))) = statistics_property(self.name)
+            && !present.contains_key(&key)
+        {
+            wanted.insert(key, columns);
+        }
         if wanted.iter().all(|(key, value)| present.get(key) == Some(value)) {
             return Ok(());
         }
@@ -165,7 +166,7 @@ impl Upkeep {
         let failed = self.failed();
         let work = async { set.await.map_err(failed) };
         self.table = within(self.operation_timeout, work).await?;
-        Ok(())
+        self.sync_newest_commit().await
     }
 
     /// Removes every file of dates that are older than the retention.
@@ -238,14 +239,21 @@ impl Upkeep {
         let store = self.log_store.object_store(None);
         let memory = settings.memory_bytes_max;
         let opened = Merge::open(&store, self.layout.clone(), &inputs, memory).await;
-        let merge = opened.map_err(|source| self.merge_error(source))?;
+        let merge = match opened {
+            Ok(merge) => merge,
+            Err(source) => return self.damaged(source),
+        };
         group.truncate(merge.inputs());
         if group.len() < 2 {
             return Ok(Merged::TooLarge(
                 group.first().map_or_else(|| inputs[0].path.to_string(), |file| file.path().into()),
             ));
         }
-        let (adds, rows) = self.write(merge, &group[0], settings).await?;
+        let (adds, rows) = match self.write(merge, &group[0], settings).await {
+            Ok(written) => written,
+            Err(LakeError::Merge { source, .. }) => return self.damaged(*source),
+            Err(error) => return Err(error),
+        };
         fault_point("merge-written");
         let expected: Option<usize> = group.iter().map(LogicalFileView::num_records).sum();
         self.check_rows(&adds, rows, expected)?;
@@ -266,6 +274,14 @@ impl Upkeep {
         }))
     }
 
+    /// A file that is damaged must not keep the others from being merged; a storage that does not answer is no damage.
+    fn damaged(&self, source: MergeError) -> Result<Merged, LakeError> {
+        let is_damage = source.is_damage();
+        let path = source.path().to_owned();
+        let error = LakeError::Merge { table: self.name.to_owned(), source: Box::new(source) };
+        if is_damage { Ok(Merged::Damaged { path, error }) } else { Err(error) }
+    }
+
     async fn write(
         &self,
         mut merge: Merge,
@@ -279,8 +295,7 @@ impl Upkeep {
         })?;
         let names = values.fields().iter().map(|field| field.name().clone());
         let values = names.zip(values.values().iter().cloned()).collect();
-        let properties = WriterProperties::builder()
-            .set_compression(Compression::SNAPPY)
+        let properties = file_properties()
             .set_max_row_group_row_count(Some(settings.row_group_rows))
             .set_key_value_metadata(Some(vec![KeyValue::new(
                 SORTED_BY.to_owned(),
@@ -402,7 +417,9 @@ impl Upkeep {
                 return Ok(false);
             }
             create_checkpoint(&self.table, None).await.map_err(&failed)?;
-            self.sync(vec!["_delta_log/_last_checkpoint".to_owned()]).await?;
+            // What the hint names must be there when the hint is.
+            let checkpoint = format!("_delta_log/{version:020}.checkpoint.parquet");
+            self.sync(vec![checkpoint, "_delta_log/_last_checkpoint".to_owned()]).await?;
             Ok(true)
         })
         .await
@@ -448,19 +465,27 @@ impl Upkeep {
             .with_create_checkpoint(false)
             .with_cleanup_expired_logs(Some(false));
         let millis = Micros::from(retention).get() / MICROS_PER_MILLISECOND;
-        self.table.update_state().await.map_err(self.failed())?;
-        let (table, done) = self
+        self.refresh().await?;
+        let vacuum = self
             .table
             .clone()
             .vacuum()
             .with_mode(VacuumMode::Full)
             .with_retention_period(chrono::Duration::milliseconds(millis))
             .with_clock(Arc::new(FixedClock(now.micros() / MICROS_PER_MILLISECOND)))
-            .with_commit_properties(properties)
-            .await
-            .map_err(self.failed())?;
+            .with_commit_properties(properties);
+        let failed = self.failed();
+        let work = async { vacuum.await.map_err(failed) };
+        // Each of many files is a request.
+        let (table, done) = within(VACUUM_PATIENCE * self.operation_timeout, work).await?;
         self.table = table;
+        self.sync_newest_commit().await?;
         Ok(done.files_deleted.len() as u64)
+    }
+
+    async fn sync_newest_commit(&self) -> Result<(), LakeError> {
+        let version = self.table.snapshot().map_err(self.failed())?.version();
+        self.sync(vec![format!("_delta_log/{version:020}.json")]).await
     }
 
     /// Where the files of the table are, below its folder.
@@ -480,6 +505,35 @@ impl Upkeep {
             None => Ok(()),
         }
     }
+}
+
+/// The columns that files of the table hold.
+fn layout(
+    name: &'static str,
+    table: &DeltaTable,
+    keys: &'static [&'static str],
+) -> Result<Layout, LakeError> {
+    let failed = |source| table_error(name, source);
+    let snapshot = table.snapshot().map_err(failed)?;
+    let protocol = snapshot.protocol();
+    let versions = (protocol.min_reader_version(), protocol.min_writer_version());
+    if versions != (READER_VERSION, WRITER_VERSION) {
+        return Err(LakeError::Protocol {
+            table: name.to_owned(),
+            reader: versions.0,
+            writer: versions.1,
+        });
+    }
+    let metadata = snapshot.metadata();
+    let kernel_schema = metadata.parse_schema().map_err(|error| failed(error.into()))?;
+    let schema: Schema = (&kernel_schema)
+        .try_into_arrow()
+        .map_err(|source| LakeError::Columns { table: name.to_owned(), source })?;
+    let is_kept = |field: &&Arc<deltalake::arrow::datatypes::Field>| {
+        !metadata.partition_columns().contains(field.name())
+    };
+    let fields: Vec<_> = schema.fields().iter().filter(is_kept).cloned().collect();
+    Ok(Layout { schema: Arc::new(Schema::new(fields)), keys })
 }
 
 #[derive(Debug)]

@@ -4,7 +4,7 @@
 //! that a lake that does not answer never holds up the group; the partitions themselves are assigned when their offsets
 //! are known. Under the cooperative protocol a revocation is answered by whoever takes it from the queue.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -40,6 +40,16 @@ pub(super) struct Context {
     pub(super) is_cooperative: bool,
     /// Nobody takes rebalances from the queue any more.
     is_closing: AtomicBool,
+    fetched: Mutex<Fetched>,
+}
+
+/// How far the client has fetched, by its statistics.
+#[derive(Default)]
+struct Fetched {
+    /// Offset to be fetched next of partitions of which nothing waits in the client.
+    next_offsets: HashMap<TopicPartition, i64>,
+    /// What was told before this second (since 1970) is of an assignment before.
+    valid_after: i64,
 }
 
 impl Context {
@@ -49,12 +59,29 @@ impl Context {
         is_cooperative: bool,
     ) -> Self {
         let (rebalances, is_closing) = (Mutex::new(VecDeque::new()), AtomicBool::new(false));
-        Self { brokers, rebalances, brokers_down, is_cooperative, is_closing }
+        let fetched = Mutex::default();
+        Self { brokers, rebalances, brokers_down, is_cooperative, is_closing, fetched }
     }
 
     /// From here on the client gets its answers without anybody's help.
     pub(super) fn answer_at_once(&self) {
         self.is_closing.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether everything below `end` was taken from the client. The last records of a partition may be marks of transactions, which
+    /// are never delivered.
+    pub(super) fn is_taken(&self, partition: &TopicPartition, end: i64) -> bool {
+        let fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
+        fetched.next_offsets.get(partition).is_some_and(|next| *next >= end)
+    }
+
+    /// Partitions are read from other places from here on.
+    pub(super) fn forget_fetched(&self) {
+        let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
+        *fetched = Fetched {
+            next_offsets: HashMap::new(),
+            valid_after: chrono::Utc::now().timestamp().saturating_add(1),
+        };
     }
 
     fn push(&self, rebalance: Rebalance) {
@@ -81,6 +108,8 @@ impl ClientContext for Context {
     }
 
     fn stats(&self, statistics: Statistics) {
+        let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
+        fetched.next_offsets.clear();
         for (topic, of_topic) in &statistics.topics {
             for (number, partition) in &of_topic.partitions {
                 // A high watermark below 0 is not known: never read here.
@@ -92,6 +121,13 @@ impl ClientContext for Context {
                 let lag = if partition.desired { (partition.hi_offset - known).max(0) } else { 0 };
                 let labels = [("topic", topic.clone()), ("partition", number.to_string())];
                 gauge!(names::LAG_RECORDS, &labels).set(lag as f64);
+                if partition.desired
+                    && partition.fetchq_cnt == 0
+                    && statistics.time > fetched.valid_after
+                {
+                    let id = TopicPartition { topic: topic.clone(), partition: *number };
+                    fetched.next_offsets.insert(id, partition.next_offset);
+                }
             }
         }
     }

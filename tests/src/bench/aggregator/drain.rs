@@ -11,7 +11,7 @@ use super::table::{Row, Table};
 use super::{World, median, spark};
 use crate::bench::figures::{megabytes, say};
 use crate::bench::usage::{cpu_seconds, memory_of, thread_seconds};
-use crate::cloud_aggregator::CloudAggregator;
+use crate::cloud_aggregator::{CloudAggregator, CloudAggregatorSettings, run_command};
 use crate::lake::LakeReader;
 
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -49,15 +49,14 @@ impl Work {
 /// What one run took.
 #[derive(Clone, Debug)]
 pub(super) struct Run {
-    /// From the start of the process to its end.
-    process: Duration,
     /// From the first record to the last commit.
     reading: Duration,
     /// From the start of the process, and from the group's assignment, to the first commit with records.
     first_commit: (Duration, Duration),
     pub(super) cpu: f64,
     pub(super) peak: u64,
-    threads: String,
+    /// Of the raw table, by `cloud-aggregator audit`.
+    audit: Option<Duration>,
 }
 
 /// The medians of several runs.
@@ -146,6 +145,18 @@ fn rows_of(world: &World, table: &mut Table, input: &Input, work: Work) -> anyho
         goal: Some(("≤ 1 s".to_owned(), joined <= 1.0)),
         peak: None,
     });
+    let audits: Vec<f64> =
+        runs.iter().filter_map(|run| run.audit).map(|audit| audit.as_secs_f64()).collect();
+    if !audits.is_empty() {
+        let seconds = median(audits.into_iter());
+        let rate = world.options.records as f64 / seconds;
+        table.add(Row {
+            what: "audit of the raw table, rows a second".to_owned(),
+            measured: format!("{rate:.0} ({seconds:.1} s)"),
+            goal: None,
+            peak: None,
+        });
+    }
     Ok(figures)
 }
 
@@ -197,34 +208,93 @@ fn grow(world: &World, table: &mut Table, base: &Workload, before: &Figures) -> 
         ..named("million-")
     };
     let input = world.preload(million)?;
-    let run = drain(world, "million", Work::Windows, &input)?;
+    let dir = world.folder("million");
+    let settings = settings_of(world, &dir, Work::Windows, &input);
+    let run = run("million", &dir, &settings)?;
+    let state = folder_bytes(&settings.lake.join("_state"))?;
     table.add(Row {
         what: "a million windows (100,000 sensors), then their commit".to_owned(),
-        measured: format!("{:.1} s, {:.1} CPU-s", run.reading.as_secs_f64(), run.cpu),
+        measured: format!(
+            "{:.1} s, {:.1} CPU-s, state files {}",
+            run.reading.as_secs_f64(),
+            run.cpu,
+            megabytes(state)
+        ),
         goal: Some(("≤ 512 MB".to_owned(), run.peak <= STATE_GOAL)),
         peak: Some(run.peak),
     });
+    let again = observe(&dir, &settings)?;
+    let resumption = again.resumption()?.as_secs_f64();
+    table.add(Row {
+        what: "a restart with them, partitions given → reading".to_owned(),
+        measured: format!(
+            "{resumption:.2} s ({:.2} s from the start of the process), {:.1} CPU-s",
+            duration(again.started_at, again.time("reading begins")?)?.as_secs_f64(),
+            again.cpu
+        ),
+        goal: Some(("≤ 5 s".to_owned(), resumption <= 5.0)),
+        peak: Some(again.peak),
+    });
+    check(&LakeReader::new(&settings.lake), false, &input)?;
+    std::fs::remove_dir_all(&settings.lake)?;
     Ok(())
 }
 
-/// Runs the program until it has read what is there, and looks at what it wrote.
-fn drain(world: &World, name: &str, work: Work, input: &Input) -> anyhow::Result<Run> {
-    let dir = world.folder(name);
+fn folder_bytes(folder: &Path) -> anyhow::Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(folder)? {
+        bytes += entry?.metadata()?.len();
+    }
+    Ok(bytes)
+}
+
+/// Settings of a run in `dir`.
+fn settings_of(world: &World, dir: &Path, work: Work, input: &Input) -> CloudAggregatorSettings {
     let keeps_readings = work == Work::WindowsAndReadings;
     let environment = [
         ("AGGREGATOR__TRIGGER__AVAILABLE_NOW", "true"),
         ("AGGREGATOR__TRIGGER__PROCESSING_TIME", "5s"),
         ("AGGREGATOR__LAKE__KEEPS_READINGS", if keeps_readings { "true" } else { "false" }),
     ];
-    let mut settings = world.settings(&dir, &input.workload.prefix, &environment);
+    let mut settings = world.settings(dir, &input.workload.prefix, &environment);
     settings.more = format!(
         "[[rules]]\nname = \"temperature-above-100\"\nfilter = \"metric_type = temperature and value > {LIMIT}\"\n\
          window = \"1m\"\nslide = \"{}s\"\nby = \"sensor\"\nthreshold = \"count > {COUNT_MORE_THAN}\"\n\
          output-mode = \"append\"\nseverity = 2\n",
         input.workload.slide_micros / 1_000_000
     );
+    settings
+}
+
+/// What is seen of a process from outside until it has ended.
+struct Observed {
+    started_at: EventTime,
+    process: Duration,
+    cpu: f64,
+    peak: u64,
+    /// CPU-seconds by thread, the busiest first.
+    threads: String,
+    log: String,
+}
+
+impl Observed {
+    /// When a line was logged that holds these words: the last one.
+    fn time(&self, words: &str) -> anyhow::Result<EventTime> {
+        let line = self.log.lines().rev().find(|line| line.contains(words));
+        let time = line.and_then(|line| EventTime::parse(line.split_whitespace().next()?));
+        time.with_context(|| format!("no line {words:?}"))
+    }
+
+    /// From the group's assignment until records begin to flow: the state is read.
+    fn resumption(&self) -> anyhow::Result<Duration> {
+        duration(self.time("the group gave partitions")?, self.time("reading begins")?)
+    }
+}
+
+/// Runs the program until it has read what is there.
+fn observe(dir: &Path, settings: &CloudAggregatorSettings) -> anyhow::Result<Observed> {
     let began = Instant::now();
-    let mut aggregator = CloudAggregator::start(&dir, &settings)?;
+    let mut aggregator = CloudAggregator::start(dir, settings)?;
     let started_at = EventTime::from_micros(micros_of(std::time::SystemTime::now())?);
     let pid = aggregator.process().id();
     let (mut cpu, mut peak, mut threads) = (0.0_f64, 0, std::collections::BTreeMap::new());
@@ -242,27 +312,45 @@ fn drain(world: &World, name: &str, work: Work, input: &Input) -> anyhow::Result
     let status = aggregator.process().wait(PATIENCE)?;
     let log = aggregator.process().stdout() + &aggregator.process().stderr();
     ensure!(status.success(), "{status}:\n{}", aggregator.process().tail());
-    let time = |words: &str| time_of(&log, words).with_context(|| format!("no line {words:?}"));
-    let (given, begins) = (time("the group gave partitions")?, time("reading begins")?);
-    let reading = duration(begins, time("all is read that was there")?)?;
-    let first = first_commit(&settings.lake)?;
-    let first_commit = (duration(started_at, first)?, duration(given, first)?);
-    check(&LakeReader::new(&settings.lake), keeps_readings, input)?;
-    std::fs::remove_dir_all(&settings.lake)?;
     let mut busiest: Vec<_> = threads.into_iter().collect();
     busiest.sort_by(|left, right| right.1.total_cmp(&left.1));
     let busiest = busiest.iter().take(6).map(|(name, seconds)| format!("{name} {seconds:.2}"));
     let threads = busiest.collect::<Vec<_>>().join(", ");
-    let run = Run { process, reading, first_commit, cpu, peak, threads };
+    Ok(Observed { started_at, process, cpu, peak, threads, log })
+}
+
+/// Runs the program until it has read what is there, and looks at what it wrote.
+fn drain(world: &World, name: &str, work: Work, input: &Input) -> anyhow::Result<Run> {
+    let dir = world.folder(name);
+    let settings = settings_of(world, &dir, work, input);
+    let mut run = run(name, &dir, &settings)?;
+    let keeps_readings = work == Work::WindowsAndReadings;
+    check(&LakeReader::new(&settings.lake), keeps_readings, input)?;
+    if keeps_readings {
+        let began = Instant::now();
+        let audit = run_command(&dir, &["audit"])?;
+        ensure!(audit.code == Some(0), "audit: {}{}", audit.output, audit.errors);
+        run.audit = Some(began.elapsed());
+    }
+    std::fs::remove_dir_all(&settings.lake)?;
+    Ok(run)
+}
+
+fn run(name: &str, dir: &Path, settings: &CloudAggregatorSettings) -> anyhow::Result<Run> {
+    let seen = observe(dir, settings)?;
+    let (given, begins) = (seen.time("the group gave partitions")?, seen.time("reading begins")?);
+    let reading = duration(begins, seen.time("all is read that was there")?)?;
+    let first = first_commit(&settings.lake)?;
+    let first_commit = (duration(seen.started_at, first)?, duration(given, first)?);
     say(&format!(
         "    {name}: process {:.2} s, reading {:.2} s, {:.2} CPU-s, VmHWM {}; CPU-s by thread: {}",
-        run.process.as_secs_f64(),
-        run.reading.as_secs_f64(),
-        run.cpu,
-        megabytes(run.peak),
-        run.threads
+        seen.process.as_secs_f64(),
+        reading.as_secs_f64(),
+        seen.cpu,
+        megabytes(seen.peak),
+        seen.threads
     ));
-    Ok(run)
+    Ok(Run { reading, first_commit, cpu: seen.cpu, peak: seen.peak, audit: None })
 }
 
 /// When the first commit with records was written to the log of `telemetry`.
@@ -287,12 +375,6 @@ fn micros_of(time: std::time::SystemTime) -> anyhow::Result<i64> {
 
 fn duration(from: EventTime, to: EventTime) -> anyhow::Result<Duration> {
     Ok(Duration::from_micros(u64::try_from(to.micros_since(from))?))
-}
-
-/// When a line was logged that holds these words: the last one.
-fn time_of(log: &str, words: &str) -> Option<EventTime> {
-    let line = log.lines().rev().find(|line| line.contains(words))?;
-    EventTime::parse(line.split_whitespace().next()?)
 }
 
 fn check(lake: &LakeReader, keeps_readings: bool, input: &Input) -> anyhow::Result<()> {
