@@ -24,7 +24,9 @@ use crate::reload::Reloader;
 use crate::sink::alert::{Channel, Delivery, Outcome};
 use crate::sink::alert_topic::AlertTopic;
 use crate::sink::commit::Lake;
+use crate::sink::delta::Location;
 use crate::sink::maintenance::{self, Maintenance, Reports};
+use crate::sink::rows::TELEMETRY;
 use crate::sink::webhook::Webhook;
 use crate::source::kafka::{Source, client_config, start};
 use crate::{admin, config, telemetry};
@@ -242,7 +244,7 @@ fn spawn_maintenance(
 /// One round of maintenance over one table or all. `None`: another instance is at it.
 ///
 /// # Errors
-/// The lake cannot be opened; what fails in a table is in its report.
+/// The lake or the table is not there, or cannot be opened; what fails in a table is in its report.
 pub fn maintain(settings: &Settings, table: Option<&str>) -> Result<Option<Reports>, Failure> {
     telemetry::start_logging(&settings.telemetry)
         .map_err(|error| Failure { cause: anyhow!(error), exit_code: EXIT_CONFIG })?;
@@ -252,6 +254,16 @@ pub fn maintain(settings: &Settings, table: Option<&str>) -> Result<Option<Repor
         .build()
         .map_err(exit_with(EXIT_SOFTWARE))?;
     let round = async {
+        let name = table.unwrap_or(TELEMETRY);
+        // A wrong folder is to stay as it is.
+        let location = Location::existing(&settings.lake)?;
+        let is_there =
+            tokio::time::timeout(settings.lake.operation_timeout, location.has_table(name));
+        let is_there = is_there.await.context("the storage does not answer")??;
+        if !is_there {
+            let location = &settings.lake.location;
+            bail!("there is no table {name} in lake.location {location}");
+        }
         let clock = maintenance::system_clock();
         let mut maintenance =
             Maintenance::open(&settings.lake, &settings.maintenance, clock)?.checking_its_clock();

@@ -228,12 +228,17 @@ fn as_cells(row: &AnomalyRow) -> [String; 10] {
         short(row.window_start),
         short(row.window_end),
         row.count.to_string(),
-        format!("{:.3}", row.min_value),
-        format!("{:.3}", row.mean_value),
-        format!("{:.3}", row.max_value),
-        row.rate_of_change.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.3}")),
+        number(row.min_value),
+        number(row.mean_value),
+        number(row.max_value),
+        row.rate_of_change.map_or_else(|| "-".to_owned(), number),
         if row.is_anomaly { "yes" } else { "no" }.to_owned(),
     ]
+}
+
+/// Very large ones must not take the table apart.
+fn number(value: f64) -> String {
+    if value.abs() < 1e12 { format!("{value:.3}") } else { format!("{value:.3e}") }
 }
 
 /// Windows seldom begin between two seconds.

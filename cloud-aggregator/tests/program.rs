@@ -270,6 +270,26 @@ const MAINTENANCE_STEPS: [&str; 7] = [
 ];
 
 #[test]
+fn maintain_leaves_a_folder_that_is_no_lake_as_it_is() {
+    let plant = Plant::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    let (empty, missing) = (folder.path().join("empty"), folder.path().join("missing"));
+    std::fs::create_dir(&empty).expect("made");
+    for (location, words) in
+        [(&empty, "there is no table telemetry in lake.location"), (&missing, "cannot be read")]
+    {
+        let text = location.to_str().expect("UTF-8");
+        let variables = [("AGGREGATOR__LAKE__LOCATION", text)];
+        let output = plant.command("maintain", &variables).output().expect("started");
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(74), "{errors}");
+        assert!(errors.contains(words) && errors.contains(text), "{errors}");
+    }
+    assert_eq!(std::fs::read_dir(&empty).expect("a folder").count(), 0);
+    assert!(!missing.exists());
+}
+
+#[test]
 fn maintenance_that_dies_at_any_step_loses_no_row_and_the_next_round_goes_on() {
     let plant = Plant::new();
     let lake = plant.lake();
