@@ -312,6 +312,25 @@ async fn vacuum_keeps_what_is_young_and_deletes_what_a_crash_has_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_deleted_by_its_age_while_the_clock_is_not_the_storages() {
+    let mut world = World::new();
+    let mut lake = world.lake().await;
+    for _ in 0..world.settings.maintenance.files_min {
+        world.append(&mut lake, "temperature", NOON).await.expect("committed");
+    }
+    world.settings.maintenance.retention.telemetry = Duration::from_secs(86_400);
+    let later = NOON + 30 * DAY;
+    let reports = world.maintenance(later).checking_its_clock().round(None).await;
+    let reports = reports.expect("no fault").expect("elected");
+    let report = &reports[rows::TELEMETRY];
+    let problem = report.problem.as_deref().unwrap_or_default();
+    assert!(problem.contains("clock of this machine"), "{report}");
+    assert_eq!((report.expired_files, report.vacuumed_files), (0, 0));
+    assert!(report.merged_files > 0, "what needs no clock is done: {report}");
+    assert_eq!(world.rows(false).await.0, world.all());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_asks_for_more_than_every_reader_can_do_is_left_alone() {
     let mut world = World::new();
     let mut lake = world.lake().await;
