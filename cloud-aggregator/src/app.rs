@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, anyhow, bail};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::runtime::Handle;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
@@ -84,6 +84,9 @@ async fn run_async(
     (keys, file): (Keys, Option<PathBuf>),
     metrics: PrometheusHandle,
 ) -> Result<(), Failure> {
+    // First: a signal that comes early must be taken as one that comes late.
+    let mut signals = Signals::new().map_err(exit_with(EXIT_SOFTWARE))?;
+    let hangup = signal(SignalKind::hangup()).map_err(exit_with(EXIT_SOFTWARE))?;
     let listener = admin::bind(settings.admin.listen)
         .await
         .with_context(|| format!("admin.listen {} cannot be opened", settings.admin.listen))
@@ -93,8 +96,14 @@ async fn run_async(
     // A run that only drains is over before there is much to do; it looks after the log itself.
     let is_maintained = settings.maintenance.enabled && !settings.trigger.available_now;
     let lake_settings = config::Lake { is_maintained, ..settings.lake.clone() };
-    let lake = Lake::open(&lake_settings)
-        .await
+    let opened = tokio::select! {
+        opened = Lake::open(&lake_settings) => opened,
+        name = signals.stop() => {
+            info!("{name}: nothing was begun");
+            return Ok(());
+        }
+    };
+    let lake = opened
         .with_context(|| format!("lake.location {}", settings.lake.location))
         .map_err(exit_with(EXIT_STORAGE))?;
     let (stop_sender, stop) = watch::channel(false);
@@ -115,7 +124,7 @@ async fn run_async(
     tasks.spawn(serve_admin(listener, Arc::clone(&health), metrics, stop.clone()));
     let (rules_sender, rules) = mpsc::channel(1);
     let reloader = Reloader::new(file, keys, rules_sender, Arc::clone(&health));
-    tasks.spawn(watch_settings(reloader, stop.clone()));
+    tasks.spawn(reloader.run(hangup, stop.clone()));
     let gaps = GapDesk::new(&settings).map(|(desk, requests, answers)| {
         let scanner = Scanner::new(settings.lake.clone(), settings.gaps.look_back);
         tasks.spawn(scanner.run(requests, answers));
@@ -135,7 +144,7 @@ async fn run_async(
         gaps,
         stop,
     };
-    let result = supervise(Pipeline::new(parts), stop_sender, &settings).await;
+    let result = supervise(Pipeline::new(parts), signals, stop_sender, &settings).await;
     // Held until here: a closed channel would read as the end of all channels.
     drop(outcomes_sender);
     leave_group(source, settings.shutdown.drain_timeout / LEAVE_SHARE).await;
@@ -143,20 +152,39 @@ async fn run_async(
     result
 }
 
+/// The signals that stop the process.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
+        Ok(Self { terminate: signal(terminate)?, interrupt: signal(interrupt)? })
+    }
+
+    /// Waits for one and gives its name.
+    async fn stop(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
 /// Runs the pipeline to its end; after a signal it has the drain timeout to finish its epoch.
 async fn supervise(
     pipeline: Pipeline,
+    mut signals: Signals,
     stop: watch::Sender<bool>,
     settings: &Settings,
 ) -> Result<(), Failure> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(exit_with(EXIT_SOFTWARE))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(exit_with(EXIT_SOFTWARE))?;
     let running = pipeline.run();
     tokio::pin!(running);
     tokio::select! {
         result = &mut running => return finished(result),
-        _ = terminate.recv() => info!("SIGTERM: finishing the epoch"),
-        _ = interrupt.recv() => info!("SIGINT: finishing the epoch"),
+        name = signals.stop() => info!("{name}: finishing the epoch"),
     }
     stop.send_replace(true);
     let limit = settings.shutdown.drain_timeout / LEAVE_SHARE * (LEAVE_SHARE - 1);
@@ -177,6 +205,7 @@ fn finished(result: Result<(), PipelineError>) -> Result<(), Failure> {
             }
             PipelineError::Source(_) | PipelineError::NothingToRead { .. } => EXIT_UNAVAILABLE,
             PipelineError::Unfinished { .. } => EXIT_TEMPORARY,
+            PipelineError::Corrupt { .. } => EXIT_STORAGE,
         };
         Failure { cause: error.into(), exit_code }
     })
@@ -274,12 +303,6 @@ pub fn maintain(settings: &Settings, table: Option<&str>) -> Result<Option<Repor
         anyhow::Ok(reports)
     };
     runtime.block_on(round).map_err(exit_with(EXIT_STORAGE))
-}
-
-async fn watch_settings(reloader: Reloader, stop: watch::Receiver<bool>) {
-    if let Err(error) = reloader.run(stop).await {
-        warn!(%error, "changes of the settings are not noticed");
-    }
 }
 
 async fn upkeep(metrics: PrometheusHandle) {

@@ -9,6 +9,9 @@
 //!
 //! What the retention has removed is left out, and counted.
 //!
+//! A window is judged by the rule of the partition that counts it. A row that nobody counts any more, or that differs, is left out if
+//! a partition that holds its sensor or machine may have written it by a rule that is not in force any more (`origins`).
+//!
 //! It reads one moment of the lake, also while it is written: no table is ahead of `telemetry`, and rows of an epoch that
 //! is half committed come from its state file. Dates are read one after another, and windows are compared when the readings
 //! of all their dates are read: memory grows with the windows of a date (and of the longest rule), and a bit for each record.
@@ -16,35 +19,37 @@
 mod kept;
 mod moment;
 mod offsets;
+mod origins;
 mod records;
+mod report;
 #[cfg(test)]
 mod tests;
 mod windows;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io::{self, Write};
+use std::io;
 use std::time::Instant;
 
 use aggregator_core::checkpoint::{SideTable, TopicPartition};
-use aggregator_core::{GroupBy, OutputMode, Rule};
+use aggregator_core::{GroupBy, Rule};
 use deltalake::arrow::array::{Array as _, AsArray as _};
 use deltalake::arrow::datatypes::Float64Type;
 use deltalake::arrow::record_batch::RecordBatch;
-use serde_json::json;
 use shared_proto::model::{
     DeviceId, EventTime, Generation, Identity, MachineId, MetricType, Quality, Reading, SensorId,
     Sequence,
 };
 
-use crate::cli::Format;
 use crate::config::Settings;
 use crate::lake_reader::{DataFile, Row, TableReader, long_at, text_at};
 use crate::sink::delta::LakeError;
 use crate::sink::maintenance::{Clock, system_clock};
 use crate::sink::rows::TELEMETRY;
 use kept::Kept;
-use moment::{Moment, PartitionMoment, tells_renewal};
+use moment::{Moment, NOT_IN_FORCE, PartitionMoment, tells_renewal};
 use records::Seen;
+pub use report::{Report, print};
 use windows::{Counted, FoundRow, Verdict, WindowKey, compare, count_reading};
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
@@ -56,6 +61,12 @@ const RECORD_TABLES: [&str; 4] = [
     SideTable::DeadLetters.as_str(),
 ];
 const SOURCE_COLUMNS: [&str; 3] = ["source_topic", "source_partition", "source_offset"];
+/// Why windows are left out.
+const WINDOWS_EXPIRED: &str = "the window began before the dates that the retention keeps";
+/// Why windows are left out.
+const SEVERAL_PARTITIONS: &str = "readings of one window stand in several partitions";
+/// Why rows are left out.
+const UNREAD: &str = "rows of partitions whose state cannot be read: not compared";
 
 /// Why there is no audit.
 #[derive(Debug, thiserror::Error)]
@@ -83,59 +94,6 @@ pub enum AuditError {
     /// Nobody takes the output.
     #[error("the report cannot be written")]
     Output(#[from] io::Error),
-}
-
-/// What was found.
-#[derive(Clone, Debug, Default)]
-pub struct Report {
-    /// Kafka partitions.
-    pub partitions: usize,
-    /// Rows by table.
-    pub rows: BTreeMap<String, u64>,
-    /// Records that the states count as taken from Kafka.
-    pub records_in: u64,
-    /// Of these, seen before.
-    pub duplicates: u64,
-    /// Offsets that Kafka did not have any more, as told by gap rows.
-    pub told_gaps: u64,
-    /// Windows compared.
-    pub windows_judged: u64,
-    /// Of these, anomalies by `telemetry`.
-    pub anomalies: u64,
-    /// Windows that are still open.
-    pub windows_open: u64,
-    /// Windows of which the batch cannot know what counts: by why.
-    pub windows_left_out: BTreeMap<&'static str, u64>,
-    /// Records and partitions that are not compared, or not in full: by what they are and why.
-    pub left_out: BTreeMap<&'static str, u64>,
-    /// Everything that is wrong.
-    pub differences: u64,
-    /// The first of it.
-    pub shown: Vec<String>,
-    /// Rows read, in seconds.
-    pub seconds: f64,
-    shown_max: usize,
-}
-
-impl Report {
-    fn differs(&mut self, text: String) {
-        self.differences += 1;
-        if self.shown.len() < self.shown_max {
-            self.shown.push(text);
-        }
-    }
-
-    fn leave_out(&mut self, why: &'static str, count: u64) {
-        if count > 0 {
-            *self.left_out.entry(why).or_default() += count;
-        }
-    }
-
-    /// Rows of all tables.
-    #[must_use]
-    pub fn rows_read(&self) -> u64 {
-        self.rows.values().sum()
-    }
 }
 
 /// Recomputes everything. At most `shown_max` differences are named.
@@ -189,7 +147,9 @@ async fn audit_moment(
         audit.read_side(&moment, table.as_str(), &mut report).await?;
     }
     audit.judge_records(&moment, &mut report);
-    report.partitions = moment.partitions.len();
+    report.leave_out(UNREAD, audit.rows_unread);
+    report.partitions = moment.partitions.len() + moment.broken.len();
+    report.partitions_unread = moment.broken.len();
     report.seconds = began.elapsed().as_secs_f64();
     let unknown = audit.unknown;
     for partition in unknown.intersection(partitions) {
@@ -203,6 +163,10 @@ async fn audit_moment(
 struct Audit {
     /// Partitions of rows whose state is not known.
     unknown: BTreeSet<TopicPartition>,
+    /// Their rows.
+    rows_unread: u64,
+    /// Sensors and machines of the readings of broken partitions, with the place among those.
+    groups_unread: HashMap<String, usize>,
     seen: BTreeMap<TopicPartition, Seen>,
     windows: BTreeMap<TopicPartition, BTreeMap<WindowKey, Counted>>,
     longest: i64,
@@ -219,6 +183,8 @@ impl Audit {
         let rules = || moment.partitions.values().flat_map(|one| one.rules.iter());
         Self {
             unknown: BTreeSet::new(),
+            rows_unread: 0,
+            groups_unread: HashMap::new(),
             seen: BTreeMap::new(),
             windows: BTreeMap::new(),
             longest: rules().map(|(rule, _)| rule.window.get()).max().unwrap_or(0),
@@ -274,6 +240,8 @@ impl Audit {
             if self.needs_features {
                 columns.push("features");
             }
+        } else if !moment.broken.is_empty() {
+            columns.extend(["sensor_id", "machine_id"]);
         }
         let mut rows = 0;
         table
@@ -295,11 +263,12 @@ impl Audit {
         let mut rows = 0;
         let mut sources = Sources::of(batch);
         while let Some((at, partition, offset)) = sources.next() {
+            rows += 1;
             let Some(state) = moment.partitions.get(partition) else {
                 self.note_unknown(partition);
+                self.note_groups(Row(batch), at, moment.place_of_broken(partition));
                 continue;
             };
-            rows += 1;
             self.seen_of(partition).note(TELEMETRY, offset, state.next_offset);
             if offset >= state.next_offset && !self.is_renewed(partition, state) {
                 continue;
@@ -319,9 +288,22 @@ impl Audit {
         rows
     }
 
+    /// Takes a row whose partition has no state that is known.
     fn note_unknown(&mut self, partition: &TopicPartition) {
+        self.rows_unread += 1;
         if !self.unknown.contains(partition) {
             self.unknown.insert(partition.clone());
+        }
+    }
+
+    fn note_groups(&mut self, row: Row<'_>, at: usize, broken: Option<usize>) {
+        let Some(place) = broken else { return };
+        for column in ["sensor_id", "machine_id"] {
+            if let Some(group) = text_at(row.texts(column), at)
+                && !self.groups_unread.contains_key(group)
+            {
+                self.groups_unread.insert(group.to_owned(), place);
+            }
         }
     }
 
@@ -375,47 +357,67 @@ impl Audit {
         moment: &Moment,
         report: &mut Report,
     ) {
-        let mut leave_out = |why| *report.windows_left_out.entry(why).or_default() += 1;
-        if key.2 < self.windows_since {
-            return leave_out("the window began before the dates that the retention keeps");
+        let (name, group, start) = key;
+        if *start < self.windows_since {
+            return report.leave_out_window(WINDOWS_EXPIRED);
         }
         if counted.len() > 1 {
-            return leave_out("readings of one window stand in several partitions");
+            return report.leave_out_window(SEVERAL_PARTITIONS);
         }
-        let Some(rule) = moment.all_rules().find(|rule| rule.name == key.0) else {
-            return leave_out("the rule is not in force any more");
+        let own = counted.first().map(|(partition, _)| partition);
+        let state = own.and_then(|partition| moment.partitions.get(partition));
+        let excuse = match state {
+            Some(state) => state.excuse(name, *start).map(Cow::Borrowed),
+            None => self.excuse_row(key, row, None, moment),
         };
-        if rule.output_mode == OutputMode::Complete {
-            return leave_out("the rule writes no rows of anomalies (output mode complete)");
+        if let Some(why) = excuse {
+            return report.leave_out_window(why);
         }
-        let counted = counted.first();
-        let state = counted.and_then(|(partition, _)| moment.partitions.get(partition));
-        if counted.is_none() && moment.is_before_rules(&key.0, key.2) {
-            return leave_out("the window began before the rule, or before its last change");
-        }
-        if moment.is_judged_by_another(&key.0, key.2 + rule.window.get()) {
-            return leave_out("the window was forgotten before the rule's threshold changed");
-        }
+        // Instances may have other rules of that name: a window is judged by the one that counted it.
+        let rule = match state {
+            Some(state) => state.rule(name),
+            None => moment.all_rules().find(|rule| rule.name == *name),
+        };
+        let Some(rule) = rule else { return report.leave_out_window(NOT_IN_FORCE) };
         if rule.by == GroupBy::Machine && state.is_some_and(|state| state.has_readings_behind) {
-            return leave_out("readings came behind what is kept of their machine");
+            return report.leave_out_window("readings came behind what is kept of their machine");
         }
-        let is_over = |state: &PartitionMoment| {
-            let (end, newest) = (key.2 + rule.window.get(), state.newest(rule.by, &key.1));
-            newest.is_some_and(|newest| end <= newest.saturating_sub(self.lateness))
-        };
-        let is_closed = state.is_some_and(is_over) || row.is_some_and(|row| !row.is_open);
-        if !is_closed {
+        let newest = own.and_then(|partition| moment.origins.newest(rule.by, group, partition));
+        let end = start + rule.window.get();
+        let is_over = newest.is_some_and(|newest| end <= newest.saturating_sub(self.lateness));
+        if !is_over && row.is_none_or(|row| row.is_open) {
             report.windows_open += 1;
             return;
         }
+        let counted = counted.first().map(|(_, counted)| counted);
+        if let Verdict::Different(how) = compare(counted, row, rule) {
+            // The newest row may be another partition's.
+            if let Some(why) = self.excuse_row(key, row, own, moment) {
+                return report.leave_out_window(why);
+            }
+            let start = EventTime::from_micros(*start);
+            report.differs(format!("window of {name} for {group} from {start}: {how}"));
+        }
         report.windows_judged += 1;
-        let counted = counted.map(|(_, counted)| counted);
         report.anomalies +=
             u64::from(counted.is_some_and(|counted| counted.is_anomaly(rule) == Some(true)));
-        if let Verdict::Different(how) = compare(counted, row, rule) {
-            let start = EventTime::from_micros(key.2);
-            report.differs(format!("window of {} for {} from {start}: {how}", key.0, key.1));
+    }
+
+    /// Why the row of a window says nothing of the readings counted, if a partition other than `own` may have written it.
+    fn excuse_row(
+        &self,
+        key: &WindowKey,
+        row: Option<&FoundRow>,
+        own: Option<&TopicPartition>,
+        moment: &Moment,
+    ) -> Option<Cow<'static, str>> {
+        let (row, group) = (row?, &key.1);
+        let place = self.groups_unread.get(group).copied();
+        let is_unheard = own.is_none() && moment.origins.of(row.by, group).is_empty();
+        if place.is_some() || (is_unheard && !moment.broken.is_empty()) {
+            return Some(Cow::Owned(moment.tell_broken(place)));
         }
+        moment.excuse(key, row.by, own).map(Cow::Borrowed)
     }
 
     async fn read_side(
@@ -427,12 +429,12 @@ impl Audit {
         let mut columns = SOURCE_COLUMNS.to_vec();
         columns.extend(["event_type", "cause", "device_id", "reason", "source"]);
         columns.extend(["record_count"]);
-        let mut rows = 0;
+        let mut rows = SideRows::default();
         if let Some(table) = moment.tables.get(name) {
             for file in table.files()? {
                 table
                     .read(&file, &columns, |batch| {
-                        rows += self.take_side(batch, name, moment);
+                        self.take_side(batch, name, moment, &mut rows);
                         Ok(())
                     })
                     .await?;
@@ -440,8 +442,9 @@ impl Audit {
         }
         for (partition, state) in &moment.partitions {
             let seen = self.seen.entry(partition.clone()).or_default();
+            rows.own += state.pending_own(name);
             for offset in state.pending_offsets(name) {
-                rows += 1;
+                rows.of_kafka += 1;
                 seen.note(name, offset, state.next_offset);
             }
             if name == SideTable::MachineEvents.as_str() {
@@ -451,23 +454,33 @@ impl Audit {
                 }
             }
         }
-        *report.rows.entry(name.to_owned()).or_default() += rows;
+        *report.rows.entry(name.to_owned()).or_default() += rows.of_kafka;
+        if rows.own > 0 {
+            *report.own_rows.entry(name.to_owned()).or_default() += rows.own;
+        }
         Ok(())
     }
 
-    fn take_side(&mut self, batch: &RecordBatch, name: &'static str, moment: &Moment) -> u64 {
+    fn take_side(
+        &mut self,
+        batch: &RecordBatch,
+        name: &'static str,
+        moment: &Moment,
+        rows: &mut SideRows,
+    ) {
         let row = Row(batch);
-        let mut rows = 0;
         let mut sources = Sources::of(batch);
         while let Some((at, partition, offset)) = sources.next() {
-            let Some(state) = moment.partitions.get(partition) else {
-                self.note_unknown(partition);
-                continue;
-            };
             let text = |column| text_at(row.texts(column), at).unwrap_or_default();
             let is_own_letter = text("reason").starts_with("alert-") && text("source") == "alerts";
             let is_own_event =
                 text("event_type").starts_with("gap") && text("device_id").is_empty();
+            let is_own = is_own_event || is_own_letter;
+            *(if is_own { &mut rows.own } else { &mut rows.of_kafka }) += 1;
+            let Some(state) = moment.partitions.get(partition) else {
+                self.note_unknown(partition);
+                continue;
+            };
             if is_own_event && tells_renewal(text("cause")) {
                 self.seen_of(partition).note_renewal();
             }
@@ -475,13 +488,10 @@ impl Audit {
                 let lost = long_at(row.longs("record_count"), at).map(i64::cast_unsigned);
                 self.seen_of(partition).note_gap(lost.unwrap_or(0));
             }
-            if is_own_event || is_own_letter {
-                continue;
+            if !is_own {
+                self.seen_of(partition).note(name, offset, state.next_offset);
             }
-            rows += 1;
-            self.seen_of(partition).note(name, offset, state.next_offset);
         }
-        rows
     }
 
     fn judge_records(&self, moment: &Moment, report: &mut Report) {
@@ -491,6 +501,14 @@ impl Audit {
             seen.judge(partition, state.next_offset, &state.accounting, &self.kept, report);
         }
     }
+}
+
+/// Rows of a table that holds Kafka records.
+#[derive(Debug, Default)]
+struct SideRows {
+    of_kafka: u64,
+    /// Those that the aggregator has written of its own.
+    own: u64,
 }
 
 /// Where the rows of a batch came from. The partition is looked up once for neighbours.
@@ -590,80 +608,4 @@ fn known<T: Clone>(
 /// First microsecond of a date such as `2026-03-01`.
 fn day_of(date: &str) -> i64 {
     EventTime::parse(&format!("{date}T00:00:00Z")).map_or(i64::MIN / 2, EventTime::micros)
-}
-
-/// Prints what was found.
-///
-/// # Errors
-/// Nobody takes the output.
-pub fn print(report: &Report, format: Format, out: &mut impl Write) -> io::Result<()> {
-    let rate = report.rows_read() as f64 / report.seconds.max(1e-6);
-    match format {
-        Format::Json => writeln!(
-            out,
-            "{}",
-            json!({
-                "equal": report.differences == 0,
-                "differences": report.differences,
-                "shown": report.shown,
-                "partitions": report.partitions,
-                "rows": report.rows,
-                "records_in": report.records_in,
-                "duplicates": report.duplicates,
-                "told_gaps": report.told_gaps,
-                "windows_judged": report.windows_judged,
-                "anomalies": report.anomalies,
-                "windows_open": report.windows_open,
-                "windows_left_out": report.windows_left_out,
-                "left_out": report.left_out,
-                "seconds": report.seconds,
-                "rows_per_second": rate.round(),
-            })
-        ),
-        Format::Text => print_text(report, rate, out),
-    }
-}
-
-fn print_text(report: &Report, rate: f64, out: &mut impl Write) -> io::Result<()> {
-    for difference in &report.shown {
-        writeln!(out, "{difference}")?;
-    }
-    if report.differences > report.shown.len() as u64 {
-        writeln!(
-            out,
-            "and {} others; --limit shows more",
-            report.differences - report.shown.len() as u64
-        )?;
-    }
-    if report.differences > 0 {
-        writeln!(out)?;
-    }
-    writeln!(
-        out,
-        "{} partitions, {} records taken from kafka",
-        report.partitions, report.records_in
-    )?;
-    for (table, rows) in &report.rows {
-        writeln!(out, "  {rows:>12}  rows of {table}")?;
-    }
-    writeln!(out, "  {:>12}  seen before, no row", report.duplicates)?;
-    if report.told_gaps > 0 {
-        writeln!(out, "  {:>12}  gone from kafka before they were read", report.told_gaps)?;
-    }
-    for (what, count) in &report.left_out {
-        writeln!(out, "  {count:>12}  {what}")?;
-    }
-    writeln!(
-        out,
-        "{} closed windows compared, {} of them anomalies; {} still open",
-        report.windows_judged, report.anomalies, report.windows_open
-    )?;
-    for (why, count) in &report.windows_left_out {
-        writeln!(out, "  {count:>12}  left out: {why}")?;
-    }
-    writeln!(out, "{:.1} s, {:.0} rows a second", report.seconds, rate)?;
-    match report.differences {
-        0 => writeln!(out, "equal"),
-        count => writeln!(out, "{count} differences"),
-    }
 }

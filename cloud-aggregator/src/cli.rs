@@ -68,15 +68,21 @@ pub struct AuditArguments {
 /// What to do with dead letters.
 #[derive(Debug, Subcommand)]
 pub enum Letters {
-    /// Count them by reason and source and name the newest: exit code 0; 74 if the lake cannot be read.
+    /// Count them by reason and source and name the newest: exit code 0; 64 for a reason that there is not, 74 if the lake cannot be read.
+    ///
+    /// The column `replay` says which were sent again (`sent`), which perhaps (`unfinished`: by a run that did not end), and which are
+    /// what came of a replay (`of` the letter that was sent).
     List(LettersList),
     /// Print one with its bytes, as text or hexadecimal: exit code 0; 66 if there is none of that name.
     Show(LettersShow),
-    /// Send them to Kafka as they came: exit code 0; 1 if some cannot be sent, 64 without --yes, 69 if Kafka does not take them.
+    /// Send them to Kafka as they came: exit code 0; 1 if some were left alone, 64 without --yes, 66 if a name is not there, 69 if Kafka
+    /// does not take them.
     ///
     /// A letter goes to the topic and partition that it came from, with the header `replay-of`. What has caused the refusal
     /// should be mended before: the aggregator judges it like any other record, except that it is no repeat. What was sent is written down
-    /// in the lake, and not sent again by a second run.
+    /// in the lake, and not sent again by a second run. Left alone and told are letters that cannot be sent, letters that a run which
+    /// did not end may have sent (--unfinished sends these), and letters that are copies of others sent before, refused for the same
+    /// reason (--again or their names send these).
     Replay(LettersReplay),
 }
 
@@ -156,9 +162,12 @@ pub struct LettersReplay {
     /// To this topic instead of the one that they came from.
     #[arg(long)]
     pub topic: Option<String>,
-    /// Also what was sent before.
+    /// Also what was sent before, may have been sent, or came back for the same reason; of a letter and its copy only the copy.
     #[arg(long)]
     pub again: bool,
+    /// Only what a run that did not end may have sent: it may arrive twice, and no run may be at work.
+    #[arg(long, conflicts_with = "again")]
+    pub unfinished: bool,
     /// Send them.
     #[arg(long, conflicts_with = "dry_run")]
     pub yes: bool,

@@ -9,7 +9,7 @@ use crate::app::Failure;
 use crate::audit::{self, AuditError};
 use crate::cli::{AuditArguments, Letters, LettersReplay};
 use crate::config::Settings;
-use crate::dead_letters::{self, LettersError, ReplayError, Selection, replay};
+use crate::dead_letters::{self, LettersError, ReplayError, Replayed, Selection, replay};
 
 /// The command line asks for something that cannot be (`EX_USAGE` of sysexits.h).
 const EXIT_USAGE: u8 = 64;
@@ -59,15 +59,17 @@ fn replay_letters(
 ) -> Result<u8, Failure> {
     let selection = Selection::new(&arguments.filter, &arguments.letters, now());
     let selection = selection.map_err(letters_failure)?;
-    if arguments.letters.is_empty() && arguments.filter.is_empty() && !arguments.all {
+    let is_all = arguments.all || arguments.unfinished;
+    if arguments.letters.is_empty() && arguments.filter.is_empty() && !is_all {
         let cause = anyhow::anyhow!(
-            "no letters are selected: name them, give --reason, --source, --since or --until, or --all"
+            "no letters are selected: name them, give --reason, --source, --since or --until, --unfinished, or --all"
         );
         return Err(Failure { cause, exit_code: EXIT_USAGE });
     }
     let options = dead_letters::Options {
         topic: arguments.topic.clone(),
         again: arguments.again,
+        unfinished: arguments.unfinished,
         yes: arguments.yes,
         dry_run: arguments.dry_run,
         limit: arguments.limit,
@@ -75,13 +77,16 @@ fn replay_letters(
     let replayed = block_on(replay(settings, &selection, &options, out))?;
     let replayed = replayed.map_err(replay_failure)?;
     let verb = if arguments.dry_run { "would be sent" } else { "sent" };
-    writeln!(
-        out,
-        "{} {verb}, {} were sent before, {} cannot be sent",
-        replayed.sent, replayed.before, replayed.refused
-    )
-    .map_err(|error| letters_failure(error.into()))?;
-    Ok(u8::from(replayed.refused > 0))
+    let Replayed { sent, before, refused, unfinished, returned } = replayed;
+    let mut text = format!("{sent} {verb}, {before} were sent before, {refused} cannot be sent");
+    if unfinished > 0 {
+        text += &format!(", {unfinished} may have been sent");
+    }
+    if returned > 0 {
+        text += &format!(", {returned} came back");
+    }
+    writeln!(out, "{text}").map_err(|error| letters_failure(error.into()))?;
+    Ok(u8::from(replayed.is_incomplete()))
 }
 
 /// `audit`. Gives the exit code.
@@ -109,9 +114,14 @@ pub fn audit(
 
 fn letters_failure(error: LettersError) -> Failure {
     let exit_code = match &error {
-        LettersError::Lake(_) | LettersError::NoTable { .. } => EXIT_STORAGE,
+        LettersError::Lake(_) | LettersError::NoTable { .. } | LettersError::Book { .. } => {
+            EXIT_STORAGE
+        }
         LettersError::NotFound { .. } => EXIT_NO_INPUT,
-        LettersError::When { .. } | LettersError::Key { .. } => EXIT_USAGE,
+        LettersError::When { .. }
+        | LettersError::Interval { .. }
+        | LettersError::Reason { .. }
+        | LettersError::Key { .. } => EXIT_USAGE,
         LettersError::Output(_) => 1,
     };
     Failure { cause: error.into(), exit_code }
@@ -120,10 +130,14 @@ fn letters_failure(error: LettersError) -> Failure {
 fn replay_failure(error: ReplayError) -> Failure {
     let exit_code = match error {
         ReplayError::Letters(error) => return letters_failure(error),
-        ReplayError::Book { .. } => EXIT_STORAGE,
-        ReplayError::TooMany | ReplayError::NotConfirmed { .. } => EXIT_USAGE,
+        ReplayError::NotFound { .. } => EXIT_NO_INPUT,
+        ReplayError::TooMany | ReplayError::NotConfirmed { .. } | ReplayError::TopicName { .. } => {
+            EXIT_USAGE
+        }
         ReplayError::Settings(_) => EXIT_CONFIG,
-        ReplayError::Send { .. } => EXIT_UNAVAILABLE,
+        ReplayError::NoTopic { .. }
+        | ReplayError::Unreachable { .. }
+        | ReplayError::Send { .. } => EXIT_UNAVAILABLE,
     };
     Failure { cause: error.into(), exit_code }
 }

@@ -1,20 +1,22 @@
 //! Settings: `config/default.toml` compiled in, then a file, then `AGGREGATOR__…` variables; later wins.
 //!
 //! A key that the default file does not have, a value of another type and a value out of its range are errors that
-//! name the key's full path and where it was set. Secrets come from files and print as `***`.
+//! name the key's full path and where it was set, all at once. Secrets come from files and print as `***`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aggregator_core::{GroupBy, OutputMode};
-use config::{Case, Config, ConfigError, Environment, File, FileFormat, Value, ValueKind};
+use config::{Case, Config, Environment, File, FileFormat};
 use serde::Deserialize;
 
+mod addresses;
 mod keys;
 mod maintenance;
+mod read;
 mod validate;
 
 pub use keys::Keys;
@@ -34,12 +36,21 @@ const FREE_TABLES: [&str; 6] = [
 /// Why there are no settings.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    /// A file that cannot be read or is no TOML, or a value of another type.
+    /// A file that cannot be read or is no TOML.
     #[error("{0}")]
     Read(String),
-    /// One line for each fault: the key's path, what is wrong, what would be right.
-    #[error("{}", .0.iter().map(Fault::to_string).collect::<Vec<_>>().join("\n"))]
+    /// Each fault: the key's path, what is wrong, what would be right.
+    #[error("{}", listed(.0))]
     Faults(Vec<Fault>),
+}
+
+/// One fault as it is; several in a line each, below their number.
+fn listed(faults: &[Fault]) -> String {
+    if let [fault] = faults {
+        return fault.to_string();
+    }
+    let lines = faults.iter().map(|fault| format!("\n  {fault}"));
+    format!("{} faults{}", faults.len(), lines.collect::<String>())
 }
 
 /// One wrong setting.
@@ -475,137 +486,19 @@ impl Settings {
             .separator("__")
             .convert_case(Case::Kebab)
             .source(variables);
-        let config = builder.add_source(environment).build().map_err(|error| read_error(&error))?;
-        let unknown = unknown_keys(&config.cache)?;
-        if !unknown.is_empty() {
-            return Err(SettingsError::Faults(unknown));
-        }
-        let found = config.cache.clone();
-        let settings: Self =
-            config.try_deserialize().map_err(|error| type_faults(&found, &error))?;
-        match settings.faults() {
-            faults if faults.is_empty() => Ok((settings, Keys::new(&found))),
-            faults => Err(SettingsError::Faults(faults)),
-        }
-    }
-}
-
-fn read_error(error: &ConfigError) -> SettingsError {
-    SettingsError::Read(error.to_string())
-}
-
-/// The reader leaves the dot out behind an index, at times.
-fn with_dots(text: &str) -> String {
-    let mut whole = String::with_capacity(text.len());
-    let mut last = ' ';
-    for character in text.chars() {
-        if last == ']' && (character.is_ascii_lowercase() || character == '_') {
-            whole.push('.');
-        }
-        whole.push(character);
-        last = character;
-    }
-    whole
-}
-
-/// Every value of a wrong type: the reader stops at the first, so each key is read alone, the others as by default.
-fn type_faults(found: &Value, first: &ConfigError) -> SettingsError {
-    let fault = |key: &str, value: Value| {
-        let defaults = File::from_str(DEFAULTS, FileFormat::Toml);
-        let origin = value.origin().map(str::to_owned);
-        let one = Config::builder().add_source(defaults).set_override(key, value);
-        let read = one.and_then(|one| one.build()).and_then(Config::try_deserialize::<Settings>);
-        let text = read.err()?.to_string();
-        // The reader names it only where the value itself has the wrong type.
-        let unnamed = origin.filter(|origin| !text.contains(origin.as_str()));
-        Some(unnamed.map_or_else(|| text.clone(), |origin| format!("{text} in {origin}")))
-    };
-    let ValueKind::Table(tables) = &found.kind else { return read_error(first) };
-    let mut texts = Vec::new();
-    for (name, value) in tables {
-        match &value.kind {
-            ValueKind::Table(keys) => {
-                texts.extend(
-                    keys.iter()
-                        .filter_map(|(key, value)| fault(&format!("{name}.{key}"), value.clone())),
-                );
-            }
-            ValueKind::Array(elements) => {
-                texts.extend(elements.iter().enumerate().filter_map(|(place, element)| {
-                    let text = fault(name, Value::new(None, vec![element.clone()]))?;
-                    let text = text.replace(&format!("{name}[0]"), &format!("{name}[{place}]"));
-                    Some(with_dots(&text))
-                }));
-            }
-            ValueKind::Nil
-            | ValueKind::Boolean(_)
-            | ValueKind::I64(_)
-            | ValueKind::I128(_)
-            | ValueKind::U64(_)
-            | ValueKind::U128(_)
-            | ValueKind::Float(_)
-            | ValueKind::String(_) => texts.extend(fault(name, value.clone())),
+        let config = builder.add_source(environment).build();
+        let config = config.map_err(|error| SettingsError::Read(error.to_string()))?;
+        let (settings, mut faults) = read::read(&config.cache)?;
+        let unread: BTreeSet<String> = faults.iter().map(|fault| fault.path.clone()).collect();
+        // What gave way to a default was told before.
+        let is_new = |fault: &Fault| !unread.contains(&fault.path);
+        faults.extend(settings.faults().into_iter().filter(is_new));
+        if faults.is_empty() {
+            Ok((settings, Keys::new(&config.cache)))
+        } else {
+            Err(SettingsError::Faults(faults))
         }
     }
-    if texts.is_empty() { read_error(first) } else { SettingsError::Read(texts.join("\n")) }
-}
-
-/// Keys of the merged layers that the default file does not have.
-fn unknown_keys(found: &Value) -> Result<Vec<Fault>, SettingsError> {
-    let defaults = Config::builder()
-        .add_source(File::from_str(DEFAULTS, FileFormat::Toml))
-        .build()
-        .map_err(|error| read_error(&error))?;
-    let mut faults = Vec::new();
-    compare_keys("", found, &defaults.cache, &mut faults);
-    faults.sort_by(|left, right| left.path.cmp(&right.path));
-    Ok(faults)
-}
-
-fn compare_keys(path: &str, found: &Value, known: &Value, faults: &mut Vec<Fault>) {
-    if FREE_TABLES.contains(&path) {
-        return;
-    }
-    match (&found.kind, &known.kind) {
-        (ValueKind::Table(found), ValueKind::Table(known)) => {
-            for (key, value) in found {
-                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                match known.get(key) {
-                    Some(known) => compare_keys(&path, value, known, faults),
-                    None => faults.push(unknown_key(path, value, known)),
-                }
-            }
-        }
-        (ValueKind::Array(found), ValueKind::Array(known)) => {
-            for (index, value) in found.iter().enumerate() {
-                if let Some(known) = known.first() {
-                    compare_keys(&format!("{path}[{index}]"), value, known, faults);
-                }
-            }
-        }
-        // Values of another type are reported by the deserializer, with path and origin.
-        (_, _) => {}
-    }
-}
-
-fn unknown_key(path: String, value: &Value, known: &config::Map<String, Value>) -> Fault {
-    let origin = deepest_origin(value).unwrap_or("the settings").to_owned();
-    let mut names: Vec<&str> = known.keys().map(String::as_str).collect();
-    names.sort_unstable();
-    Fault { path, text: format!("unknown key in {origin}; known here: {}", names.join(", ")) }
-}
-
-fn deepest_origin(value: &Value) -> Option<&str> {
-    if let Some(origin) = value.origin() {
-        return Some(origin);
-    }
-    if let ValueKind::Table(table) = &value.kind {
-        return table.values().find_map(deepest_origin);
-    }
-    if let ValueKind::Array(array) = &value.kind {
-        return array.iter().find_map(deepest_origin);
-    }
-    None
 }
 
 #[cfg(test)]

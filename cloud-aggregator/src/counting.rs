@@ -708,6 +708,12 @@ impl Counting {
         let states = self.partitions.iter().map(|partition| partition.state.figures());
         states.fold(Figures::default(), Figures::plus)
     }
+
+    /// Windows not closed yet. Looks at every window.
+    #[must_use]
+    pub fn open_windows(&self) -> usize {
+        self.partitions.iter().map(|partition| partition.state.open_windows()).sum()
+    }
 }
 
 /// The dead letter of an alert that was not delivered.

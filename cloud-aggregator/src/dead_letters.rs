@@ -3,19 +3,25 @@
 //! A letter's name is `<topic>/<partition>/<offset>` of the Kafka record that was refused, or that brought it from an edge
 //! module. Only files of the dates asked for are read, a row group at a time.
 
+mod list;
 mod replay;
+mod runs;
+mod sending;
 mod table;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 
+use aggregator_core::accounting::reason;
 use aggregator_core::checkpoint::{SideTable, TopicPartition};
 use deltalake::arrow::array::Array as _;
 use deltalake::arrow::record_batch::RecordBatch;
 use serde_json::json;
 use shared_proto::model::EventTime;
 
+pub use list::list;
 pub use replay::{Options, ReplayError, Replayed, replay};
+use runs::{Fate, History};
 pub use table::print_table;
 
 use crate::cli::{Format, LetterFilter};
@@ -23,10 +29,43 @@ use crate::config;
 use crate::lake_reader::{Row, TableReader, long_at, text_at};
 use crate::sink::delta::{LakeError, Location};
 
-/// Groups that are counted one by one.
-const GROUPS_MAX: usize = 1_000;
-/// Bytes of a letter that a list shows.
-const PREVIEW_BYTES: usize = 60;
+/// Reasons that programs of this project give. Letters of other programs may have others.
+const REASONS: [&str; 28] = [
+    // Records that cannot be decoded.
+    "base64",
+    "content-type",
+    "empty",
+    "identity",
+    "json",
+    "missing-field",
+    "name",
+    "not-finite",
+    "protobuf",
+    "timestamp",
+    "too-large",
+    "too-many",
+    "unknown-value",
+    "waveform",
+    // Readings beyond a limit.
+    reason::MACHINES_LIMIT,
+    reason::METRIC_TYPES_LIMIT,
+    reason::SENSORS_LIMIT,
+    reason::TIMESTAMP_IN_FUTURE,
+    reason::TIMESTAMP_TOO_OLD,
+    reason::WINDOWS_LIMIT,
+    // Alerts.
+    "alert-overflow",
+    "alert-undelivered",
+    // Edge modules.
+    "broker-refused",
+    "journal-decode",
+    "sample-rate",
+    "too-many-sensors",
+    "unknown-topic",
+    "window-shape",
+];
+/// Reasons of other programs that are named where a reason is not known.
+const FOREIGN_REASONS_MAX: usize = 20;
 /// Bytes in a line of a dump.
 const DUMP_BYTES: usize = 16;
 const MICROS_PER_DAY: i64 = 86_400_000_000;
@@ -57,10 +96,36 @@ pub enum LettersError {
         /// The text.
         text: String,
     },
+    /// Nothing lies between two moments.
+    #[error(
+        "no letter can lie between --since {since} and --until {until}: --until is to be later"
+    )]
+    Interval {
+        /// The first.
+        since: EventTime,
+        /// The second.
+        until: EventTime,
+    },
+    /// A word that is no reason.
+    #[error("no dead letter has the reason {reason:?}: there are {known}")]
+    Reason {
+        /// The word.
+        reason: String,
+        /// Reasons that there are.
+        known: String,
+    },
     /// A text that is no name of a letter.
     #[error("{text:?} is no name of a dead letter: write <topic>/<partition>/<offset>")]
     Key {
         /// The text.
+        text: String,
+    },
+    /// What was sent again cannot be read or written down, or another run sends the same.
+    #[error("{name}: {text}")]
+    Book {
+        /// The file.
+        name: String,
+        /// What is wrong with it.
         text: String,
     },
     /// Nobody takes the output.
@@ -140,7 +205,7 @@ impl Selection {
     /// What the command line asks for.
     ///
     /// # Errors
-    /// A moment or a name cannot be read.
+    /// A moment or a name cannot be read, or no moment is asked for.
     pub fn new(
         filter: &LetterFilter,
         keys: &[String],
@@ -148,13 +213,35 @@ impl Selection {
     ) -> Result<Self, LettersError> {
         let when =
             |text: &Option<String>| text.as_deref().map(|text| parse_when(text, now)).transpose();
+        let (since, until) = (when(&filter.since)?, when(&filter.until)?);
+        if let (Some(since), Some(until)) = (since, until)
+            && since >= until
+        {
+            return Err(LettersError::Interval { since, until });
+        }
         Ok(Self {
             reasons: filter.reason.clone(),
             source: filter.source.clone(),
-            since: when(&filter.since)?,
-            until: when(&filter.until)?,
+            since,
+            until,
             keys: keys.iter().map(|key| key.parse()).collect::<Result<_, _>>()?,
         })
+    }
+
+    /// Whether letters are selected by their names.
+    fn is_named(&self) -> bool {
+        !self.keys.is_empty()
+    }
+
+    /// Whether something beside names is asked for.
+    fn is_narrowed(&self) -> bool {
+        let Self { reasons, source, since, until, keys: _ } = self;
+        !reasons.is_empty() || source.is_some() || since.is_some() || until.is_some()
+    }
+
+    /// Names that none of the letters found has.
+    fn missing(&self, found: &BTreeSet<Key>) -> Vec<&Key> {
+        self.keys.iter().filter(|key| !found.contains(*key)).collect()
     }
 
     /// Whether a file of this date may hold one.
@@ -191,7 +278,7 @@ fn parse_when(text: &str, now: EventTime) -> Result<EventTime, LettersError> {
 /// Gives every letter of the selection to `each`, oldest date first.
 ///
 /// # Errors
-/// There is no table, the storage refuses, or `each` fails.
+/// There is no table, the storage refuses, or a reason is asked for that neither a program of ours nor any letter has.
 pub async fn read_letters(
     settings: &config::Lake,
     selection: &Selection,
@@ -203,6 +290,7 @@ pub async fn read_letters(
     let no_table = || LettersError::NoTable { location: settings.location.clone() };
     let mut table = table.ok_or_else(no_table)?;
     table.load().await?;
+    check_reasons(&table, selection).await?;
     let mut files = table.files()?;
     files.retain(|file| selection.takes_date(file.date()));
     files.sort_by(|a, b| (a.date(), a.modified_ms).cmp(&(b.date(), b.modified_ms)));
@@ -233,6 +321,36 @@ pub async fn read_letters(
     Ok(())
 }
 
+/// A word of which we do not know may be another program's: only the letters tell.
+async fn check_reasons(table: &TableReader, selection: &Selection) -> Result<(), LettersError> {
+    let asked = selection.reasons.iter().map(String::as_str);
+    let mut missing: BTreeSet<&str> = asked.filter(|word| !REASONS.contains(word)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut foreign = BTreeSet::<String>::new();
+    for file in &table.files()? {
+        table
+            .read(file, &["reason"], |batch| {
+                let reasons = Row(batch).texts("reason");
+                for word in (0..batch.num_rows()).filter_map(|row| text_at(reasons, row)) {
+                    missing.remove(word);
+                    let is_new = !REASONS.contains(&word) && !foreign.contains(word);
+                    if is_new && foreign.len() < FOREIGN_REASONS_MAX {
+                        foreign.insert(word.to_owned());
+                    }
+                }
+                Ok(())
+            })
+            .await?;
+    }
+    let Some(reason) = missing.first() else { return Ok(()) };
+    let known: BTreeSet<&str> =
+        REASONS.into_iter().chain(foreign.iter().map(String::as_str)).collect();
+    let known = known.into_iter().collect::<Vec<_>>().join(", ");
+    Err(LettersError::Reason { reason: (*reason).to_owned(), known })
+}
+
 fn letter_at(batch: &RecordBatch, at: usize) -> Option<Letter> {
     let row = Row(batch);
     let text = |name| text_at(row.texts(name), at).unwrap_or_default().to_owned();
@@ -260,115 +378,12 @@ fn letter_at(batch: &RecordBatch, at: usize) -> Option<Letter> {
     })
 }
 
-#[derive(Clone, Copy)]
-struct Group {
-    count: u64,
-    first: EventTime,
-    last: EventTime,
-}
-
-/// Prints how many letters there are by reason and source, and the newest `limit` of them.
-///
-/// # Errors
-/// As [`read_letters`], or nobody takes the output.
-pub async fn list(
-    settings: &config::Lake,
-    selection: &Selection,
-    (format, limit): (Format, usize),
-    out: &mut impl Write,
-) -> Result<(), LettersError> {
-    let mut groups: BTreeMap<(String, String), Group> = BTreeMap::new();
-    let (mut newest, mut total) = (Vec::<Letter>::new(), 0_u64);
-    let is_newer = |a: &Letter, b: &Letter| b.timestamp.cmp(&a.timestamp);
-    read_letters(settings, selection, |mut letter| {
-        total += 1;
-        let mut key = (letter.reason.clone(), letter.source.clone());
-        if groups.len() >= GROUPS_MAX && !groups.contains_key(&key) {
-            key = ("(other)".to_owned(), "(other)".to_owned());
-        }
-        let time = letter.timestamp;
-        let group = groups.entry(key).or_insert(Group { count: 0, first: time, last: time });
-        group.count += 1;
-        group.first = group.first.min(time);
-        group.last = group.last.max(time);
-        letter.raw.truncate(PREVIEW_BYTES * 4);
-        newest.push(letter);
-        if newest.len() >= limit.saturating_mul(2).max(64) {
-            newest.sort_by(is_newer);
-            newest.truncate(limit);
-        }
-    })
-    .await?;
-    newest.sort_by(is_newer);
-    newest.truncate(limit);
-    match format {
-        Format::Text => print_list(total, &groups, &newest, out)?,
-        Format::Json => {
-            for letter in &newest {
-                writeln!(out, "{}", as_json(letter, false))?;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn print_list(
-    total: u64,
-    groups: &BTreeMap<(String, String), Group>,
-    newest: &[Letter],
-    out: &mut impl Write,
-) -> io::Result<()> {
-    let mut rows = vec![["count", "reason", "source", "first", "last"].map(str::to_owned).to_vec()];
-    for ((reason, source), group) in groups {
-        let Group { count, first, last } = group;
-        let times = [short(*first), short(*last)];
-        let [first, last] = times;
-        rows.push(vec![count.to_string(), reason.clone(), source.clone(), first, last]);
-    }
-    print_table(&rows, out)?;
-    writeln!(out, "{total} dead letters")?;
-    if newest.is_empty() {
-        return Ok(());
-    }
-    writeln!(out)?;
-    let headings = ["refused", "letter", "reason", "bytes", "detail", "begins with"];
-    let mut rows = vec![headings.map(str::to_owned).to_vec()];
-    rows.extend(newest.iter().map(|letter| {
-        vec![
-            short(letter.timestamp),
-            letter.key.to_string(),
-            letter.reason.clone(),
-            letter.raw_length.to_string(),
-            cut(&letter.detail, 80),
-            cut(&String::from_utf8_lossy(&letter.raw), PREVIEW_BYTES),
-        ]
-    }));
-    print_table(&rows, out)?;
-    if (newest.len() as u64) < total {
-        writeln!(out, "the newest {} of {total}; --limit shows more", newest.len())?;
-    }
-    Ok(())
-}
-
-/// To the second: a list is read by people.
-fn short(time: EventTime) -> String {
-    let text = time.to_string();
-    text.split_once('.').map_or(text.clone(), |(seconds, _)| format!("{seconds}Z"))
-}
-
-fn cut(text: &str, characters: usize) -> String {
-    let plain: String = text
-        .chars()
-        .map(|c| if c.is_control() { '\u{b7}' } else { c })
-        .take(characters + 1)
-        .collect();
-    if plain.chars().count() <= characters {
-        return plain;
-    }
-    plain.chars().take(characters - 1).chain(['\u{2026}']).collect()
-}
-
-fn as_json(letter: &Letter, with_raw: bool) -> serde_json::Value {
+fn as_json(letter: &Letter, history: &History<'_>, with_raw: bool) -> serde_json::Value {
+    let replay = match history.fate(letter) {
+        Fate::NotSent => None,
+        Fate::Sent => Some("sent"),
+        Fate::Unfinished(_) => Some("unfinished"),
+    };
     let mut object = json!({
         "letter": letter.key.to_string(),
         "reason": letter.reason,
@@ -380,6 +395,8 @@ fn as_json(letter: &Letter, with_raw: bool) -> serde_json::Value {
         "generation": letter.identity.as_ref().map(|(_, generation, _)| generation),
         "sequence": letter.identity.as_ref().map(|(.., sequence)| sequence),
         "raw_length": letter.raw_length,
+        "replay": replay,
+        "replay_of": history.origin(letter).map(|origin| origin.key),
     });
     if with_raw {
         object["is_cut"] = letter.is_cut().into();
@@ -393,7 +410,7 @@ fn as_json(letter: &Letter, with_raw: bool) -> serde_json::Value {
 /// Prints everything about the letters of one name: one, unless an alert that was given up shares it.
 ///
 /// # Errors
-/// As [`read_letters`], there is none, or nobody takes the output.
+/// As [`read_letters`], there is none, what was sent again cannot be read, or nobody takes the output.
 pub async fn show(
     settings: &config::Lake,
     key: &str,
@@ -401,6 +418,8 @@ pub async fn show(
     out: &mut impl Write,
 ) -> Result<(), LettersError> {
     let selection = Selection { keys: vec![key.parse()?], ..Selection::default() };
+    let runs = runs::read(settings).await?;
+    let history = History::of(&runs);
     let mut letters = Vec::new();
     read_letters(settings, &selection, |letter| letters.push(letter)).await?;
     if letters.is_empty() {
@@ -408,18 +427,23 @@ pub async fn show(
     }
     for letter in &letters {
         match format {
-            Format::Json => writeln!(out, "{}", as_json(letter, true))?,
-            Format::Text => print_letter(letter, out)?,
+            Format::Json => writeln!(out, "{}", as_json(letter, &history, true))?,
+            Format::Text => print_letter(letter, &history, out)?,
         }
     }
     Ok(())
 }
 
-fn print_letter(letter: &Letter, out: &mut impl Write) -> io::Result<()> {
+fn print_letter(letter: &Letter, history: &History<'_>, out: &mut impl Write) -> io::Result<()> {
     let unknown = || "(not known)".to_owned();
     let identity = letter.identity.as_ref().map(|(device, generation, sequence)| {
         format!("device {device}, generation {generation}, sequence {sequence}")
     });
+    let sent_again = match history.fate(letter) {
+        Fate::NotSent => "no".to_owned(),
+        Fate::Sent => "yes".to_owned(),
+        Fate::Unfinished(run) => format!("perhaps, the run {} did not end", runs::path_of(run)),
+    };
     for (name, value) in [
         ("letter", letter.key.to_string()),
         ("refused", letter.timestamp.to_string()),
@@ -429,8 +453,12 @@ fn print_letter(letter: &Letter, out: &mut impl Write) -> io::Result<()> {
         ("content type", letter.content_type.clone().unwrap_or_else(unknown)),
         ("identity", identity.unwrap_or_else(unknown)),
         ("length", format!("{} bytes", letter.raw_length)),
+        ("sent again", sent_again),
     ] {
         writeln!(out, "{name:<13} {value}")?;
+    }
+    if let Some(origin) = history.origin(letter) {
+        writeln!(out, "{:<13} {} ({})", "replay of", origin.key, origin.reason)?;
     }
     if letter.is_cut() {
         writeln!(out, "{:<13} the first {} bytes", "kept", letter.raw.len())?;
@@ -463,58 +491,4 @@ fn print_dump(raw: &[u8], out: &mut impl Write) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(text: &str) -> EventTime {
-        EventTime::parse(text).expect(text)
-    }
-
-    #[test]
-    fn moments_are_read_as_people_write_them() {
-        let now = at("2026-03-02T10:00:00Z");
-        let check = |text: &str, expected: &str| {
-            assert_eq!(parse_when(text, now).expect(text), at(expected), "{text}");
-        };
-        check("2026-03-01T08:15:30Z", "2026-03-01T08:15:30Z");
-        check("2026-03-01", "2026-03-01T00:00:00Z");
-        check("2h", "2026-03-02T08:00:00Z");
-        check("1day 2h", "2026-03-01T08:00:00Z");
-        let error = parse_when("yesterday", now).expect_err("no moment");
-        assert!(error.to_string().contains("such as 2h"), "{error}");
-    }
-
-    #[test]
-    fn names_of_letters_are_read_as_they_are_printed() {
-        let key: Key = "plant/7/temperature/0/12".parse().expect("a name");
-        assert_eq!((key.from.topic.as_str(), key.offset), ("plant/7/temperature", 12));
-        assert_eq!(key.to_string(), "plant/7/temperature/0/12");
-        for text in ["", "temperature", "temperature/0", "temperature/x/1", "temperature/0/-1"] {
-            assert!(text.parse::<Key>().is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn only_files_of_the_dates_asked_for_are_read() {
-        let selection = Selection {
-            since: Some(at("2026-03-01T23:00:00Z")),
-            until: Some(at("2026-03-03T01:00:00Z")),
-            ..Selection::default()
-        };
-        let taken = ["2026-02-28", "2026-03-01", "2026-03-02", "2026-03-03", "2026-03-04"]
-            .map(|date| selection.takes_date(date));
-        assert_eq!(taken, [false, true, true, true, false]);
-        assert!(Selection::default().takes_date(""));
-    }
-
-    #[test]
-    fn bytes_that_are_no_text_are_dumped() {
-        let mut out = Vec::new();
-        print_dump(&[0, 65, 255, 32, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 66], &mut out)
-            .expect("written");
-        let text = String::from_utf8(out).expect("UTF-8");
-        let expected = "\n00000000  00 41 ff 20 0a 01 02 03 04 05 06 07 08 09 0a 0b  .A. ............\n\
-                        00000010  42                                               B\n\n";
-        assert_eq!(text, expected);
-    }
-}
+mod tests;

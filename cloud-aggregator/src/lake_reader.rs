@@ -19,9 +19,15 @@ use deltalake::parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
 use deltalake::parquet::arrow::{ProjectionMask, async_reader};
 use deltalake::parquet::errors::ParquetError;
 use deltalake::{DeltaTable, DeltaTableError};
+use serde::de::IgnoredAny;
 use tracing::info;
 
 use crate::sink::delta::{LakeError, Location};
+
+/// Folder of a table's commits and log checkpoints.
+const LOG: &str = "_delta_log";
+/// Commits that are read to find a damaged one, the newest first.
+const COMMITS_CHECKED_MAX: usize = 1_000;
 
 /// A Parquet file of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +97,51 @@ impl TableReader {
             self.table = table;
         }
         Ok(self.table.version().unwrap_or(0))
+    }
+
+    /// The version that was loaded.
+    #[must_use]
+    pub fn version(&self) -> Option<u64> {
+        self.table.version()
+    }
+
+    /// Reads the commit of the version that was loaded once more: an empty one is loaded as if nothing were in it.
+    ///
+    /// # Errors
+    /// A commit is damaged, or the storage refuses.
+    pub async fn check_newest_commit(&self) -> Result<(), LakeError> {
+        let Some(version) = self.table.version() else { return Ok(()) };
+        if self.damage(version).await?.is_none() {
+            return Ok(());
+        }
+        // A log checkpoint may have what was in it.
+        self.check_commits().await
+    }
+
+    /// Reads the commits behind the last log checkpoint once more. Names the newest that is damaged.
+    ///
+    /// # Errors
+    /// One is, or the storage refuses.
+    pub async fn check_commits(&self) -> Result<(), LakeError> {
+        let listed = self.store.list_with_delimiter(Some(&Path::from(LOG))).await;
+        let listed = listed
+            .map_err(|source| table_error(&self.name, DeltaTableError::ObjectStore { source }))?;
+        let names = listed.objects.iter().filter_map(|object| object.location.filename());
+        for version in commits_behind_checkpoint(names) {
+            if let Some(damage) = self.damage(version).await? {
+                let text = format!(
+                    "commit {LOG}/{version:020}.json {damage}: restore it from a backup of the lake"
+                );
+                return Err(LakeError::Rows { table: self.name.clone(), text });
+            }
+        }
+        Ok(())
+    }
+
+    async fn damage(&self, version: u64) -> Result<Option<String>, LakeError> {
+        let entry = self.log_store.read_commit_entry(version).await;
+        let entry = entry.map_err(|source| table_error(&self.name, source))?;
+        Ok(entry.as_deref().and_then(damage_of))
     }
 
     /// Files of the version that was loaded.
@@ -203,6 +254,38 @@ fn table_error(table: &str, source: DeltaTableError) -> LakeError {
     LakeError::Table { table: table.to_owned(), source: Box::new(source) }
 }
 
+/// Versions of the commits that the last log checkpoint does not have, the newest first, by the names of the log's files.
+fn commits_behind_checkpoint<'a>(names: impl Iterator<Item = &'a str>) -> Vec<u64> {
+    let mut commits = Vec::new();
+    let mut checkpoint = None;
+    for name in names {
+        let Some((number, kind)) = name.split_once('.') else { continue };
+        let Some(version) = number.parse::<u64>().ok().filter(|_| number.len() == 20) else {
+            continue;
+        };
+        if kind == "json" {
+            commits.push(version);
+        } else if kind.starts_with("checkpoint") {
+            checkpoint = checkpoint.max(Some(version));
+        }
+    }
+    commits.retain(|version| Some(*version) > checkpoint);
+    commits.sort_unstable_by_key(|version| std::cmp::Reverse(*version));
+    commits.truncate(COMMITS_CHECKED_MAX);
+    commits
+}
+
+/// What is wrong with the bytes of a commit: it is a JSON object for each action, and there is at least one.
+fn damage_of(entry: &[u8]) -> Option<String> {
+    let actions = serde_json::Deserializer::from_slice(entry);
+    let mut actions = actions.into_iter::<BTreeMap<String, IgnoredAny>>().peekable();
+    if actions.peek().is_none() {
+        return Some("is empty".to_owned());
+    }
+    let error = actions.find_map(Result::err)?;
+    Some(format!("cannot be read: {error}"))
+}
+
 /// Columns of a batch by name and type; a column that is not there, or has another type, has no values.
 #[derive(Clone, Copy, Debug)]
 pub struct Row<'a>(pub &'a RecordBatch);
@@ -268,4 +351,49 @@ pub fn text_at(column: Option<&StringArray>, row: usize) -> Option<&str> {
 #[must_use]
 pub fn long_at(column: Option<&Int64Array>, row: usize) -> Option<i64> {
     column.filter(|column| column.is_valid(row)).map(|column| column.value(row))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commits_that_are_empty_cut_off_or_garbage_are_damaged() {
+        let check = |entry: &str, expected: Option<&str>| {
+            let found = damage_of(entry.as_bytes());
+            let is_expected = match (&found, expected) {
+                (Some(found), Some(expected)) => found.contains(expected),
+                (found, expected) => found.is_none() && expected.is_none(),
+            };
+            assert!(is_expected, "{entry:?}: {found:?}, not {expected:?}");
+        };
+        let whole = "{\"commitInfo\":{\"a\":[1]}}\n{\"add\":{\"path\":\"b\"}}";
+        check(whole, None);
+        check(&format!("{whole}\n"), None);
+        check("", Some("is empty"));
+        check(" \n\n", Some("is empty"));
+        check(&whole[..whole.len() - 4], Some("line 2"));
+        check(&format!("{whole}\nnone"), Some("line 3"));
+        check("\0\0\0\0", Some("cannot be read"));
+        check("7\n", Some("cannot be read"));
+    }
+
+    #[test]
+    fn commits_that_a_checkpoint_has_are_not_read_any_more() {
+        let name = |version: u64, kind: &str| format!("{version:020}.{kind}");
+        let names = [
+            "_last_checkpoint".to_owned(),
+            name(3, "json"),
+            name(4, "json"),
+            name(4, "checkpoint.parquet"),
+            name(5, "json"),
+            name(6, "json"),
+            "tmp.json".to_owned(),
+        ];
+        let behind = |names: &[String]| commits_behind_checkpoint(names.iter().map(String::as_str));
+        assert_eq!(behind(&names), [6, 5]);
+        assert_eq!(behind(&names[..3]), [4, 3]);
+        let many: Vec<String> = (0..2_000).map(|version| name(version, "json")).collect();
+        assert_eq!((behind(&many).len(), behind(&many)[0]), (COMMITS_CHECKED_MAX, 1_999));
+    }
 }

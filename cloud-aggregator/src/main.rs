@@ -9,6 +9,7 @@ use cloud_aggregator::app::{self, Failure};
 use cloud_aggregator::cli::{Cli, Command, Letters, Rules, RulesTest};
 use cloud_aggregator::commands;
 use cloud_aggregator::config::{Keys, Settings};
+use cloud_aggregator::pipeline::without_backtrace;
 use cloud_aggregator::trial::{self, TrialError};
 
 /// The input holds nothing that can be read (`EX_DATAERR` of sysexits.h).
@@ -60,7 +61,7 @@ fn run(settings: Settings, keys: Keys, file: Option<PathBuf>) -> ExitCode {
     match app::run(settings, keys, file) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&format!("{:#}", error.cause));
+            complain(without_backtrace(&format!("{:#}", error.cause)));
             ExitCode::from(error.exit_code)
         }
     }
@@ -74,7 +75,7 @@ fn maintain(settings: &Settings, table: Option<&str>) -> ExitCode {
             return ExitCode::from(EXIT_TEMPORARY);
         }
         Err(error) => {
-            complain(&format!("{:#}", error.cause));
+            complain(without_backtrace(&format!("{:#}", error.cause)));
             return ExitCode::from(error.exit_code);
         }
     };
@@ -98,7 +99,7 @@ fn healthcheck(settings: &Settings) -> ExitCode {
 
 fn try_rules(settings: &Settings, test: &RulesTest) -> ExitCode {
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    let result = trial::run(&settings.core(), &test.input, &mut complain)
+    let result = trial::run(&settings.core(), &test.input, &mut tell)
         .and_then(|trial| trial::print(&trial, (test.format, test.anomalies), &mut out))
         .and_then(|()| Ok(out.flush()?));
     match result {
@@ -124,7 +125,7 @@ fn look(command: impl FnOnce(&mut BufWriter<StdoutLock<'_>>) -> Result<u8, Failu
         Ok(exit_code) if is_written => ExitCode::from(exit_code),
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {
-            complain(&format!("{:#}", error.cause));
+            complain(without_backtrace(&format!("{:#}", error.cause)));
             ExitCode::from(error.exit_code)
         }
     }
@@ -136,6 +137,10 @@ fn say(text: &str) -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
+}
+
+fn tell(text: &str) {
+    drop(writeln!(std::io::stderr(), "{text}"));
 }
 
 fn complain(text: &str) {

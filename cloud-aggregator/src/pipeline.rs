@@ -116,6 +116,8 @@ pub struct Pipeline {
     has_outcomes: bool,
     /// The last write failed: that reading works is no sign of health.
     is_write_refused: bool,
+    /// Epochs that were void since the group last moved partitions.
+    lost_races: u32,
 }
 
 impl Pipeline {
@@ -126,8 +128,10 @@ impl Pipeline {
         let group = MachineId::new(&settings.kafka.group).unwrap_or_else(|_| {
             MachineId::new("cloud-aggregator").expect("a literal name is valid")
         });
+        let core = Arc::new(settings.core());
+        show_rules(&parts.health, &core);
         Self {
-            core: Arc::new(settings.core()),
+            core,
             kinds: topic_kinds(settings),
             group,
             stage: Stage::Idle,
@@ -149,6 +153,7 @@ impl Pipeline {
             is_drained: false,
             has_outcomes: false,
             is_write_refused: false,
+            lost_races: 0,
             parts,
         }
     }
@@ -179,7 +184,7 @@ impl Pipeline {
         self.parts.health.update(|status| status.stage = HealthStage::Stopping);
         self.commit_to_the_end().await?;
         if self.is_drained {
-            info!(records = self.records, "all is read that was there at the start");
+            self.tell_drained()?;
             self.await_deliveries().await;
         }
         if self.has_outcomes
@@ -224,8 +229,7 @@ impl Pipeline {
     }
 
     fn change_rules(&mut self, settings: Arc<aggregator_core::Settings>) {
-        let rules = settings.rules.iter().map(|rule| rule.name.clone()).collect();
-        self.parts.health.update(|status| status.rules = rules);
+        show_rules(&self.parts.health, &settings);
         self.core = Arc::clone(&settings);
         let (Stage::Running { counting, .. } | Stage::Starting { counting, .. }) = &mut self.stage
         else {
@@ -253,6 +257,7 @@ impl Pipeline {
         match event {
             SourceEvent::Assigned { round, partitions } => {
                 info!(partitions = partitions.len(), "the group gave partitions");
+                self.lost_races = 0;
                 self.drop_work();
                 self.is_drained =
                     partitions.is_empty() && self.parts.settings.trigger.available_now;
@@ -376,6 +381,7 @@ impl Pipeline {
             gaps.ask(counting, *assignment, now());
         }
         self.parts.desk.pump();
+        self.show_owed();
         if self.cleaned_at.elapsed() >= CLEAN_INTERVAL && !self.parts.lake.is_committing() {
             self.cleaned_at = Instant::now();
             if let Err(error) = self.parts.lake.clean_state_files(Instant::now()).await {
@@ -515,8 +521,7 @@ impl Pipeline {
         self.is_drained = false;
         let text = describe(failure);
         if failure.is_lost_race() {
-            warn!(error = text, ?wait, "an epoch is void, its partitions are taken anew");
-            counter!(names::LOST_RACES_TOTAL).increment(1);
+            self.note_lost_race(&text, wait);
         } else {
             error!(error = text, ?wait, "the lake does not take rows, consumption pauses");
             counter!(names::LAKE_FAILURES_TOTAL).increment(1);
@@ -655,13 +660,11 @@ impl Pipeline {
             gauge!(names::UNMATCHED_READINGS, "reason" => "behind-machine")
                 .set(unmatched.behind_machine as f64);
         }
-        let owed = self.parts.desk.len();
         self.parts.health.update(|status| {
             status.last_epoch = Some(epoch.to_string());
             status.last_epoch_at = Some(now().as_event_time().to_string());
             status.epochs += 1;
             status.records += tally.records_in;
-            status.alerts_owed = owed;
         });
     }
 
@@ -704,6 +707,11 @@ async fn wait_for_stop(stop: &mut watch::Receiver<bool>) {
     drop(stop.wait_for(|is_stopped| *is_stopped).await);
 }
 
+fn show_rules(health: &Health, settings: &aggregator_core::Settings) {
+    let rules = settings.rules.iter().map(|rule| rule.name.clone()).collect();
+    health.update(|status| status.rules = rules);
+}
+
 fn columns_error(source: deltalake::arrow::error::ArrowError) -> LakeError {
     LakeError::Columns { table: crate::sink::rows::TELEMETRY.to_owned(), source }
 }
@@ -711,13 +719,24 @@ fn columns_error(source: deltalake::arrow::error::ArrowError) -> LakeError {
 /// An error with its sources, as one line.
 #[must_use]
 pub fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+    let mut text = without_backtrace(&error.to_string()).to_owned();
     let mut source = error.source();
     while let Some(cause) = source {
-        text = format!("{text}: {cause}");
+        text = format!("{text}: {}", without_backtrace(&cause.to_string()));
         source = cause.source();
     }
     text
+}
+
+/// The Delta library puts a backtrace behind the text of its errors when `RUST_BACKTRACE` is set.
+#[must_use]
+pub fn without_backtrace(text: &str) -> &str {
+    let begin = text.match_indices('\n').find(|(place, _)| {
+        let line = text[place + 1..].trim_start();
+        let frame = line.trim_start_matches(|character: char| character.is_ascii_digit());
+        frame.len() < line.len() && frame.starts_with(": ")
+    });
+    begin.map_or(text, |(place, _)| text[..place].trim_end())
 }
 
 fn topic_kinds(settings: &Settings) -> BTreeMap<String, TopicKind> {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::counter;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info};
 
@@ -56,11 +56,7 @@ impl Reloader {
     }
 
     /// Runs until `stop`.
-    ///
-    /// # Errors
-    /// The operating system refuses to deliver SIGHUP.
-    pub async fn run(mut self, mut stop: watch::Receiver<bool>) -> std::io::Result<()> {
-        let mut hangup = signal(SignalKind::hangup())?;
+    pub async fn run(mut self, mut hangup: Signal, mut stop: watch::Receiver<bool>) {
         let mut look = tokio::time::interval(LOOK_INTERVAL);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while !*stop.borrow() {
@@ -75,7 +71,6 @@ impl Reloader {
                 self.reload().await;
             }
         }
-        Ok(())
     }
 
     /// Whether the file is another one than when it was last read, and no longer being written. One that is not there is
@@ -90,7 +85,12 @@ impl Reloader {
 
     async fn reload(&mut self) {
         let (refused, result) = match self.try_reload().await {
-            Ok(changed) if changed.is_empty() => (None, "same"),
+            Ok(changed) if changed.is_empty() => {
+                if self.health.status().settings_refused.is_some() {
+                    info!("the settings are again those that are in force");
+                }
+                (None, "same")
+            }
             Ok(changed) => {
                 info!(changed = changed.join(", "), "other rules were read");
                 (None, "changed")

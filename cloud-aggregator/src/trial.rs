@@ -19,6 +19,8 @@ use crate::cli::Format;
 
 /// Lines that are no readings are told one by one up to this many.
 const COMPLAINTS_MAX: u64 = 20;
+/// What some programs write before the first line of a file in UTF-8. Records on Kafka have none.
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// Why there is no trial.
 #[derive(Debug, thiserror::Error)]
@@ -59,14 +61,15 @@ pub struct Trial {
     pub without_machine: u64,
 }
 
-/// Runs the rules of `settings` over the lines of a file (`-`: standard input). Lines that are no readings are told to `complain`.
+/// Runs the rules of `settings` over the lines of a file (`-`: standard input). Lines that are no readings are told to `tell` with
+/// the reason that their dead letters would have.
 ///
 /// # Errors
 /// The file cannot be read, or holds no reading.
 pub fn run(
     settings: &Settings,
     path: &Path,
-    complain: &mut impl FnMut(&str),
+    tell: &mut impl FnMut(&str),
 ) -> Result<Trial, TrialError> {
     let failed = |source| TrialError::Input { path: path.to_owned(), source };
     let input: Box<dyn BufRead> = if path == Path::new("-") {
@@ -82,11 +85,13 @@ pub fn run(
     let (mut trial, mut lines, mut seen) = (Trial::default(), 0, Seen::default());
     for line in input.split(b'\n') {
         let line = line.map_err(failed)?;
+        let is_first = lines == 0;
         lines += 1;
-        if line.trim_ascii().is_empty() {
+        let record = line.strip_prefix(BYTE_ORDER_MARK).filter(|_| is_first).unwrap_or(&line);
+        if record.trim_ascii().is_empty() {
             continue;
         }
-        let refusal = match decoder.decode_reading(&line, Encoding::Json) {
+        let refusal = match decoder.decode_reading(record, Encoding::Json) {
             Ok(decoded) => {
                 let mut reading = decoded.reading;
                 if seen.is_repeat(&mut reading, lines) {
@@ -96,21 +101,21 @@ pub fn run(
                 match state.handle_reading(&reading, now, &settings, &mut out) {
                     Disposition::Counted => None,
                     // Without limits there are none; what is not counted must not pass for a reading.
-                    Disposition::Late => Some("it is late".to_owned()),
-                    Disposition::Duplicate => Some("it is a repeat".to_owned()),
-                    Disposition::DeadLetter { detail, .. } => Some(detail),
+                    Disposition::Late => Some(("late", "it is late".to_owned())),
+                    Disposition::Duplicate => Some(("duplicate", "it is a repeat".to_owned())),
+                    Disposition::DeadLetter { reason, detail } => Some((reason, detail)),
                 }
             }
-            Err(error) => Some(error.detail()),
+            Err(error) => Some((error.reason(), error.detail())),
         };
         // Alerts are of no interest here.
         out.alerts.clear();
         match refusal {
             None => trial.readings += 1,
-            Some(detail) => {
+            Some((reason, detail)) => {
                 trial.refused += 1;
                 if trial.refused <= COMPLAINTS_MAX {
-                    complain(&format!("line {lines}: {detail}"));
+                    tell(&format!("left out: line {lines}: {reason}: {detail}"));
                 }
             }
         }
@@ -302,12 +307,8 @@ mod tests {
         writeln!(file, r#"{{"sensor_id":"t","timestamp":"2026-03-01T08:01:00Z","metric_type":"temperature","value":101}}"#)
             .expect("written");
         writeln!(file, "\n{{}}").expect("written");
-        let mut complaints = Vec::new();
-        let trial =
-            run(&Settings::default(), file.path(), &mut |text| complaints.push(text.to_owned()))
-                .expect("readings");
-        assert_eq!(complaints.len(), 1);
-        assert!(complaints[0].starts_with("line 9: "), "{complaints:?}");
+        let (trial, told) = run_file(file.path());
+        assert_eq!(told, ["left out: line 9: missing-field: field `sensor_id` is missing"]);
         let mut text = Vec::new();
         print(&trial, (Format::Text, false), &mut text).expect("written");
         let text = String::from_utf8(text).expect("UTF-8");
@@ -324,11 +325,23 @@ temperature-above-100  t                  2026-03-01T08:01:00Z  2026-03-01T08:02
         assert_eq!((&row["sensor_id"], &row["count"]), (&"s".into(), &6.into()));
     }
 
-    fn run_lines(lines: &[String]) -> Trial {
+    fn run_file(path: &Path) -> (Trial, Vec<String>) {
+        let mut told = Vec::new();
+        let trial = run(&Settings::default(), path, &mut |text| told.push(text.to_owned()));
+        (trial.expect("readings"), told)
+    }
+
+    fn run_lines(lines: &[String]) -> (Trial, Vec<String>) {
         let mut file = tempfile::NamedTempFile::new().expect("a file");
         file.write_all(lines.join("\n").as_bytes()).expect("written");
-        let mut complain = |text: &str| assert!(text.is_empty(), "{text}");
-        run(&Settings::default(), file.path(), &mut complain).expect("readings")
+        run_file(file.path())
+    }
+
+    /// Of lines that are all readings.
+    fn run_readings(lines: &[String]) -> Trial {
+        let (trial, told) = run_lines(lines);
+        assert_eq!(told, [""; 0]);
+        trial
     }
 
     fn line(timestamp: &str, identity: &str) -> String {
@@ -346,7 +359,7 @@ temperature-above-100  t                  2026-03-01T08:01:00Z  2026-03-01T08:02
             "2024-02-29T12:00:00Z",
             "2026-03-01T08:00:01Z",
         ];
-        let trial = run_lines(&times.map(|time| line(time, "")));
+        let trial = run_readings(&times.map(|time| line(time, "")));
         assert_eq!((trial.readings, trial.refused), (5, 0));
         let windows = trial.windows.iter().map(|row| (short(row.window_start), row.count));
         let expected = [
@@ -373,7 +386,7 @@ temperature-above-100  t                  2026-03-01T08:01:00Z  2026-03-01T08:02
         }
         let again = [lines[0].clone(), lines[26].clone()];
         lines.extend(again);
-        let trial = run_lines(&lines);
+        let trial = run_readings(&lines);
         assert_eq!((trial.readings, trial.repeats, trial.refused), (27, 2, 0));
         assert_eq!(trial.windows.len(), 1);
         assert_eq!(trial.windows[0].count, 27);
@@ -383,6 +396,33 @@ temperature-above-100  t                  2026-03-01T08:01:00Z  2026-03-01T08:02
         let told = "27 readings, 0 other lines, 1 windows with matches, 1 anomalies\n\
                     2 repeats of records that are in the file before: not counted\n";
         assert!(text.ends_with(told), "{text}");
+    }
+
+    #[test]
+    fn lines_that_are_left_out_are_told_with_the_reason_of_their_dead_letters() {
+        let lines = [
+            line("2026-03-01T08:00:00Z", ""),
+            "no reading".to_owned(),
+            line("yesterday", ""),
+            line("1970-01-01T00:00:00Z", ""),
+            line("2026-03-01T08:00:00Z", "").replace(r#""s""#, r#""""#),
+        ];
+        let (trial, told) = run_lines(&lines);
+        assert_eq!((trial.readings, trial.refused), (1, 4));
+        let reasons = ["2: json: ", "3: timestamp: ", "4: timestamp-too-old: ", "5: name: "];
+        assert_eq!(told.len(), reasons.len(), "{told:?}");
+        for (text, reason) in told.iter().zip(reasons) {
+            assert!(text.starts_with(&format!("left out: line {reason}")), "{reason}: {told:?}");
+        }
+    }
+
+    #[test]
+    fn byte_order_mark_before_the_first_line_is_no_part_of_it() {
+        let readings = [line("2026-03-01T08:00:00Z", ""), line("2026-03-01T08:00:01Z", "")];
+        let marked = readings.map(|line| format!("\u{feff}{line}"));
+        let (trial, told) = run_lines(&marked);
+        assert_eq!((trial.readings, trial.refused), (1, 1), "one belongs to the whole file");
+        assert!(told[0].starts_with("left out: line 2: json: "), "{told:?}");
     }
 
     #[test]

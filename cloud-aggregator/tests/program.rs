@@ -364,10 +364,31 @@ fn a_drain_that_finds_no_broker_ends_with_exit_code_69() {
 fn an_unwritable_lake_is_a_clear_error_with_exit_code_74() {
     let plant = Plant::new();
     std::fs::write(plant.lake(), b"a file, no folder").expect("written");
-    let output = plant.command("run", &[]).output().expect("started");
+    let below = plant.lake().join("tables");
+    let variables = [("AGGREGATOR__LAKE__LOCATION", below.to_str().expect("UTF-8"))];
+    let output = plant.command("run", &variables).output().expect("started");
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(74), "{text}");
-    assert!(text.contains("lake.location") && text.contains("/lake"), "{text}");
+    assert!(text.contains("lake.location") && text.contains("/lake/tables"), "{text}");
+}
+
+#[test]
+fn a_lake_that_would_be_lost_is_exit_code_78_with_what_can_be_written_to() {
+    let plant = Plant::new();
+    for command in ["run", "check-config", "maintain"] {
+        let variables = [("AGGREGATOR__LAKE__LOCATION", "memory:///x")];
+        let output = plant.command(command, &variables).output().expect("started");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(78), "{text}");
+        for words in ["lake.location: \"memory:///x\"", "file:///FOLDER", "abfss://CONTAINER@"] {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+    }
+    std::fs::write(plant.lake(), b"a file, no folder").expect("written");
+    let output = plant.command("check-config", &[]).output().expect("started");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(78), "{text}");
+    assert!(text.contains("/lake\" is a file: name a folder"), "{text}");
 }
 
 #[test]
@@ -377,10 +398,34 @@ fn a_wrong_key_is_exit_code_78_with_its_path() {
     let output = plant.command("check-config", &variables).output().expect("started");
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(78), "{text}");
-    assert!(text.contains("kafka.broker: unknown key in the environment"), "{text}");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 3, "{text}");
+    assert_eq!(lines[0], "error: configuration: 2 faults");
+    assert!(lines[1].starts_with("  kafka.broker: unknown key in the environment"), "{text}");
+    assert_eq!(lines[2], "  lake.location: is empty");
     let output = plant.command("check-config", &variables[1..]).output().expect("started");
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(78), "{text}");
-    assert!(text.contains("lake.location"), "{text}");
+    assert_eq!(text, "error: configuration: lake.location: is empty\n");
     assert!(plant.command("check-config", &[]).output().expect("started").status.success());
+}
+
+#[test]
+fn rules_test_says_which_lines_are_left_out_and_why() {
+    let plant = Plant::new();
+    let input = plant.folder.path().join("readings.jsonl");
+    let json = encode_reading(&reading(1, 0, 120.0, None), Encoding::Json);
+    let json = String::from_utf8(json).expect("UTF-8");
+    std::fs::write(&input, format!("\u{feff}{json}\nno reading\n{{}}\n")).expect("written");
+    let mut command = plant.command("rules", &[]);
+    command.arg("test").arg("--input").arg(&input);
+    let output = command.output().expect("started");
+    let (told, table) =
+        (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    assert!(table.contains("1 readings, 2 other lines, 1 windows with matches"), "{table}");
+    assert!(!told.contains("error:"), "{told}");
+    for words in ["left out: line 2: json: ", "left out: line 3: missing-field: "] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
-use e2e_tests::cloud_aggregator::{Finished, run_command};
+use e2e_tests::cloud_aggregator::{Finished, program, run_command};
 use e2e_tests::eventually::eventually;
 use e2e_tests::publisher::reading_json;
 use serde_json::Value;
@@ -181,6 +181,84 @@ fn audit_is_equal_over_all_lives_of_a_topic_that_was_made_anew() -> anyhow::Resu
     let doubled = audit(&plant, &["--limit", "1000"])?;
     ensure!(doubled.code == Some(1), "{doubled:?}");
     ensure!(doubled.output.contains("records have rows"), "{doubled:?}");
+    Ok(())
+}
+
+/// A minute of temperatures of one sensor, every six seconds from `start` on, and a cold one five minutes later.
+fn minute_of(start: i64, value: f64) -> Vec<(String, Vec<u8>)> {
+    let record = |at: i64, value: f64| {
+        let at = EventTime::from_micros(at);
+        let text = reading_json("press-1", "press-1/oil", "temperature", at, value);
+        ("press-1/oil".to_owned(), text.into_bytes())
+    };
+    let mut records: Vec<_> =
+        (0..10).map(|part| record(start + part * MINUTE_MICROS / 10, value)).collect();
+    records.push(record(start + 5 * MINUTE_MICROS, 20.0));
+    records
+}
+
+#[test]
+fn audit_is_equal_after_a_filter_has_changed_while_topics_are_quiet() -> anyhow::Result<()> {
+    let mut plant = Plant::new("audit-filter")?;
+    let rules = |filter: &str| {
+        let by_sensor = format!(
+            "[[rules]]\nname = \"hot\"\nfilter = \"{filter}\"\nwindow = \"1m\"\nthreshold = \"count > 5\"\nseverity = 2\n"
+        );
+        let by_machine = by_sensor.replace("\"hot\"", "\"machine\"\nby = \"machine\"");
+        format!("{by_sensor}\n{by_machine}\n[kafka.properties]\n\"group.instance.id\" = \"one\"\n")
+    };
+    let is_equal = |plant: &Plant, read: usize, anomalies: u64| {
+        eventually("all is read and equal", DEADLINE, || {
+            let report = audit(plant, &["--format", "json"])?;
+            ensure!(report.code == Some(0), "{report:?}");
+            let report: Value = serde_json::from_str(&report.output)?;
+            ensure!(report["records_in"] == read, "{report}");
+            ensure!(report["anomalies"] == anomalies, "{report}");
+            Ok(report)
+        })
+    };
+    // No other topic ever has a record, and two of three partitions of this one neither.
+    let topic = plant.topic("temperature");
+    let start = (now().micros().div_euclid(MINUTE_MICROS) - 30) * MINUTE_MICROS;
+    let (first, second) = (minute_of(start, 101.0), minute_of(start + 10 * MINUTE_MICROS, 95.0));
+    plant.aggregator_settings.more = rules("value > 100");
+    let mut aggregator = plant.start_aggregator()?;
+    kafka()?.produce(&topic, &first)?;
+    let before = is_equal(&plant, first.len(), 2)?;
+    ensure!(before["windows_left_out"] == serde_json::json!({}), "{before}");
+    aggregator.process().terminate()?;
+    aggregator.process().wait(DEADLINE)?;
+
+    plant.aggregator_settings.more = rules("value > 90");
+    let mut aggregator = plant.start_aggregator()?;
+    kafka()?.produce(&topic, &second)?;
+    let after = is_equal(&plant, first.len() + second.len(), 2)?;
+    let left_out = serde_json::json!({
+        "the window began before the rule, or before its last change": 2
+    });
+    ensure!(after["windows_left_out"] == left_out, "{after}");
+    aggregator.process().terminate()?;
+    aggregator.process().wait(DEADLINE)?;
+    a_damaged_commit_is_named(&plant)
+}
+
+fn a_damaged_commit_is_named(plant: &Plant) -> anyhow::Result<()> {
+    let log = plant.aggregator_settings.lake.join("telemetry/_delta_log");
+    let entries = std::fs::read_dir(&log)?.collect::<Result<Vec<_>, _>>()?;
+    let names = entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let last = names.filter(|name| name.len() == 25 && name.ends_with(".json")).max();
+    let last = last.context("no commit")?;
+    for damage in ["", "{\"add\":{\"path\":\"x"] {
+        std::fs::write(log.join(&last), damage)?;
+        let output = std::process::Command::new(program())
+            .args(["audit", "--config"])
+            .arg(plant.dir.join("cloud-aggregator/cloud-aggregator.toml"))
+            .env("RUST_BACKTRACE", "1")
+            .output()?;
+        let errors = String::from_utf8(output.stderr)?;
+        ensure!(output.status.code() == Some(74), "{damage:?}: {:?} {errors}", output.status);
+        ensure!(errors.contains(&last) && !errors.contains("  0: "), "{damage:?}: {errors}");
+    }
     Ok(())
 }
 

@@ -201,7 +201,12 @@ fn rules_change_without_a_restart_and_other_settings_are_refused_by_name() -> an
     let mut plant = Plant::new("rule-reload")?;
     plant.aggregator_settings.more =
         rule("filter = \"metric_type = temperature and value > 100\"\nthreshold = \"count > 5\"");
-    let aggregator = plant.start_aggregator()?;
+    let mut aggregator = plant.start_aggregator()?;
+    let status = aggregator.get("/status")?.1;
+    ensure!(status.contains(r#""rules":["hot"]"#), "{status}");
+    // One that comes while the process is up changes nothing.
+    aggregator.process().signal("HUP")?;
+    wait_for_reload(&aggregator, "same")?;
     let file = plant.dir.join("cloud-aggregator/cloud-aggregator.toml");
     let before = std::fs::read_to_string(&file)?;
     let minute = past_minute();
@@ -245,6 +250,115 @@ fn rules_change_without_a_restart_and_other_settings_are_refused_by_name() -> an
         ensure!(audit.code == Some(0), "{:?}: {}{}", audit.code, audit.output, audit.errors);
         Ok(())
     })
+}
+
+#[test]
+fn a_drain_tells_the_windows_that_stay_open_and_fails_where_it_cannot_read() -> anyhow::Result<()> {
+    let mut plant = Plant::new("drain")?;
+    let drain = ("AGGREGATOR__TRIGGER__AVAILABLE_NOW".to_owned(), "true".to_owned());
+    plant.aggregator_settings.environment.push(drain);
+    plant.aggregator_settings.more =
+        rule("filter = \"metric_type = temperature and value > 100\"\nthreshold = \"count > 5\"");
+    // An hour ago: the first window is closed by the second one, which nothing closes.
+    let minute = past_minute().saturating_add_micros(-3600 * SECOND);
+    produce(&plant, "press-1/oil", minute, &[101.0; 7])?;
+    produce(&plant, "press-1/oil", minute.saturating_add_micros(120 * SECOND), &[101.0; 3])?;
+    let dir = plant.dir.join("cloud-aggregator");
+    let mut aggregator = CloudAggregator::start(&dir, &plant.aggregator_settings)?;
+    let status = aggregator.process().wait(DEADLINE)?;
+    let log = aggregator.process().tail();
+    ensure!(status.success() && log.contains("open_windows=1"), "{status}: {log}");
+    ensure!(plant.lake().count("SELECT count(*) FROM telemetry")? == 10, "not all rows");
+    ensure!(plant.lake().count("SELECT count(*) FROM anomalies")? == 1, "not one window");
+
+    let mut damaged = 0;
+    for entry in std::fs::read_dir(plant.aggregator_settings.lake.join("_state"))? {
+        std::fs::write(entry?.path(), "{")?;
+        damaged += 1;
+    }
+    ensure!(damaged > 0, "no state file");
+    produce(&plant, "press-1/oil", minute.saturating_add_micros(240 * SECOND), &[101.0])?;
+    aggregator.restart()?;
+    let status = aggregator.process().wait(DEADLINE)?;
+    let log = aggregator.process().tail();
+    ensure!(status.code() == Some(74), "{status}: {log}");
+    ensure!(!log.contains("all is read that was there"), "{log}");
+    let told = log.contains("not all was read that was there at the start: 0 records");
+    ensure!(told && log.contains("cannot be read"), "{log}");
+    Ok(())
+}
+
+#[test]
+fn a_drain_of_topics_that_are_not_there_ends() -> anyhow::Result<()> {
+    let mut plant = Plant::new("drain-nothing")?;
+    plant.aggregator_settings.topic_prefix = "never-made-".to_owned();
+    for (name, value) in [("", "true"), ("_PATIENCE", "2s")] {
+        let variable = format!("AGGREGATOR__TRIGGER__AVAILABLE_NOW{name}");
+        plant.aggregator_settings.environment.push((variable, value.to_owned()));
+    }
+    let dir = plant.dir.join("cloud-aggregator");
+    let mut aggregator = CloudAggregator::start(&dir, &plant.aggregator_settings)?;
+    let status = aggregator.process().wait(DEADLINE)?;
+    let log = aggregator.process().tail();
+    ensure!(status.code() == Some(69), "{status}: {log}");
+    ensure!(log.contains("no partition was given within 2 s"), "{log}");
+    Ok(())
+}
+
+#[test]
+fn alerts_that_are_too_many_for_the_next_owner_become_dead_letters() -> anyhow::Result<()> {
+    let mut plant = Plant::new("takeover")?;
+    plant.aggregator_settings.more =
+        rule("filter = \"metric_type = temperature and value > 100\"\nthreshold = \"count > 5\"");
+    // Nobody takes them.
+    plant.aggregator_settings.webhook_url =
+        format!("http://127.0.0.1:{}/", e2e_tests::ports::free_port()?);
+    let topic = ("AGGREGATOR__ALERTS__TOPIC".to_owned(), String::new());
+    plant.aggregator_settings.environment.push(topic);
+    let mut aggregator = plant.start_aggregator()?;
+    for sensor in 0..3 {
+        produce(&plant, &format!("press-{sensor}/oil"), past_minute(), &[101.0; 7])?;
+    }
+    let owed = |aggregator: &CloudAggregator, number: u64| {
+        eventually("alerts are owed", DEADLINE, || {
+            let status: serde_json::Value = serde_json::from_str(&aggregator.get("/status")?.1)?;
+            ensure!(status["alerts_owed"] == number, "{status}");
+            Ok(())
+        })
+    };
+    owed(&aggregator, 3)?;
+    // What is owed stands in the state file of the next epoch.
+    let epochs = aggregator.metric("aggregator_epochs_total")?;
+    produce(&plant, "press-9/oil", past_minute(), &[20.0])?;
+    eventually("another epoch", DEADLINE, || {
+        ensure!(aggregator.metric("aggregator_epochs_total")? > epochs, "not yet");
+        Ok(())
+    })?;
+    aggregator.process().kill()?;
+    let few = ("AGGREGATOR__ALERTS__PENDING_MAX".to_owned(), "1".to_owned());
+    plant.aggregator_settings.environment.push(few);
+    let aggregator = plant.start_aggregator()?;
+    let letters = "SELECT count(*) FROM dead_letters WHERE reason = 'alert-overflow'";
+    ensure!(plant.wait_for_count(letters, 2)? == 2, "more dead letters");
+    owed(&aggregator, 1)
+}
+
+#[test]
+fn signals_that_come_early_do_what_they_do_later() -> anyhow::Result<()> {
+    let plant = Plant::new("early-signals")?;
+    let dir = plant.dir.join("cloud-aggregator");
+    let mut aggregator = CloudAggregator::start(&dir, &plant.aggregator_settings)?;
+    // The first line of the log; the tables are not open yet.
+    eventually("it has begun", DEADLINE, || {
+        let log = aggregator.process().stderr();
+        ensure!(log.contains("health, metrics and status are served"), "{log}");
+        Ok(())
+    })?;
+    aggregator.process().signal("HUP")?;
+    aggregator.process().terminate()?;
+    let status = aggregator.process().wait(DEADLINE)?;
+    ensure!(status.success(), "{status}: {}", aggregator.process().tail());
+    Ok(())
 }
 
 fn wait_for_reload(aggregator: &CloudAggregator, result: &str) -> anyhow::Result<()> {

@@ -316,8 +316,43 @@ impl FromStr for Filter {
     type Err = FilterError;
 
     fn from_str(text: &str) -> Result<Self, FilterError> {
-        parse::parse(text, Limits::WRITTEN).map(|root| Self { root })
+        match parse::parse(text, Limits::WRITTEN) {
+            Ok(root) => Ok(Self { root }),
+            Err(error) if matches!(error, FilterError::Unexpected { .. }) => {
+                Err(foreign_sign(text).unwrap_or(error))
+            }
+            Err(error) => Err(error),
+        }
     }
+}
+
+/// Signs of other languages that can stand nowhere in a filter, and what is written here.
+const FOREIGN_SIGNS: [(&str, &str); 9] = [
+    ("==", "="),
+    ("=>", ">="),
+    ("=<", "<="),
+    ("<>", "!="),
+    ("&&", "\"and\""),
+    ("&", "\"and\""),
+    ("||", "\"or\""),
+    ("|", "\"or\""),
+    ("\"", "a text in single quotes ('text')"),
+];
+
+/// The first of them that is not in a quoted text: what the parser stumbles over may be what follows.
+fn foreign_sign(text: &str) -> Option<FilterError> {
+    let mut is_quoted = false;
+    for (at, character) in text.char_indices() {
+        is_quoted ^= character == '\'';
+        if is_quoted {
+            continue;
+        }
+        let found = FOREIGN_SIGNS.into_iter().find(|(sign, _)| text[at..].starts_with(*sign));
+        if let Some((sign, expected)) = found {
+            return Some(FilterError::Unexpected { at, found: sign.to_owned(), expected });
+        }
+    }
+    None
 }
 
 impl<'de> Deserialize<'de> for Filter {

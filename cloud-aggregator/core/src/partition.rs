@@ -492,7 +492,7 @@ impl PartitionState {
         if known_sensor.is_none() && self.sensors.len() >= sensors_max {
             return Err(Disposition::DeadLetter {
                 reason: reason::SENSORS_LIMIT,
-                detail: format!("{sensors_max} sensors are known: raise sensors_max"),
+                detail: format!("{sensors_max} sensors are known: raise counting.sensors-max"),
             });
         }
         if !self.metrics.contains_key(reading.metric_type.as_str()) {
@@ -501,7 +501,7 @@ impl PartitionState {
                 return Err(Disposition::DeadLetter {
                     reason: reason::METRIC_TYPES_LIMIT,
                     detail: format!(
-                        "{metric_types_max} metric types are known: raise metric_types_max"
+                        "{metric_types_max} metric types are known: raise counting.metric-types-max"
                     ),
                 });
             }
@@ -537,7 +537,7 @@ impl PartitionState {
         let Some(index) = room.ok().filter(|_| self.machines.len() < machines_max) else {
             return Err(Disposition::DeadLetter {
                 reason: reason::MACHINES_LIMIT,
-                detail: format!("{machines_max} machines are known: raise sensors_max"),
+                detail: format!("{machines_max} machines are known: raise counting.sensors-max"),
             });
         };
         self.machine_positions.insert(machine_id.clone(), index);

@@ -75,7 +75,7 @@ impl Default for Settings {
     }
 }
 
-/// One thing wrong with the settings.
+/// One thing wrong with the settings. Keys are named as they are written in the configuration.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum SettingsFault {
     /// More than [`RULES_MAX`].
@@ -86,7 +86,7 @@ pub enum SettingsFault {
     },
     /// Empty or longer than [`RULE_NAME_BYTES_MAX`].
     #[error(
-        "the name of rule {index} has {length} bytes, 1 to {RULE_NAME_BYTES_MAX} are allowed: rename it"
+        "rules[{index}].name has {length} bytes, 1 to {RULE_NAME_BYTES_MAX} are allowed: rename it"
     )]
     RuleName {
         /// Position of the rule, from 0.
@@ -97,6 +97,8 @@ pub enum SettingsFault {
     /// Two rules of one name would share alerts.
     #[error("rule name {name:?} is used twice: rename one")]
     RuleNameTwice {
+        /// Position of the second rule, from 0.
+        index: usize,
         /// The name.
         name: String,
     },
@@ -105,6 +107,8 @@ pub enum SettingsFault {
         "window of rule {name:?} is {window}, {WINDOW_MIN} to {SPAN_MAX} are allowed: change it"
     )]
     RuleWindow {
+        /// Position of the rule, from 0.
+        index: usize,
         /// The rule.
         name: String,
         /// Found.
@@ -115,6 +119,8 @@ pub enum SettingsFault {
         "slide of rule {name:?} is {slide}, {WINDOW_MIN} to its window of {window} are allowed: change it"
     )]
     RuleSlide {
+        /// Position of the rule, from 0.
+        index: usize,
         /// The rule.
         name: String,
         /// Found.
@@ -127,6 +133,8 @@ pub enum SettingsFault {
         "each reading is in {overlap} windows of rule {name:?}, at most {OVERLAP_MAX} are allowed: make its slide longer"
     )]
     RuleOverlap {
+        /// Position of the rule, from 0.
+        index: usize,
         /// The rule.
         name: String,
         /// Found.
@@ -137,6 +145,8 @@ pub enum SettingsFault {
         "severity of rule {name:?} is {severity}, 0 (critical) to {SEVERITY_MAX} are allowed: change it"
     )]
     RuleSeverity {
+        /// Position of the rule, from 0.
+        index: usize,
         /// The rule.
         name: String,
         /// Found.
@@ -145,8 +155,9 @@ pub enum SettingsFault {
     /// Windows that are held whatever the values are, above [`Settings::windows_per_sensor_max`]: sooner or later every match
     /// would be a dead letter.
     #[error(
-        "{needed} windows of one {by} are held for the rules {rules} whatever the values are, windows_per_sensor_max is {limit} \
-         and readings beyond it are dead letters: raise it, shorten closed_window_retention, or make the slides of the rules longer"
+        "{needed} windows of one {by} are held for the rules {rules} whatever the values are, counting.windows-per-sensor-max is \
+         {limit} and readings beyond it are dead letters: raise it, shorten counting.closed-window-retention, or make the slides of \
+         the rules longer"
     )]
     RuleWindows {
         /// Names of the rules.
@@ -161,7 +172,7 @@ pub enum SettingsFault {
     /// A span that is negative, above [`SPAN_MAX`], or 0 where something must pass.
     #[error("{what} is {span}, {least} to {SPAN_MAX} are allowed: change it")]
     Span {
-        /// The setting.
+        /// The key.
         what: &'static str,
         /// Found.
         span: Micros,
@@ -171,7 +182,7 @@ pub enum SettingsFault {
     /// A limit of 0 would refuse everything.
     #[error("{what} is 0: give at least 1")]
     Zero {
-        /// The setting.
+        /// The key.
         what: &'static str,
     },
 }
@@ -257,21 +268,21 @@ impl Settings {
                 faults.push(SettingsFault::RuleName { index, length: name.len() });
             }
             if !names.insert(name) {
-                faults.push(SettingsFault::RuleNameTwice { name: name.clone() });
+                faults.push(SettingsFault::RuleNameTwice { index, name: name.clone() });
             }
-            if rule.window < WINDOW_MIN || rule.window > SPAN_MAX {
-                faults.push(SettingsFault::RuleWindow { name: name.clone(), window: rule.window });
+            let (slide, window) = (rule.slide, rule.window);
+            if window < WINDOW_MIN || window > SPAN_MAX {
+                faults.push(SettingsFault::RuleWindow { index, name: name.clone(), window });
             }
-            let (name, slide, window) = (name.clone(), rule.slide, rule.window);
             if slide < WINDOW_MIN || slide > window {
-                faults.push(SettingsFault::RuleSlide { name: name.clone(), slide, window });
+                faults.push(SettingsFault::RuleSlide { index, name: name.clone(), slide, window });
             } else if rule.overlap() > OVERLAP_MAX {
                 let overlap = rule.overlap();
-                faults.push(SettingsFault::RuleOverlap { name: name.clone(), overlap });
+                faults.push(SettingsFault::RuleOverlap { index, name: name.clone(), overlap });
             }
             if rule.severity > SEVERITY_MAX {
                 let severity = rule.severity;
-                faults.push(SettingsFault::RuleSeverity { name: name.clone(), severity });
+                faults.push(SettingsFault::RuleSeverity { index, name: name.clone(), severity });
             }
         }
     }
@@ -280,11 +291,11 @@ impl Settings {
         let none = Micros::new(0);
         let some = Micros::new(1);
         let spans = [
-            ("allowed_lateness", self.allowed_lateness, none),
-            ("idle_timeout", self.idle_timeout, some),
-            ("closed_window_retention", self.closed_window_retention, none),
-            ("future_limit", self.future_limit, none),
-            ("historical_after", self.historical_after, none),
+            ("counting.allowed-lateness", self.allowed_lateness, none),
+            ("counting.idle-timeout", self.idle_timeout, some),
+            ("counting.closed-window-retention", self.closed_window_retention, none),
+            ("counting.future-limit", self.future_limit, none),
+            ("counting.historical-after", self.historical_after, none),
         ];
         for (what, span, least) in spans {
             if span < least || span > SPAN_MAX {
@@ -295,12 +306,12 @@ impl Settings {
 
     fn check_limits(&self, faults: &mut Vec<SettingsFault>) {
         let limits = [
-            ("metric_types_max", self.metric_types_max),
-            ("sensors_max", self.sensors_max),
-            ("windows_per_sensor_max", self.windows_per_sensor_max),
-            ("windows_max", self.windows_max),
-            ("devices_max", self.devices_max),
-            ("generations_per_device_max", self.generations_per_device_max),
+            ("counting.metric-types-max", self.metric_types_max),
+            ("counting.sensors-max", self.sensors_max),
+            ("counting.windows-per-sensor-max", self.windows_per_sensor_max),
+            ("counting.windows-max", self.windows_max),
+            ("counting.devices-max", self.devices_max),
+            ("counting.generations-per-device-max", self.generations_per_device_max),
         ];
         for (what, limit) in limits {
             if limit == 0 {
@@ -364,11 +375,11 @@ mod tests {
         };
         check(
             &|settings| settings.rules[0].name = "r".repeat(65),
-            "the name of rule 0 has 65 bytes, 1 to 64 are allowed: rename it",
+            "rules[0].name has 65 bytes, 1 to 64 are allowed: rename it",
         );
         check(
             &|settings| settings.rules[0].name = String::new(),
-            "the name of rule 0 has 0 bytes, 1 to 64 are allowed: rename it",
+            "rules[0].name has 0 bytes, 1 to 64 are allowed: rename it",
         );
         check(
             &|settings| settings.rules.push(Rule::seed()),
@@ -402,13 +413,13 @@ mod tests {
         );
         check(
             &|settings| settings.idle_timeout = Micros::new(0),
-            "idle_timeout is 0s, 0.000001s to 31622400s are allowed: change it",
+            "counting.idle-timeout is 0s, 0.000001s to 31622400s are allowed: change it",
         );
         check(
             &|settings| settings.allowed_lateness = Micros::new(-1),
-            "allowed_lateness is -0.000001s, 0s to 31622400s are allowed: change it",
+            "counting.allowed-lateness is -0.000001s, 0s to 31622400s are allowed: change it",
         );
-        check(&|settings| settings.sensors_max = 0, "sensors_max is 0: give at least 1");
+        check(&|settings| settings.sensors_max = 0, "counting.sensors-max is 0: give at least 1");
     }
 
     /// Name, filter, slide and window in seconds, grouping.
@@ -477,8 +488,9 @@ mod tests {
         let refused = with_rules(&[("mean", "metric_type = temperature", 5, GroupBy::Sensor)]);
         let faults = refused.validate().expect_err("too many windows");
         let texts: Vec<String> = faults.iter().map(ToString::to_string).collect();
-        let expected = "17284 windows of one sensor are held for the rules \"mean\" whatever the values are, windows_per_sensor_max is \
-            10000 and readings beyond it are dead letters: raise it, shorten closed_window_retention, or make the slides of the rules longer";
+        let expected = "17284 windows of one sensor are held for the rules \"mean\" whatever the values are, counting.windows-per-sensor-max \
+            is 10000 and readings beyond it are dead letters: raise it, shorten counting.closed-window-retention, or make the slides of \
+            the rules longer";
         assert_eq!(texts, [expected]);
         let more = Settings { windows_per_sensor_max: 17_284, ..refused.clone() };
         assert_eq!(more.validate(), Ok(()));

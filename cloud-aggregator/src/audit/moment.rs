@@ -2,6 +2,7 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use aggregator_core::checkpoint::{
@@ -9,11 +10,14 @@ use aggregator_core::checkpoint::{
     TopicPartition, resolve, restore_state,
 };
 use aggregator_core::rows::MachineEventRow;
-use aggregator_core::{Accounting, AnomalyRow, ClosedBy, GroupBy, Rule};
+use aggregator_core::{
+    Accounting, AnomalyRow, ClosedBy, GroupBy, OutputMode, PartitionState, Rule,
+};
 use deltalake::arrow::array::Array as _;
 use deltalake::arrow::record_batch::RecordBatch;
-use shared_proto::model::MachineEventType;
+use shared_proto::model::{EventTime, MachineEventType};
 
+use super::origins::Origins;
 use super::windows::{FoundRow, WindowKey};
 use super::{AuditError, RECORD_TABLES, day_of};
 use crate::config::Settings;
@@ -28,6 +32,23 @@ const ATTEMPTS_MAX: u32 = 20;
 /// State files that are looked through for partitions, besides those that are kept for long.
 const NEWEST_FILES: usize = 16;
 
+/// Why windows are left out.
+pub(super) const NOT_IN_FORCE: &str = "the rule is not in force any more";
+const COMPLETE: &str = "the rule writes no rows of anomalies (output mode complete)";
+const BEFORE_RULE: &str = "the window began before the rule, or before its last change";
+const FORGOTTEN: &str = "the window was forgotten before the rule's threshold changed";
+
+/// An attempt to read tables that go together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attempt {
+    /// Tables that do not may have changed while they were opened.
+    Early,
+    /// No table has changed since the attempt before: tables that do not never will.
+    Still,
+    /// There is no other.
+    Last,
+}
+
 /// A partition at that moment.
 pub(super) struct PartitionMoment {
     pub(super) next_offset: i64,
@@ -37,19 +58,32 @@ pub(super) struct PartitionMoment {
     /// By rule: windows that end there or before were perhaps judged by a threshold that is not in force any more.
     judged_after: BTreeMap<String, i64>,
     pub(super) has_readings_behind: bool,
-    sensors: BTreeMap<String, i64>,
-    machines: BTreeMap<String, i64>,
+    /// Whether it ever had a reading.
+    has_sensors: bool,
     /// Rows that side tables still owe.
     pending: PendingRows,
 }
 
 impl PartitionMoment {
-    /// Newest event time of a sensor or machine.
-    pub(super) fn newest(&self, by: GroupBy, group: &str) -> Option<i64> {
-        match by {
-            GroupBy::Sensor => self.sensors.get(group).copied(),
-            GroupBy::Machine => self.machines.get(group).copied(),
+    /// The rule of that name.
+    pub(super) fn rule(&self, name: &str) -> Option<&Rule> {
+        self.rules.iter().map(|(rule, _)| rule).find(|rule| rule.name == name)
+    }
+
+    /// Why a row that this partition may have written for a window says nothing of the readings that count by the rule in force.
+    pub(super) fn excuse(&self, name: &str, start: i64) -> Option<&'static str> {
+        let Some((rule, since)) = self.rules.iter().find(|(rule, _)| rule.name == name) else {
+            return Some(NOT_IN_FORCE);
+        };
+        if rule.output_mode == OutputMode::Complete {
+            return Some(COMPLETE);
         }
+        if start <= *since {
+            return Some(BEFORE_RULE);
+        }
+        let after = self.judged_after.get(name).copied().unwrap_or(i64::MIN);
+        let end = start.saturating_add(rule.window.get());
+        (after > i64::MIN && end <= after).then_some(FORGOTTEN)
     }
 
     /// Offsets of Kafka records among the rows that a table still owes.
@@ -64,6 +98,19 @@ impl PartitionMoment {
         }
         let letters = rows.dead_letters.iter();
         letters.filter(|row| row.source != "alerts").map(|row| row.offset.0).collect()
+    }
+
+    /// Rows that a table still owes and that are no Kafka records.
+    pub(super) fn pending_own(&self, table: &str) -> u64 {
+        let rows = &self.pending;
+        let count = if table == SideTable::MachineEvents.as_str() {
+            rows.machine_events.iter().filter(|row| is_own(row)).count()
+        } else if table == SideTable::DeadLetters.as_str() {
+            rows.dead_letters.iter().filter(|row| row.source == "alerts").count()
+        } else {
+            0
+        };
+        count as u64
     }
 
     /// Records that Kafka lost, by rows that `machine_events` still owes.
@@ -104,6 +151,8 @@ pub(super) struct Moment {
     pub(super) partitions: BTreeMap<TopicPartition, PartitionMoment>,
     /// Partitions whose tables and state files do not belong together.
     pub(super) broken: Vec<(TopicPartition, String)>,
+    /// Which partitions hold a sensor or machine.
+    pub(super) origins: Origins,
     /// Files of `anomalies` by the first microsecond of their date.
     pub(super) anomaly_dates: BTreeMap<i64, Vec<DataFile>>,
 }
@@ -115,13 +164,27 @@ impl Moment {
         partitions: &BTreeSet<TopicPartition>,
     ) -> Result<Self, AuditError> {
         let location = Location::existing(&settings.lake)?;
-        for attempt in 1..=ATTEMPTS_MAX {
+        let mut before = None;
+        for number in 1..=ATTEMPTS_MAX {
             let tables = open_tables(&location).await?;
             if !tables.contains_key(TELEMETRY) {
                 return Err(AuditError::NoTable { location: settings.lake.location.clone() });
             }
-            let is_last = attempt == ATTEMPTS_MAX;
-            if let Some(moment) = Self::of(&location, tables, settings, partitions, is_last).await?
+            let versions: BTreeMap<String, Option<u64>> =
+                tables.iter().map(|(name, table)| (name.clone(), table.version())).collect();
+            let attempt = if before.as_ref() == Some(&versions) {
+                // Then something in them is wrong.
+                for table in tables.values() {
+                    table.check_commits().await?;
+                }
+                Attempt::Still
+            } else if number == ATTEMPTS_MAX {
+                Attempt::Last
+            } else {
+                Attempt::Early
+            };
+            before = Some(versions);
+            if let Some(moment) = Self::of(&location, tables, settings, partitions, attempt).await?
             {
                 return Ok(moment);
             }
@@ -130,18 +193,20 @@ impl Moment {
         Err(AuditError::Restless { location, attempts: ATTEMPTS_MAX })
     }
 
-    /// `None`: a side table is ahead; or, unless this `is_last` attempt, a partition has gone on and its state file is gone.
+    /// `None`: a side table is ahead while the tables move; or, unless this is the last attempt, a partition has gone on and its
+    /// state file is gone.
     pub(super) async fn of(
         location: &Location,
         tables: BTreeMap<String, TableReader>,
         settings: &Settings,
         partitions: &BTreeSet<TopicPartition>,
-        is_last: bool,
+        attempt: Attempt,
     ) -> Result<Option<Self>, AuditError> {
         let states = StateFiles::open(location)?;
         let mut moment = Self {
             partitions: BTreeMap::new(),
             broken: Vec::new(),
+            origins: Origins::default(),
             anomaly_dates: BTreeMap::new(),
             tables,
         };
@@ -151,13 +216,14 @@ impl Moment {
         for partition in partitions {
             let found = moment.transactions(&partition).await?;
             let Some(epoch) = found.telemetry else { continue };
-            if found.side_tables.values().any(|side| *side > epoch) {
+            let is_ahead = found.side_tables.values().any(|side| *side > epoch);
+            if is_ahead && attempt != Attempt::Still {
                 return Ok(None);
             }
             if let Err(why) =
                 moment.add(&partition, &found, epoch, (&states, &mut files), settings).await?
             {
-                if !is_last && has_gone_on(location, &partition, epoch).await? {
+                if attempt != Attempt::Last && has_gone_on(location, &partition, epoch).await? {
                     return Ok(None);
                 }
                 moment.broken.push((partition, why));
@@ -233,12 +299,33 @@ impl Moment {
                 SideTable::DeadLetters => pending.dead_letters.clear(),
             }
         }
+        self.put(partition, next_offset.0, &state, pending, settings);
+        Ok(Ok(()))
+    }
+
+    fn put(
+        &mut self,
+        partition: &TopicPartition,
+        next_offset: i64,
+        state: &PartitionState,
+        pending: PendingRows,
+        settings: &Settings,
+    ) {
         let core = settings.core();
-        let lateness = core.allowed_lateness.get();
-        let sensors = state.sensor_watermarks(&core);
-        let machines = state.machine_watermarks(&core);
+        let newest = |time: EventTime| time.micros().saturating_add(core.allowed_lateness.get());
+        let holder = Arc::new(partition.clone());
+        let mut has_sensors = false;
+        for (sensor, time) in state.sensor_watermarks(&core) {
+            has_sensors = true;
+            let holder = (Arc::clone(&holder), newest(time));
+            self.origins.add(GroupBy::Sensor, sensor.as_str(), holder);
+        }
+        for (machine, time) in state.machine_watermarks(&core) {
+            let holder = (Arc::clone(&holder), newest(time));
+            self.origins.add(GroupBy::Machine, machine.as_str(), holder);
+        }
         let entry = PartitionMoment {
-            next_offset: next_offset.0,
+            next_offset,
             accounting: state.accounting(),
             rules: state.rules().map(|(rule, since)| (rule.clone(), since.micros())).collect(),
             judged_after: state
@@ -247,33 +334,64 @@ impl Moment {
                 .map(|((rule, _), after)| (rule.name.clone(), after.micros()))
                 .collect(),
             has_readings_behind: state.figures().unmatched.behind_machine > 0,
-            sensors: sensors
-                .map(|(id, time)| (id.as_str().to_owned(), time.micros().saturating_add(lateness)))
-                .collect(),
-            machines: machines
-                .map(|(id, time)| (id.as_str().to_owned(), time.micros().saturating_add(lateness)))
-                .collect(),
+            has_sensors,
             pending,
         };
         self.partitions.insert(partition.clone(), entry);
-        Ok(Ok(()))
     }
 
     pub(super) fn all_rules(&self) -> impl Iterator<Item = &Rule> {
         self.partitions.values().flat_map(|one| one.rules.iter().map(|(rule, _)| rule))
     }
 
-    /// Whether a window began before every partition counted it.
-    pub(super) fn is_before_rules(&self, name: &str, start: i64) -> bool {
-        let since = self.partitions.values().flat_map(|one| one.rules.iter());
-        since.filter(|(rule, _)| rule.name == name).all(|(_, since)| start <= *since)
+    /// Where a partition stands among those that are broken.
+    pub(super) fn place_of_broken(&self, partition: &TopicPartition) -> Option<usize> {
+        self.broken.iter().position(|(broken, _)| broken == partition)
     }
 
-    /// Whether a window was perhaps judged by a threshold that is not in force any more.
-    pub(super) fn is_judged_by_another(&self, name: &str, end: i64) -> bool {
-        self.partitions.values().any(|one| {
-            one.judged_after.get(name).is_some_and(|after| *after > i64::MIN && end <= *after)
-        })
+    /// Why windows of a broken partition are left out. `place`: where it stands, if that is known.
+    pub(super) fn tell_broken(&self, place: Option<usize>) -> String {
+        let place = place.or((self.broken.len() == 1).then_some(0));
+        match place.and_then(|place| self.broken.get(place)) {
+            Some((partition, why)) => {
+                format!("the state of its partition cannot be read ({partition}: {why})")
+            }
+            None => format!(
+                "the state of its partition cannot be read (one of {} such partitions)",
+                self.broken.len()
+            ),
+        }
+    }
+
+    /// Why the row of a window says nothing of the readings that count by the rules in force: a partition that has heard its sensor or
+    /// machine in the window or later may have written it by another rule. Nothing is asked of `own`, which counts the window.
+    pub(super) fn excuse(
+        &self,
+        (name, group, start): &WindowKey,
+        by: GroupBy,
+        own: Option<&TopicPartition>,
+    ) -> Option<&'static str> {
+        let holders = self.origins.of(by, group);
+        if holders.is_empty() && own.is_none() {
+            return self.excuse_unheard(name, *start);
+        }
+        let others =
+            holders.iter().filter(|(holder, newest)| Some(&**holder) != own && start <= newest);
+        let mut states = others.filter_map(|(holder, _)| self.partitions.get(&**holder));
+        states.find_map(|state| state.excuse(name, *start))
+    }
+
+    /// The same where no partition has ever heard it: there is a reason if all that had readings have one.
+    fn excuse_unheard(&self, name: &str, start: i64) -> Option<&'static str> {
+        if !self.all_rules().any(|rule| rule.name == name) {
+            return Some(NOT_IN_FORCE);
+        }
+        let mut first = None;
+        for state in self.partitions.values().filter(|state| state.has_sensors) {
+            let excuse = state.excuse(name, start)?;
+            first = first.or(Some(excuse));
+        }
+        first
     }
 
     /// Newest rows of the windows that begin from `from` to before `through`.
@@ -328,11 +446,13 @@ impl Anomalies {
                 continue;
             }
             self.read += 1;
-            let group = text("sensor_id").or(text("machine_id")).unwrap_or_default();
+            let sensor = text("sensor_id");
+            let group = sensor.or(text("machine_id")).unwrap_or_default();
             let number = |name| row.doubles(name).map_or(f64::NAN, |column| column.value(at));
             // Tables of an older version have no such column: there every row is an anomaly by its rule.
             let flags = row.flags("is_anomaly").filter(|column| column.is_valid(at));
             let found = FoundRow {
+                by: if sensor.is_some() { GroupBy::Sensor } else { GroupBy::Machine },
                 revision: row.integers("revision").map_or(0, |column| column.value(at)),
                 is_anomaly: flags.is_none_or(|column| column.value(at)),
                 is_open: text("closed_by") == Some(ClosedBy::Open.as_str()),
@@ -362,6 +482,7 @@ fn key_of(row: &AnomalyRow) -> WindowKey {
 
 fn found_row(row: &AnomalyRow) -> FoundRow {
     FoundRow {
+        by: if row.sensor_id.is_some() { GroupBy::Sensor } else { GroupBy::Machine },
         revision: row.revision.cast_signed(),
         is_anomaly: row.is_anomaly,
         is_open: row.closed_by == ClosedBy::Open,
@@ -436,7 +557,12 @@ pub(super) async fn open_tables(
     let mut tables = BTreeMap::new();
     for name in RECORD_TABLES.into_iter().chain([SideTable::Anomalies.as_str()]) {
         if let Some(mut table) = TableReader::find(location, name).await? {
-            table.load().await?;
+            if let Err(error) = table.load().await {
+                // If it is a commit, the error does not say which.
+                table.check_commits().await?;
+                return Err(error.into());
+            }
+            table.check_newest_commit().await?;
             tables.insert(name.to_owned(), table);
         }
     }

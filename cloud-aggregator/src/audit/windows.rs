@@ -121,6 +121,7 @@ pub(super) fn count_reading(
 /// The newest row of a window in `anomalies`.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct FoundRow {
+    pub(super) by: GroupBy,
     pub(super) revision: i32,
     pub(super) is_anomaly: bool,
     pub(super) is_open: bool,
@@ -231,6 +232,7 @@ mod tests {
         let key = |start| (rule.name.clone(), "s".to_owned(), start);
         let two = windows[&key(10)];
         let row = |count, is_anomaly| FoundRow {
+            by: GroupBy::Sensor,
             revision: 3,
             is_anomaly,
             is_open: false,

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aggregator_core::{Filter, GroupBy, OutputMode, SettingsFault, Threshold};
 use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaError;
 use shared_proto::model::EventTime;
 
+use super::addresses::{check_brokers, check_location, check_storage_option, check_topic};
 use super::{Fault, Rule, Settings, read_secret};
 
 const FOLDERS_RESERVED: [&str; 3] = ["_state", "_maintenance", "_replays"];
@@ -19,6 +20,18 @@ struct Faults(Vec<Fault>);
 impl Faults {
     fn add(&mut self, path: impl Into<String>, text: impl Into<String>) {
         self.0.push(Fault { path: path.into(), text: text.into() });
+    }
+
+    /// Of a key of a rule.
+    fn rule(&mut self, (index, rule): (usize, &Rule), key: &str, text: impl std::fmt::Display) {
+        self.add(format!("rules[{index}].{key}"), format!("rule {:?}: {text}", rule.name));
+    }
+
+    /// Of a key whose text was looked at.
+    fn text(&mut self, path: impl Into<String>, checked: Result<(), String>) {
+        if let Err(text) = checked {
+            self.add(path, text);
+        }
     }
 
     fn range<T: PartialOrd + std::fmt::Display>(&mut self, path: &str, value: T, low: T, high: T) {
@@ -94,7 +107,7 @@ impl Settings {
 
     fn check_kafka(&self, faults: &mut Faults) {
         let kafka = &self.kafka;
-        faults.not_empty("kafka.brokers", &kafka.brokers);
+        faults.text("kafka.brokers", check_brokers(&kafka.brokers));
         faults.not_empty("kafka.group", &kafka.group);
         faults.duration("kafka.metadata-refresh", kafka.metadata_refresh, SECOND / 10, DAY);
         faults.duration("kafka.session-timeout", kafka.session_timeout, SECOND, DAY / 24);
@@ -105,13 +118,15 @@ impl Settings {
         faults.range("kafka.batch-queue-length", kafka.batch_queue_length, 1, 10_000);
         faults.range("kafka.record-bytes-max", kafka.record_bytes_max, 1, 1 << 30);
         faults.files("kafka.property-files", &kafka.property_files);
-        for property in kafka.properties.keys().chain(kafka.property_files.keys()) {
+        let plain = kafka.properties.keys().map(|name| ("properties", name));
+        let of_files = kafka.property_files.keys().map(|name| ("property-files", name));
+        for (table, property) in plain.chain(of_files) {
             if OWN_PROPERTIES.contains(&property.as_str()) {
                 let text = match property.as_str() {
                     "partition.assignment.strategy" => "is decided by kafka.assignment",
                     _ => "is decided by this program and cannot be set",
                 };
-                faults.add(format!("kafka.properties.{property}"), text);
+                faults.add(format!("kafka.{table}.{property}"), text);
             }
         }
         for (property, value) in &kafka.properties {
@@ -120,7 +135,11 @@ impl Settings {
                 faults.add(format!("kafka.properties.{property}"), text);
             }
         }
-        let topics = &kafka.topics;
+        self.check_topics(faults);
+    }
+
+    fn check_topics(&self, faults: &mut Faults) {
+        let topics = &self.kafka.topics;
         let mut seen = BTreeSet::new();
         for (key, topic) in [
             ("temperature", &topics.temperature),
@@ -129,7 +148,11 @@ impl Settings {
             ("machine-events", &topics.machine_events),
             ("dead-letters", &topics.dead_letters),
         ] {
-            if !topic.is_empty() && !seen.insert(topic) {
+            if topic.is_empty() {
+                continue;
+            }
+            faults.text(format!("kafka.topics.{key}"), check_topic(topic));
+            if !seen.insert(topic) {
                 faults.add(
                     format!("kafka.topics.{key}"),
                     format!("topic {topic:?} is named twice; each topic has one meaning"),
@@ -139,19 +162,27 @@ impl Settings {
         if seen.is_empty() {
             faults.add("kafka.topics", "every topic is switched off; name at least one");
         }
-        if !self.alerts.topic.is_empty() && seen.contains(&self.alerts.topic) {
-            faults.add("alerts.topic", "is also read from; name another topic");
+        if !self.alerts.topic.is_empty() {
+            faults.text("alerts.topic", check_topic(&self.alerts.topic));
+            if seen.contains(&self.alerts.topic) {
+                faults.add("alerts.topic", "is also read from; name another topic");
+            }
         }
     }
 
     fn check_lake(&self, faults: &mut Faults) {
         let lake = &self.lake;
-        faults.not_empty("lake.location", &lake.location);
+        faults.text("lake.location", check_location(&lake.location));
         for reserved in FOLDERS_RESERVED {
             if lake.location.trim_end_matches('/').ends_with(reserved) {
                 let text = format!("ends with {reserved}, a name this program uses itself");
                 faults.add("lake.location", text);
             }
+        }
+        let plain = lake.storage_options.keys().map(|name| ("storage-options", name));
+        let of_files = lake.storage_option_files.keys().map(|name| ("storage-option-files", name));
+        for (table, name) in plain.chain(of_files) {
+            faults.text(format!("lake.{table}.{name}"), check_storage_option(name));
         }
         faults.files("lake.storage-option-files", &lake.storage_option_files);
         faults.duration("lake.operation-timeout", lake.operation_timeout, SECOND, DAY);
@@ -179,8 +210,8 @@ impl Settings {
         faults.duration("maintenance.log-retention", set.log_retention, DAY / 24, 3_650 * DAY);
         faults.duration("maintenance.vacuum-interval", set.vacuum_interval, SECOND, 365 * DAY);
         // Files of an epoch that is being written are older than their commit by this much, at most.
-        let epoch = self.trigger.epoch_length() + 10 * self.lake.operation_timeout;
-        let floor = epoch.max(DAY / 24);
+        let waits = self.lake.operation_timeout.saturating_mul(10);
+        let floor = self.trigger.epoch_length().saturating_add(waits).max(DAY / 24);
         faults.duration("maintenance.vacuum-retention", set.vacuum_retention, floor, 3_650 * DAY);
         for (table, retention) in set.retention.all() {
             let path = format!("maintenance.retention.{}", table.replace('_', "-"));
@@ -193,19 +224,19 @@ impl Settings {
     fn check_rules(&self, faults: &mut Faults) {
         for (index, rule) in self.rules.iter().enumerate() {
             if let Err(error) = rule.filter.parse::<Filter>() {
-                faults.add(format!("rules[{index}].filter"), error.to_string());
+                faults.rule((index, rule), "filter", error);
             }
             if let Err(error) = rule.threshold.parse::<Threshold>() {
-                faults.add(format!("rules[{index}].threshold"), error.to_string());
+                faults.rule((index, rule), "threshold", error);
             }
             if group_by(&rule.by).is_none() {
                 let text = format!("{:?} is neither \"sensor\" nor \"machine\"", rule.by);
-                faults.add(format!("rules[{index}].by"), text);
+                faults.rule((index, rule), "by", text);
             }
             if output_mode(&rule.output_mode).is_none() {
                 let mode = &rule.output_mode;
                 let text = format!("{mode:?} is not \"append\", \"update\" or \"complete\"");
-                faults.add(format!("rules[{index}].output-mode"), text);
+                faults.rule((index, rule), "output-mode", text);
             }
         }
     }
@@ -234,23 +265,28 @@ impl Settings {
                      or set trigger.continuous to \"0s\"",
                     rule.output_mode
                 );
-                faults.add(format!("rules[{index}].output-mode"), text);
+                faults.rule((index, rule), "output-mode", text);
             }
         }
     }
 
     fn check_counting(&self, faults: &mut Faults) {
         let oldest = &self.counting.oldest_event_time;
-        if EventTime::parse(oldest).is_none() {
-            faults.add(
+        match EventTime::parse(oldest) {
+            Some(time) if time > now() => faults.add(
+                "counting.oldest-event-time",
+                format!("{oldest} is in the future: every reading before it is a dead letter"),
+            ),
+            Some(_) => {}
+            None => faults.add(
                 "counting.oldest-event-time",
                 format!("{oldest:?} is not RFC 3339 such as 2000-01-01T00:00:00Z"),
-            );
+            ),
         }
-        if let Err(core_faults) = self.core().validate() {
-            for fault in core_faults {
-                faults.add(core_path(&fault), fault.to_string());
-            }
+        // Every rule is looked at, so that places are those of the file.
+        let rules = self.rules.iter().map(judged_rule).collect();
+        if let Err(core_faults) = (aggregator_core::Settings { rules, ..self.core() }).validate() {
+            faults.0.extend(core_faults.iter().map(core_fault));
         }
     }
 
@@ -288,9 +324,12 @@ impl Settings {
         faults.range("alerts.webhook-attempts-max", alerts.webhook_attempts_max, 1, 1_000_000);
         faults.range("alerts.queue-length", alerts.queue_length, 1, 1_000_000);
         faults.range("alerts.pending-max", alerts.pending_max, 1, 1_000_000);
-        for name in alerts.webhook_headers.keys().chain(alerts.webhook_header_files.keys()) {
+        let plain = alerts.webhook_headers.keys().map(|name| ("webhook-headers", name));
+        let of_files =
+            alerts.webhook_header_files.keys().map(|name| ("webhook-header-files", name));
+        for (table, name) in plain.chain(of_files) {
             if reqwest::header::HeaderName::from_bytes(name.as_bytes()).is_err() {
-                faults.add(format!("alerts.webhook-headers.{name}"), "is not a header name");
+                faults.add(format!("alerts.{table}.{name}"), "is not a header name");
             }
         }
         if !alerts.webhook_url.is_empty()
@@ -347,6 +386,25 @@ fn core_rule(rule: &Rule) -> Option<aggregator_core::Rule> {
     })
 }
 
+/// The rule for the core to judge. If something in it is none, which [`Settings::faults`] tells, it asks for the seed's readings:
+/// these hold no windows for sure.
+fn judged_rule(rule: &Rule) -> aggregator_core::Rule {
+    core_rule(rule).unwrap_or_else(|| aggregator_core::Rule {
+        name: rule.name.clone(),
+        window: rule.window.into(),
+        slide: rule.slide.unwrap_or(rule.window).into(),
+        severity: rule.severity,
+        ..aggregator_core::Rule::seed()
+    })
+}
+
+/// The time of this machine. Where its clock was never set, the default is no fault.
+fn now() -> EventTime {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = EventTime::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX));
+    now.max(aggregator_core::Settings::default().oldest_event_time)
+}
+
 fn group_by(word: &str) -> Option<GroupBy> {
     GroupBy::ALL.into_iter().find(|by| by.as_str() == word)
 }
@@ -355,20 +413,23 @@ fn output_mode(word: &str) -> Option<OutputMode> {
     OutputMode::ALL.into_iter().find(|mode| mode.as_str() == word)
 }
 
-fn core_path(fault: &SettingsFault) -> String {
-    match fault {
+fn core_fault(fault: &SettingsFault) -> Fault {
+    let of_rule = |index: &usize, key: &str| format!("rules[{index}].{key}");
+    let path = match fault {
         SettingsFault::TooManyRules { .. } => "rules".to_owned(),
-        SettingsFault::RuleName { .. } | SettingsFault::RuleNameTwice { .. } => {
-            "rules[].name".to_owned()
+        SettingsFault::RuleName { index, .. } | SettingsFault::RuleNameTwice { index, .. } => {
+            of_rule(index, "name")
         }
-        SettingsFault::RuleWindow { .. } => "rules[].window".to_owned(),
-        SettingsFault::RuleSlide { .. } | SettingsFault::RuleOverlap { .. } => {
-            "rules[].slide".to_owned()
+        SettingsFault::RuleWindow { index, .. } => of_rule(index, "window"),
+        SettingsFault::RuleSlide { index, .. } | SettingsFault::RuleOverlap { index, .. } => {
+            of_rule(index, "slide")
         }
-        SettingsFault::RuleSeverity { .. } => "rules[].severity".to_owned(),
+        SettingsFault::RuleSeverity { index, .. } => of_rule(index, "severity"),
         SettingsFault::RuleWindows { .. } => "counting.windows-per-sensor-max".to_owned(),
-        SettingsFault::Span { what, .. } | SettingsFault::Zero { what } => {
-            format!("counting.{}", what.replace('_', "-"))
-        }
-    }
+        SettingsFault::Span { what, .. } | SettingsFault::Zero { what } => (*what).to_owned(),
+    };
+    let text = fault.to_string();
+    // The path stands before it.
+    let text = text.strip_prefix(&format!("{path} ")).unwrap_or(&text).to_owned();
+    Fault { path, text }
 }

@@ -1,52 +1,45 @@
 //! Sends dead letters back to Kafka as they came.
 //!
-//! What was sent is written down in `_replays/` beside the tables, one file for each run: before anything is sent with the
-//! state `sending`, after the last acknowledgement with `sent`. A letter of either is not sent again unless that is asked for: of
-//! a run that was cut off nobody knows which of its letters left. A run that finds that another has begun to send one of its letters
-//! takes its file back and sends nothing.
+//! What was sent is written down (`runs` says how): before anything is sent, and again when all is answered. What Kafka has is not
+//! sent again unless that is asked for; of what it may have, because a run did not end, it is told. Before a run is
+//! written down Kafka is asked for its topics and for the partitions in question, so that a wrong topic or a broker that is down
+//! leaves nothing.
 //!
 //! A letter goes to the partition that it came from, with the header `replay-of`: the aggregator counts it although its
-//! device's sequence has passed it.
+//! device's sequence has passed it. If its cause still stands it is refused again and becomes a new letter, at the place that
+//! the run has written down: such a copy is not sent by a selection without `--again`, else a cause that stays would make letters for
+//! ever. Both are one record, so `--again` sends only the copy if both are selected. A copy with another reason has come
+//! further and is sent as any letter.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
-use std::sync::Arc;
-use std::time::Duration;
+use std::hash::{DefaultHasher, Hasher as _};
+use std::io::{self, Write};
 
-use deltalake::logstore::object_store::path::Path;
-use deltalake::logstore::object_store::{Error as StoreError, ObjectStore, ObjectStoreExt as _};
-use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaError;
-use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{FutureProducer, FutureRecord};
-use serde::{Deserialize, Serialize};
-use shared_proto::codec::{Encoding, decode_reading};
-use shared_proto::wire::{CONTENT_TYPE_HEADER, REPLAY_HEADER};
 
+use super::runs::{self, Book, Fate, History, Run, Runs, name_of};
+use super::sending::{Outgoing, Sender};
 use super::{Key, Letter, LettersError, Selection, read_letters};
-use crate::config::Settings;
-use crate::sink::delta::{LakeError, Location};
-use crate::source::kafka::client_config;
+use crate::config::{self, Settings};
 
-const FOLDER: &str = "_replays";
 /// Most letters of one run: their bytes are held in memory.
-const LETTERS_MAX: usize = 10_000;
-/// Refusals that are named one by one.
-const REFUSALS_SHOWN_MAX: usize = 20;
+pub(super) const LETTERS_MAX: usize = 10_000;
+/// Letters of one kind that are named one by one.
+const NAMED_MAX: usize = 20;
 
 /// Why letters are not sent again.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
-    /// They cannot be read.
+    /// They cannot be read, or what was sent cannot be read or written down, or another run sends the same.
     #[error(transparent)]
     Letters(#[from] LettersError),
-    /// What was sent cannot be read or written down, or another run sends the same.
-    #[error("{name}: {text}")]
-    Book {
-        /// The file.
-        name: String,
-        /// What is wrong with it.
-        text: String,
+    /// Names that no letter has.
+    #[error("no dead letter {keys}{among}: nothing was sent; `dead-letters list` names them")]
+    NotFound {
+        /// The names.
+        keys: String,
+        /// Among which.
+        among: &'static str,
     },
     /// More than one run takes.
     #[error("more than {LETTERS_MAX} letters are selected: narrow the selection, or set --limit")]
@@ -59,50 +52,85 @@ pub enum ReplayError {
         /// How many.
         count: usize,
     },
+    /// A text that is no name of a topic.
+    #[error(
+        "--topic {topic:?} is no name of a topic: it has letters, digits, dots, hyphens and underscores"
+    )]
+    TopicName {
+        /// The text.
+        topic: String,
+    },
     /// The client cannot be made.
     #[error("kafka settings")]
     Settings(#[source] anyhow::Error),
+    /// The topic that was asked for is not there.
+    #[error("{text}: nothing was sent")]
+    NoTopic {
+        /// Which.
+        text: String,
+    },
+    /// A broker does not answer what is asked before anything is sent.
+    #[error("kafka does not answer when asked {what}: nothing was sent")]
+    Unreachable {
+        /// For what.
+        what: String,
+        /// What the client says.
+        #[source]
+        source: KafkaError,
+    },
     /// Kafka did not take them all.
-    #[error(
-        "kafka took {sent} of {count} letters; run {run} stays open: see which arrived, then use --again for the others"
-    )]
+    #[error("kafka took {sent} of {count} letters; {rest}")]
     Send {
         /// Acknowledged.
         sent: usize,
         /// Of so many.
         count: usize,
-        /// Name of the run.
-        run: String,
+        /// What is known of the others.
+        rest: String,
         /// The first refusal.
         #[source]
         source: KafkaError,
     },
 }
 
-impl From<std::io::Error> for ReplayError {
-    fn from(error: std::io::Error) -> Self {
+impl From<io::Error> for ReplayError {
+    fn from(error: io::Error) -> Self {
         Self::Letters(error.into())
     }
 }
 
-/// What came of a run.
+/// What came of a run: numbers of letters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Replayed {
     /// Sent, or with a dry run to be sent.
     pub sent: usize,
     /// Sent by an earlier run.
     pub before: usize,
-    /// Letters that cannot be sent again.
+    /// That cannot be sent again.
     pub refused: usize,
+    /// That a run which did not end may have sent; they were left alone.
+    pub unfinished: usize,
+    /// That are copies of letters sent before, refused for the same reason; they were left alone.
+    pub returned: usize,
+}
+
+impl Replayed {
+    /// Whether letters were left alone of which Kafka may have none.
+    #[must_use]
+    pub fn is_incomplete(&self) -> bool {
+        self.refused > 0 || self.unfinished > 0 || self.returned > 0
+    }
 }
 
 /// How to go about it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Topic instead of the one that they came from.
     pub topic: Option<String>,
-    /// Also what was sent before.
+    /// Also what was sent before, or may have been, or came back.
     pub again: bool,
+    /// Only what may have been sent by a run that did not end.
+    pub unfinished: bool,
     /// Confirmed.
     pub yes: bool,
     /// Say what would be sent.
@@ -111,129 +139,262 @@ pub struct Options {
     pub limit: Option<usize>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum State {
-    Sending,
-    Sent,
-}
-
-/// The file of a run.
-#[derive(Debug, Serialize, Deserialize)]
-struct Run {
-    state: State,
-    letters: Vec<String>,
-}
-
-/// Where runs are written down.
-struct Book {
-    store: Arc<dyn ObjectStore>,
-}
-
-impl Book {
-    fn open(settings: &Settings) -> Result<Self, LakeError> {
-        // A lake that is not there is not made.
-        Location::existing(&settings.lake)?;
-        let store = Location::open(&settings.lake)?.store(FOLDER)?.object_store();
-        Ok(Self { store })
+/// Sends the selected letters to Kafka and says on `out` what it does.
+///
+/// # Errors
+/// Letters or runs cannot be read, a letter that is named is not there, nobody has confirmed, or Kafka does not take all.
+pub async fn replay(
+    settings: &Settings,
+    selection: &Selection,
+    options: &Options,
+    out: &mut impl Write,
+) -> Result<Replayed, ReplayError> {
+    if let Some(topic) = options.topic.as_deref().filter(|topic| !is_topic_name(topic)) {
+        return Err(ReplayError::TopicName { topic: topic.to_owned() });
     }
-
-    /// Runs by their files, except those of `passed_over`.
-    async fn read(
-        &self,
-        passed_over: impl Fn(&str) -> bool,
-    ) -> Result<BTreeMap<String, Run>, ReplayError> {
-        let listed = self.store.list_with_delimiter(None).await;
-        let listed = listed.map_err(|error| book_error("", &error))?;
-        let mut runs = BTreeMap::new();
-        for object in listed.objects {
-            let name = object.location.filename().unwrap_or_default().to_owned();
-            if passed_over(&name) {
-                continue;
-            }
-            let bytes = match self.store.get(&object.location).await {
-                Ok(got) => got.bytes().await.map_err(|error| book_error(&name, &error))?,
-                // Its run has taken it back.
-                Err(StoreError::NotFound { .. }) => continue,
-                Err(error) => return Err(book_error(&name, &error)),
-            };
-            let run = serde_json::from_slice(&bytes).map_err(|error| book_error(&name, &error))?;
-            runs.insert(name, run);
+    let runs = runs::read(&settings.lake).await?;
+    let history = History::of(&runs);
+    let choice = choose(&settings.lake, selection, options, &history).await?;
+    choice.report(out)?;
+    let mut replayed = choice.replayed();
+    let outgoing = choice.outgoing;
+    if options.dry_run {
+        for Outgoing { letter, topic, .. } in &outgoing {
+            writeln!(out, "would send {} ({}) to {topic}", letter.key, letter.reason)?;
         }
-        Ok(runs)
+        return Ok(replayed);
+    }
+    if outgoing.len() > LETTERS_MAX {
+        return Err(ReplayError::TooMany);
+    }
+    if !options.yes && !outgoing.is_empty() {
+        return Err(ReplayError::NotConfirmed { count: outgoing.len() });
+    }
+    if !outgoing.is_empty() {
+        let sender = Sender::connect(&settings.kafka)?;
+        let outgoing = deliverable(&sender, outgoing, options, out)?;
+        replayed.refused += replayed.sent - outgoing.len();
+        replayed.sent = outgoing.len();
+        send(settings, &runs, &sender, &outgoing, out).await?;
+    }
+    Ok(replayed)
+}
+
+/// As Kafka and Azure Event Hubs have them; whether the length is right the cluster knows.
+fn is_topic_name(text: &str) -> bool {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    !["", ".", ".."].contains(&text) && text.chars().all(is_allowed)
+}
+
+/// Letters of one kind: how many, and what is to be said of the first.
+#[derive(Debug, Default)]
+struct Named {
+    count: usize,
+    lines: Vec<String>,
+}
+
+impl Named {
+    fn add(&mut self, line: impl FnOnce() -> String) {
+        self.count += 1;
+        if self.lines.len() < NAMED_MAX {
+            self.lines.push(line());
+        }
     }
 
-    async fn write(&self, name: &str, run: &Run) -> Result<(), ReplayError> {
-        let bytes = serde_json::to_vec(run).map_err(|error| book_error(name, &error))?;
-        let written = self.store.put(&Path::from(name), bytes.into()).await;
-        written.map(drop).map_err(|error| book_error(name, &error))
-    }
-
-    /// Writes down what a run is about to send. If another run that is not among `known` has one of the letters, nothing is to be
-    /// sent: of two that begin at once at least one sees the other.
-    async fn begin(
-        &self,
-        name: &str,
-        run: &Run,
-        known: &BTreeMap<String, Run>,
-    ) -> Result<(), ReplayError> {
-        self.write(name, run).await?;
-        let others = self.read(|other| other == name || known.contains_key(other)).await;
-        let problem = match others {
-            Ok(others) => match shared_letters(run, &others) {
-                Some(problem) => problem,
-                None => return Ok(()),
-            },
-            Err(error) => error,
-        };
-        let withdrawn = self.store.delete(&Path::from(name)).await;
-        withdrawn.map_err(|error| book_error(name, &error))?;
-        Err(problem)
+    fn print(&self, out: &mut impl Write) -> io::Result<()> {
+        for line in &self.lines {
+            writeln!(out, "{line}")?;
+        }
+        if self.count > self.lines.len() {
+            writeln!(out, "and {} others", self.count - self.lines.len())?;
+        }
+        Ok(())
     }
 }
 
-fn book_error(name: &str, error: &dyn std::fmt::Display) -> ReplayError {
-    ReplayError::Book {
-        name: format!("{FOLDER}/{name}"),
-        text: format!("{error}; without it nobody knows what was sent before"),
+fn print_unfinished(run: &str, letters: &Named, out: &mut impl Write) -> io::Result<()> {
+    writeln!(
+        out,
+        "{} may have been sent by the run {} that did not end, or is not done yet; when none is at work, --unfinished sends once more:",
+        letters.count,
+        runs::path_of(run)
+    )?;
+    letters.print(out)
+}
+
+/// What becomes of the selected letters.
+#[derive(Default)]
+struct Choice<'a> {
+    outgoing: Vec<Outgoing>,
+    before: usize,
+    refused: Named,
+    /// By run.
+    unfinished: BTreeMap<&'a str, Named>,
+    returned: Named,
+}
+
+impl Choice<'_> {
+    fn report(&self, out: &mut impl Write) -> io::Result<()> {
+        self.refused.print(out)?;
+        for (run, letters) in &self.unfinished {
+            print_unfinished(run, letters, out)?;
+        }
+        if self.returned.count > 0 {
+            let count = self.returned.count;
+            writeln!(
+                out,
+                "{count} came back: they were sent again and refused for the same reason; if that is mended, --again or their names send them:"
+            )?;
+        }
+        self.returned.print(out)
+    }
+
+    fn replayed(&self) -> Replayed {
+        Replayed {
+            sent: self.outgoing.len(),
+            before: self.before,
+            refused: self.refused.count,
+            unfinished: self.unfinished.values().map(|letters| letters.count).sum(),
+            returned: self.returned.count,
+        }
     }
 }
 
-fn shared_letters(run: &Run, others: &BTreeMap<String, Run>) -> Option<ReplayError> {
-    let ours: BTreeSet<&String> = run.letters.iter().collect();
-    others.iter().find_map(|(other, run)| {
-        let count = run.letters.iter().filter(|letter| ours.contains(letter)).count();
-        (count > 0).then(|| ReplayError::Book {
-            name: format!("{FOLDER}/{other}"),
-            text: format!(
-                "this run has begun to send {count} of the letters at the same time: nothing was sent here; \
-                 see what it has sent, then start again"
-            ),
-        })
+async fn choose<'a>(
+    lake: &config::Lake,
+    selection: &Selection,
+    options: &Options,
+    history: &History<'a>,
+) -> Result<Choice<'a>, ReplayError> {
+    let copied =
+        if options.again { copied(lake, selection, history).await? } else { Copied::new() };
+    let is_named = selection.is_named();
+    let judge = Judge { options, history, copied, is_named };
+    let limit = options.limit.unwrap_or(LETTERS_MAX + 1).min(LETTERS_MAX + 1);
+    let (mut choice, mut found) = (Choice::default(), BTreeSet::new());
+    read_letters(lake, selection, |letter| {
+        if is_named {
+            found.insert(letter.key.clone());
+        }
+        let key = &letter.key;
+        match judge.verdict(&letter) {
+            Verdict::NotAsked => {}
+            Verdict::SentBefore => choice.before += 1,
+            Verdict::Unfinished(run) => {
+                choice.unfinished.entry(run).or_default().add(|| format!("  {key}"));
+            }
+            Verdict::CameBack(origin) => {
+                choice.returned.add(|| format!("  {key}, sent as {origin} ({})", letter.reason));
+            }
+            Verdict::Refused(why) => {
+                choice.refused.add(|| format!("{key} cannot be sent again: {why}"));
+            }
+            Verdict::Send { topic, partition } => {
+                if choice.outgoing.len() < limit {
+                    choice.outgoing.push(Outgoing { letter, topic, partition });
+                }
+            }
+        }
     })
-}
-
-/// A letter may share its place with an alert that was given up, or with one of a topic that was there before under the same name.
-fn name_of(letter: &Letter) -> String {
-    format!("{} {}", name_without_time(letter), letter.timestamp)
-}
-
-/// As versions named it that did not think of topics that are made anew.
-fn name_without_time(letter: &Letter) -> String {
-    format!("{} {}", letter.key, letter.reason)
-}
-
-/// What was sent before.
-struct Sent<'a>(BTreeSet<&'a str>);
-
-impl<'a> Sent<'a> {
-    fn of(runs: &'a BTreeMap<String, Run>) -> Self {
-        Self(runs.values().flat_map(|run| &run.letters).map(String::as_str).collect())
+    .await?;
+    match not_found(selection, &found) {
+        Some(error) => Err(error),
+        None => Ok(choice),
     }
+}
 
-    fn has(&self, letter: &Letter) -> bool {
-        self.0.contains(name_of(letter).as_str())
-            || self.0.contains(name_without_time(letter).as_str())
+fn not_found(selection: &Selection, found: &BTreeSet<Key>) -> Option<ReplayError> {
+    let missing = selection.missing(found);
+    let keys = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let among = if selection.is_narrowed() {
+        " among those that --reason, --source, --since and --until take"
+    } else {
+        ""
+    };
+    (!missing.is_empty()).then_some(ReplayError::NotFound { keys, among })
+}
+
+/// Letters that have a copy in the selection: names and fingerprints.
+type Copied = BTreeSet<(String, u64)>;
+
+async fn copied(
+    lake: &config::Lake,
+    selection: &Selection,
+    history: &History<'_>,
+) -> Result<Copied, ReplayError> {
+    let mut copied = Copied::new();
+    read_letters(lake, selection, |letter| {
+        if let Some(origin) = history.origin(&letter) {
+            copied.insert((origin.name.to_owned(), fingerprint(&letter.raw)));
+        }
+    })
+    .await?;
+    Ok(copied)
+}
+
+fn fingerprint(raw: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(raw);
+    hasher.finish()
+}
+
+/// What becomes of a letter.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict<'a> {
+    /// Only others were asked for.
+    NotAsked,
+    /// Kafka has it, or gets its copy.
+    SentBefore,
+    /// Kafka may have it, from this run.
+    Unfinished(&'a str),
+    /// It is what came of the replay of another.
+    CameBack(&'a str),
+    /// It cannot be sent.
+    Refused(String),
+    /// It is sent.
+    Send {
+        /// Where.
+        topic: String,
+        /// In which partition.
+        partition: Option<i32>,
+    },
+}
+
+struct Judge<'h, 'a> {
+    options: &'h Options,
+    history: &'h History<'a>,
+    copied: Copied,
+    /// Letters are selected one by one.
+    is_named: bool,
+}
+
+impl<'a> Judge<'_, 'a> {
+    fn verdict(&self, letter: &Letter) -> Verdict<'a> {
+        let fate = self.history.fate(letter);
+        if self.options.unfinished {
+            match fate {
+                Fate::Unfinished(_) => {}
+                Fate::NotSent | Fate::Sent => return Verdict::NotAsked,
+            }
+        } else if self.options.again {
+            if self.copied.contains(&(name_of(letter), fingerprint(&letter.raw))) {
+                return Verdict::SentBefore;
+            }
+        } else {
+            match fate {
+                Fate::Sent => return Verdict::SentBefore,
+                Fate::Unfinished(run) => return Verdict::Unfinished(run),
+                Fate::NotSent => {}
+            }
+            let origin = self.history.origin(letter).filter(|_| !self.is_named);
+            if let Some(origin) = origin.filter(|origin| origin.reason == letter.reason) {
+                return Verdict::CameBack(origin.key);
+            }
+        }
+        match destination(letter, self.options) {
+            Ok((topic, partition)) => Verdict::Send { topic, partition },
+            Err(why) => Verdict::Refused(why),
+        }
     }
 }
 
@@ -258,222 +419,168 @@ fn destination(letter: &Letter, options: &Options) -> Result<(String, Option<i32
     ))
 }
 
-/// Sends the selected letters to Kafka and says on `out` what it does.
-///
-/// # Errors
-/// Letters or runs cannot be read, nobody has confirmed, or Kafka does not take all.
-pub async fn replay(
-    settings: &Settings,
-    selection: &Selection,
+/// Those that Kafka has a place for; the others are named.
+fn deliverable(
+    sender: &Sender,
+    outgoing: Vec<Outgoing>,
     options: &Options,
     out: &mut impl Write,
-) -> Result<Replayed, ReplayError> {
-    let book = Book::open(settings).map_err(LettersError::from)?;
-    let known = book.read(|_| false).await?;
-    let sent = Sent::of(&known);
-    let (mut letters, mut replayed, mut refusals) = (Vec::new(), Replayed::default(), Vec::new());
-    let limit = options.limit.unwrap_or(LETTERS_MAX + 1).min(LETTERS_MAX + 1);
-    read_letters(&settings.lake, selection, |letter| {
-        if !options.again && sent.has(&letter) {
-            replayed.before += 1;
-        } else if let Err(why) = destination(&letter, options) {
-            replayed.refused += 1;
-            if refusals.len() < REFUSALS_SHOWN_MAX {
-                refusals.push((letter.key, why));
+) -> Result<Vec<Outgoing>, ReplayError> {
+    let (mut homeless, mut deliverable) = (Named::default(), Vec::with_capacity(outgoing.len()));
+    for next in outgoing {
+        match sender.why_not(&next.topic, next.partition) {
+            None => deliverable.push(next),
+            Some(text) if options.topic.is_some() => return Err(ReplayError::NoTopic { text }),
+            Some(text) => {
+                homeless.add(|| format!("{} cannot be sent again: {text}", next.letter.key));
             }
-        } else if letters.len() < limit {
-            letters.push(letter);
         }
-    })
-    .await?;
-    report(&replayed, &refusals, &known, out)?;
-    replayed.sent = letters.len();
-    if options.dry_run {
-        for letter in &letters {
-            let (topic, _) = destination(letter, options).map_err(std::io::Error::other)?;
-            writeln!(out, "would send {} ({}) to {topic}", letter.key, letter.reason)?;
-        }
-        return Ok(replayed);
     }
-    if letters.len() > LETTERS_MAX {
-        return Err(ReplayError::TooMany);
-    }
-    if !options.yes && !letters.is_empty() {
-        return Err(ReplayError::NotConfirmed { count: letters.len() });
-    }
-    if !letters.is_empty() {
-        send_all(settings, (&book, &known), &letters, options).await?;
-    }
-    Ok(replayed)
+    homeless.print(out)?;
+    sender.reach(&deliverable)?;
+    Ok(deliverable)
 }
 
-fn report(
-    replayed: &Replayed,
-    refusals: &[(Key, String)],
-    known: &BTreeMap<String, Run>,
-    out: &mut impl Write,
-) -> std::io::Result<()> {
-    for (key, why) in refusals {
-        writeln!(out, "{key} cannot be sent again: {why}")?;
-    }
-    if replayed.refused > refusals.len() {
-        writeln!(out, "and {} others", replayed.refused - refusals.len())?;
-    }
-    let open = known.iter().filter(|(_, run)| run.state == State::Sending);
-    for (name, _) in open {
-        writeln!(
-            out,
-            "run {name} was cut off, or is not done yet: some of its letters may not have been sent; --again sends them once more"
-        )?;
-    }
-    Ok(())
-}
-
-async fn send_all(
+async fn send(
     settings: &Settings,
-    (book, known): (&Book, &BTreeMap<String, Run>),
-    letters: &[Letter],
-    options: &Options,
+    runs: &Runs,
+    sender: &Sender,
+    outgoing: &[Outgoing],
+    out: &mut impl Write,
 ) -> Result<(), ReplayError> {
-    let timeout = settings.kafka.request_timeout.max(Duration::from_secs(1)) * 3;
-    let producer = producer(settings, timeout).map_err(ReplayError::Settings)?;
-    let name = format!("{}.json", uuid::Uuid::new_v4().simple());
-    let mut run = Run { state: State::Sending, letters: letters.iter().map(name_of).collect() };
-    book.begin(&name, &run, known).await?;
-    let (mut waiting, mut failure) = (Vec::with_capacity(letters.len()), None);
-    for letter in letters {
-        match enqueue(&producer, letter, options) {
-            Ok(delivery) => waiting.push(delivery),
-            Err(error) => {
-                failure = Some(error);
-                break;
-            }
-        }
+    if outgoing.is_empty() {
+        return Ok(());
     }
-    let mut sent = 0;
-    for delivery in waiting {
-        match delivery.await {
-            Ok(Ok(_)) => sent += 1,
-            Ok(Err((error, _))) => failure = failure.or(Some(error)),
-            Err(_) => failure = failure.or(Some(KafkaError::Canceled)),
-        }
+    let book = Book::open(&settings.lake).map_err(LettersError::from)?;
+    let file = format!("{}.json", uuid::Uuid::new_v4().simple());
+    let names = outgoing.iter().map(|outgoing| name_of(&outgoing.letter)).collect();
+    book.begin(&file, &Run::begun(names), runs).await?;
+    let answers = sender.send(outgoing).await;
+    let ended = Run::ended(answers.taken, &answers.unknown);
+    book.end(&file, ended.as_ref()).await?;
+    let Some(source) = answers.failure else { return Ok(()) };
+    let mut unknown = Named::default();
+    answers.unknown.iter().for_each(|name| unknown.add(|| format!("  {name}")));
+    if unknown.count > 0 {
+        print_unfinished(&file, &unknown, out)?;
     }
-    if let Some(source) = failure {
-        return Err(ReplayError::Send { sent, count: letters.len(), run: name, source });
-    }
-    run.state = State::Sent;
-    book.write(&name, &run).await
+    let rest = rest(&file, unknown.count);
+    Err(ReplayError::Send { sent: answers.sent, count: outgoing.len(), rest, source })
 }
 
-fn producer(settings: &Settings, timeout: Duration) -> anyhow::Result<FutureProducer> {
-    let mut config: ClientConfig = client_config(&settings.kafka)?;
-    config
-        .set("enable.idempotence", "true")
-        .set("acks", "all")
-        .set("partitioner", "murmur2_random")
-        .set("queue.buffering.max.messages", (LETTERS_MAX * 2).to_string())
-        .set("message.timeout.ms", timeout.as_millis().to_string())
-        .set("client.id", "cloud-aggregator-replay");
-    Ok(config.create()?)
-}
-
-fn enqueue(
-    producer: &FutureProducer,
-    letter: &Letter,
-    options: &Options,
-) -> Result<rdkafka::producer::DeliveryFuture, KafkaError> {
-    let Ok((topic, partition)) = destination(letter, options) else {
-        return Err(KafkaError::Canceled);
-    };
-    let name = letter.key.to_string();
-    let content_type = letter.content_type.as_deref();
-    let header = content_type.map(|value| Header { key: CONTENT_TYPE_HEADER, value: Some(value) });
-    let headers = OwnedHeaders::new().insert(Header { key: REPLAY_HEADER, value: Some(&name) });
-    let headers = match header {
-        Some(header) => headers.insert(header),
-        None => headers,
-    };
-    let key = partition.is_none().then(|| sensor_of(letter)).flatten();
-    let mut record: FutureRecord<'_, String, [u8]> =
-        FutureRecord::to(&topic).payload(letter.raw.as_slice()).headers(headers);
-    if let Some(partition) = partition {
-        record = record.partition(partition);
+fn rest(file: &str, unknown: usize) -> String {
+    match unknown {
+        0 => "the others were not sent".to_owned(),
+        _ => format!(
+            "{unknown} more may have been sent, which is written down in {}; --unfinished sends them once more",
+            runs::path_of(file)
+        ),
     }
-    if let Some(key) = &key {
-        record = record.key(key);
-    }
-    producer.send_result(record).map_err(|(error, _)| error)
-}
-
-/// On another topic a reading must stand with the others of its sensor.
-fn sensor_of(letter: &Letter) -> Option<String> {
-    let content_type = letter.content_type.as_deref().map(str::as_bytes);
-    let encoding = Encoding::from_content_type(content_type).ok()?;
-    let decoded = decode_reading(&letter.raw, encoding).ok()?;
-    Some(decoded.reading.sensor_id.as_str().to_owned())
 }
 
 #[cfg(test)]
 mod tests {
-    use deltalake::logstore::object_store::memory::InMemory;
-    use shared_proto::model::EventTime;
-
+    use super::super::tests::letter;
     use super::*;
 
-    fn letter(offset: i64, second: i64) -> Letter {
-        Letter {
-            key: format!("temperature/0/{offset}").parse().expect("a name"),
-            reason: "json".to_owned(),
-            detail: String::new(),
-            source: "temperature".to_owned(),
-            timestamp: EventTime::from_micros(second * 1_000_000),
-            identity: None,
-            raw: vec![b'{'],
-            raw_length: 1,
-            content_type: None,
-        }
+    const AGAIN: Options = Options {
+        topic: None,
+        again: true,
+        unfinished: false,
+        yes: false,
+        dry_run: false,
+        limit: None,
+    };
+
+    /// Letter 2 was sent and stands at 57; whether 3 was sent is not known.
+    fn runs() -> Runs {
+        let place = Some("temperature/0/57".to_owned());
+        let taken = BTreeMap::from([(name_of(&letter(2, 7)), place)]);
+        let run = Run::ended(taken, &[name_of(&letter(3, 7))]);
+        Runs::from([("run".to_owned(), run.expect("not empty"))])
     }
 
-    fn run(offsets: std::ops::Range<i64>) -> Run {
-        let letters = offsets.map(|offset| name_of(&letter(offset, 7))).collect();
-        Run { state: State::Sending, letters }
+    fn check(letter: &Letter, options: &Options, is_named: bool, expected: &Verdict<'_>) {
+        let runs = runs();
+        let history = History::of(&runs);
+        let judge = Judge { options, history: &history, copied: Copied::new(), is_named };
+        assert_eq!(&judge.verdict(letter), expected, "{letter:?} {options:?}");
     }
 
-    #[tokio::test]
-    async fn of_two_runs_that_begin_at_once_with_the_same_letter_one_sends_nothing() {
-        let book = Book { store: Arc::new(InMemory::new()) };
-        let known = book.read(|_| false).await.expect("readable");
-        book.begin("first", &run(0..3), &known).await.expect("nobody else has them");
-        let error = book.begin("second", &run(2..5), &known).await.expect_err("2 is taken");
-        let text = error.to_string();
-        assert!(text.starts_with("_replays/first: ") && text.contains("send 1 of"), "{text}");
-        book.begin("third", &run(3..5), &known).await.expect("the second has given them back");
-        let known = book.read(|_| false).await.expect("readable");
-        assert_eq!(known.keys().collect::<Vec<_>>(), ["first", "third"]);
-        // Who knows of them and sends them all the same wants that.
-        book.begin("again", &run(0..5), &known).await.expect("asked for");
-    }
-
-    #[tokio::test]
-    async fn a_run_that_cannot_see_the_others_takes_its_file_back() {
-        let book = Book { store: Arc::new(InMemory::new()) };
-        book.store.put(&Path::from("odd"), b"{".to_vec().into()).await.expect("written");
-        let error = book.begin("ours", &run(0..3), &BTreeMap::new()).await.expect_err("odd");
-        assert!(error.to_string().contains("nobody knows what was sent"), "{error}");
-        let files = book.store.list_with_delimiter(None).await.expect("listed").objects;
-        assert_eq!(files.len(), 1, "{files:?}");
+    fn sent() -> Verdict<'static> {
+        Verdict::Send { topic: "temperature".to_owned(), partition: Some(0) }
     }
 
     #[test]
-    fn letters_of_a_topic_that_was_made_anew_were_not_sent_before() {
-        let runs = BTreeMap::from([("one".to_owned(), run(0..3))]);
-        let sent = Sent::of(&runs);
-        assert!(sent.has(&letter(2, 7)));
-        assert!(!sent.has(&letter(3, 7)), "another offset");
-        assert!(!sent.has(&letter(2, 8)), "refused at another time");
-        // What an older version wrote down has no time.
-        let old = Run { state: State::Sent, letters: vec!["temperature/0/2 json".to_owned()] };
-        let runs = BTreeMap::from([("old".to_owned(), old)]);
-        assert!(Sent::of(&runs).has(&letter(2, 8)));
+    fn what_was_sent_and_what_may_have_been_is_not_sent_by_itself() {
+        let plain = Options::default();
+        for is_named in [false, true] {
+            check(&letter(1, 7), &plain, is_named, &sent());
+            check(&letter(2, 7), &plain, is_named, &Verdict::SentBefore);
+            check(&letter(3, 7), &plain, is_named, &Verdict::Unfinished("run"));
+        }
+        check(&letter(2, 7), &AGAIN, false, &sent());
+        check(&letter(3, 7), &AGAIN, false, &sent());
+        let unfinished = Options { unfinished: true, ..Options::default() };
+        check(&letter(1, 7), &unfinished, false, &Verdict::NotAsked);
+        check(&letter(2, 7), &unfinished, false, &Verdict::NotAsked);
+        check(&letter(3, 7), &unfinished, false, &sent());
+    }
+
+    /// Replaying all again and again made letters for ever.
+    #[test]
+    fn what_came_back_for_the_same_reason_is_not_sent_again_by_itself() {
+        let back = letter(57, 9);
+        let came_back = Verdict::CameBack("temperature/0/2");
+        check(&back, &Options::default(), false, &came_back);
+        check(&back, &Options::default(), true, &sent());
+        check(&back, &AGAIN, false, &sent());
+        let further = Letter { reason: "sensors-limit".to_owned(), ..back };
+        check(&further, &Options::default(), false, &sent());
+    }
+
+    #[test]
+    fn of_a_letter_and_its_copy_only_the_copy_is_sent() {
+        let (first, runs) = (letter(2, 7), runs());
+        let history = History::of(&runs);
+        let copied = Copied::from([(name_of(&first), fingerprint(&first.raw))]);
+        let judge = Judge { options: &AGAIN, history: &history, copied, is_named: false };
+        assert_eq!(judge.verdict(&first), Verdict::SentBefore);
+        assert_eq!(judge.verdict(&letter(57, 9)), sent());
+        let other = Letter { raw: b"[".to_vec(), ..first };
+        assert_eq!(judge.verdict(&other), sent(), "of a topic that was made anew");
+    }
+
+    #[test]
+    fn what_is_cut_or_came_from_elsewhere_has_no_place() {
+        let cut = Letter { raw_length: 2, ..letter(1, 7) };
+        let error = destination(&cut, &Options::default()).expect_err("cut");
+        assert!(error.starts_with("only 1 of its 2 bytes"), "{error}");
+        let elsewhere = Letter { source: "plant/1".to_owned(), ..letter(1, 7) };
+        let error = destination(&elsewhere, &Options::default()).expect_err("no topic");
+        assert!(error.contains("--topic"), "{error}");
+        let other = Options { topic: Some("pressure".to_owned()), ..Options::default() };
+        assert_eq!(destination(&elsewhere, &other), Ok(("pressure".to_owned(), None)));
+    }
+
+    #[test]
+    fn names_of_topics_are_what_kafka_takes() {
+        for name in ["temperature", "plant-7.temperature_2", "..."] {
+            assert!(is_topic_name(name), "{name}");
+        }
+        for name in ["", ".", "..", "plant/7", "two words", "w\u{e4}rme", "a\0"] {
+            assert!(!is_topic_name(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn letters_beyond_the_first_are_counted() {
+        let mut named = Named::default();
+        (0..NAMED_MAX + 2).for_each(|number| named.add(|| number.to_string()));
+        let mut out = Vec::new();
+        named.print(&mut out).expect("written");
+        let text = String::from_utf8(out).expect("UTF-8");
+        assert_eq!(text.lines().count(), NAMED_MAX + 1);
+        assert!(text.ends_with("\n19\nand 2 others\n"), "{text}");
     }
 }

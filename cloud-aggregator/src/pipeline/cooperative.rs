@@ -21,6 +21,7 @@ impl Pipeline {
     /// The group gave partitions besides those that are here.
     pub(super) async fn add(&mut self, round: Round, partitions: Vec<TopicPartition>) {
         info!(partitions = partitions.len(), "the group gave partitions");
+        self.lost_races = 0;
         let is_running = matches!(self.stage, Stage::Running { .. }) && self.joining.is_empty();
         self.assigned.extend(partitions.iter().cloned());
         if let Stage::Running { round: current, .. } = &mut self.stage {
@@ -102,6 +103,7 @@ impl Pipeline {
         partitions: &[TopicPartition],
     ) -> Result<(), PipelineError> {
         info!(partitions = partitions.len(), "the group wants partitions back");
+        self.lost_races = 0;
         self.commit_to_the_end().await?;
         self.assigned.retain(|partition| !partitions.contains(partition));
         let is_plain = matches!(self.stage, Stage::Running { .. })

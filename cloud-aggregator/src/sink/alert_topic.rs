@@ -1,11 +1,13 @@
 //! Alerts to a Kafka topic. Tried until Kafka takes them; only what Kafka will never take is given up.
 
+use std::time::Duration;
+
 use metrics::counter;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::future_producer::OwnedDeliveryResult;
-use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use shared_proto::wire::CONTENT_TYPE_HEADER;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -15,15 +17,17 @@ use tracing::{debug, warn};
 use super::alert::{CONTENT_TYPE, Channel, Delivery, Outcome};
 use crate::backoff::Backoff;
 use crate::config::Alerts;
+use crate::source::kafka::QuietContext;
 use crate::telemetry::names;
 
 /// Alerts in flight at the same time.
 const IN_FLIGHT_MAX: usize = 64;
 const MESSAGE_TIMEOUT_MS: &str = "30000";
+const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Delivers to one topic.
 pub struct AlertTopic {
-    producer: FutureProducer,
+    producer: FutureProducer<QuietContext>,
     topic: String,
     backoff: Backoff,
 }
@@ -53,7 +57,7 @@ impl AlertTopic {
             }
         }
         Ok(Self {
-            producer: client.create()?,
+            producer: client.create_with_context(QuietContext::new("alerts"))?,
             topic: settings.topic.clone(),
             backoff: Backoff::new(settings.retry_min, settings.retry_max),
         })
@@ -65,6 +69,7 @@ impl AlertTopic {
         mut queue: mpsc::Receiver<Delivery>,
         outcomes: mpsc::Sender<Outcome>,
     ) {
+        self.look_for_topic();
         let mut sending = Sending::default();
         let mut is_open = true;
         loop {
@@ -94,6 +99,25 @@ impl AlertTopic {
                 else => return,
             }
         }
+    }
+
+    /// Tells early when nothing can be sent: the client itself waits long for a topic to appear.
+    fn look_for_topic(&self) {
+        let (producer, name) = (self.producer.clone(), self.topic.clone());
+        tokio::task::spawn_blocking(move || {
+            let metadata = match producer.client().fetch_metadata(Some(&name), METADATA_TIMEOUT) {
+                Ok(metadata) => metadata,
+                Err(error) => {
+                    warn!(topic = name, %error, "whether the topic of alerts is there is not known");
+                    return;
+                }
+            };
+            let topic = metadata.topics().iter().find(|topic| topic.name() == name);
+            if let Some(error) = topic.and_then(|topic| topic.error()) {
+                let error = RDKafkaErrorCode::from(error);
+                warn!(topic = name, %error, "alerts wait: the topic (alerts.topic) is not there or not ours");
+            }
+        });
     }
 
     async fn send(

@@ -400,12 +400,13 @@ impl Tables {
 
     async fn refresh(&mut self) -> Result<(), LakeError> {
         let limit = self.operation_timeout;
+        // `telemetry` last, as each epoch commits it first: read the other way round, an epoch that another instance commits
+        // meanwhile would look like rows of a side table without their `telemetry`.
         within(limit, async {
-            self.telemetry.refresh().await?;
             for table in self.side_tables.values_mut() {
                 table.refresh().await?;
             }
-            Ok(())
+            self.telemetry.refresh().await
         })
         .await
     }

@@ -25,12 +25,14 @@ use tracing::{debug, error, info, warn};
 
 use self::cursor::{Cursor, take_message};
 use self::group::{Context, Rebalance};
+pub use self::quiet::QuietContext;
 use super::{AssignmentId, Batch, Command, Gap, GapCause, Place, Position, Round, SourceEvent};
 use crate::config::{self, Assignment, Start, read_secret};
 use crate::telemetry::names;
 
 mod cursor;
 mod group;
+mod quiet;
 
 /// How long a poll waits for the first record.
 const POLL_WAIT: Duration = Duration::from_millis(50);
@@ -157,7 +159,9 @@ pub fn start(
     let names = topic_names(settings);
     consumer.subscribe(&names).map_err(SourceError::Client)?;
     let (commands, receiver) = sync_channel(COMMANDS_MAX);
-    let offsets: BaseConsumer = client_config(settings)?.create().map_err(SourceError::Client)?;
+    let offsets: BaseConsumer<QuietContext> = client_config(settings)?
+        .create_with_context(QuietContext::new("offsets"))
+        .map_err(SourceError::Client)?;
     let reader = Reader::new(consumer, offsets, settings.clone(), events, receiver, runtime);
     let thread = std::thread::Builder::new()
         .name("kafka-consumer".to_owned())
@@ -204,7 +208,7 @@ struct Reader {
     consumer: BaseConsumer<Context>,
     /// Asks for offsets on connections of its own: on those of the consumer a question waits behind a fetch that waits for
     /// records, half a second for each partition.
-    offsets: BaseConsumer,
+    offsets: BaseConsumer<QuietContext>,
     settings: config::Kafka,
     events: mpsc::Sender<SourceEvent>,
     commands: Receiver<Command>,
@@ -228,7 +232,7 @@ struct Reader {
 impl Reader {
     fn new(
         consumer: BaseConsumer<Context>,
-        offsets: BaseConsumer,
+        offsets: BaseConsumer<QuietContext>,
         settings: config::Kafka,
         events: mpsc::Sender<SourceEvent>,
         commands: Receiver<Command>,

@@ -28,7 +28,7 @@ pub(super) fn refuse_timestamp(
         return Some(Disposition::DeadLetter {
             reason: reason::TIMESTAMP_TOO_OLD,
             detail: format!(
-                "timestamp {timestamp} is before {}: set the sensor's clock or oldest_event_time",
+                "timestamp {timestamp} is before {}: set the sensor's clock or counting.oldest-event-time",
                 settings.oldest_event_time
             ),
         });
@@ -60,14 +60,14 @@ pub(super) fn refuse_windows(
         if held + needed > *windows_per_sensor_max {
             return Some(refusal(format!(
                 "the {what} has {held} windows, at most {windows_per_sensor_max} are held: \
-                 raise windows_per_sensor_max or shorten closed_window_retention"
+                 raise counting.windows-per-sensor-max or shorten counting.closed-window-retention"
             )));
         }
     }
     if held + of_sensor + of_machine > *windows_max {
         return Some(refusal(format!(
             "the partition has {held} windows, at most {windows_max} are held: \
-             raise windows_max or shorten closed_window_retention"
+             raise counting.windows-max or shorten counting.closed-window-retention"
         )));
     }
     None

@@ -396,3 +396,39 @@ async fn current_windows_hold_what_the_last_epoch_of_each_partition_left_there()
     let mut again = Lake::open(&settings).await.expect("opened");
     assert_eq!(held(&mut again), 2, "two of partition 0, none of partition 1");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_looks_while_another_instance_commits_and_cleans_up_finds_nothing_corrupt() {
+    const EPOCHS: u64 = 25;
+    let folder = tempfile::tempdir().expect("a folder");
+    let settings = lake_settings(folder.path());
+    let mut writer = Lake::open(&settings).await.expect("opened");
+    let mut reader = Lake::open(&settings).await.expect("opened");
+    let writing = tokio::spawn(async move {
+        let mut last = None;
+        for count in 1..=EPOCHS {
+            let epoch = EpochId::after(last, Nonce(count)).expect("room");
+            if let Err(error) = commit(&mut writer, &file(epoch, &[0], 1, &pending_rows())).await {
+                // The reader has rolled the epoch forward.
+                assert!(error.is_lost_race(), "{error:?}");
+                writer.refresh().await.expect("refreshed");
+            }
+            writer.clean_state_files(Instant::now()).await.expect("cleaned");
+            last = Some(epoch);
+        }
+    });
+    let mut looks = 0;
+    while !writing.is_finished() {
+        reader.refresh().await.expect("refreshed");
+        match reader.recover(&[partition(0)]).await {
+            Ok(recovered) => assert!(
+                !matches!(recovered[0], Recovered::Corrupt(_)),
+                "after {looks} looks: {recovered:?}"
+            ),
+            Err(error) => assert!(error.is_lost_race(), "{error:?}"),
+        }
+        looks += 1;
+    }
+    writing.await.expect("every epoch was committed");
+    assert!(looks > 0);
+}

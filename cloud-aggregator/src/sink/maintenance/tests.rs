@@ -191,6 +191,31 @@ async fn small_files_become_one_sorted_file_of_each_partition_and_no_row_is_lost
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_file_is_named_and_keeps_the_others_from_nothing() {
+    let mut world = World::new();
+    let mut lake = world.lake().await;
+    for _ in 0..2 * world.settings.maintenance.files_min {
+        world.append(&mut lake, "temperature", NOON).await.expect("committed");
+    }
+    let table = world.folder.path().join(rows::TELEMETRY);
+    let damaged = world.upkeep().await.paths().remove(0);
+    let whole = std::fs::read(table.join(&damaged)).expect("readable");
+    std::fs::write(table.join(&damaged), &whole[..whole.len() / 2]).expect("writable");
+    let mut maintenance = world.maintenance(NOON);
+    let mut problems = Vec::new();
+    for _ in 0..2 {
+        let reports = maintenance.round(None).await.expect("no fault").expect("elected");
+        problems.push(reports[rows::TELEMETRY].problem.clone().unwrap_or_default());
+    }
+    let name = damaged.rsplit('/').next().expect("a name");
+    assert!(problems.iter().all(|problem| problem.contains(name)), "{problems:?}");
+    // The damaged one, and what became of the others.
+    assert_eq!(files_by_log(world.folder.path()), 2);
+    std::fs::write(table.join(&damaged), whole).expect("writable");
+    assert_eq!(world.rows(false).await, (world.all(), 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn of_two_merges_of_the_same_files_one_is_given_up() {
     let mut world = World::new();
     let mut lake = world.lake().await;

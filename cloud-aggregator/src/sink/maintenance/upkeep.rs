@@ -87,17 +87,12 @@ impl Upkeep {
         operation_timeout: Duration,
     ) -> Result<Option<Self>, LakeError> {
         let failed = |source| table_error(name, source);
-        let mut table = location.store(name)?;
-        let load = async {
-            if !table.verify_deltatable_existence().await.map_err(failed)? {
-                return Ok(false);
-            }
-            table.load().await.map_err(failed)?;
-            Ok(true)
-        };
-        if !within(operation_timeout, load).await? {
+        // Asked first: nothing is made where no table is.
+        if !within(operation_timeout, location.has_table(name)).await? {
             return Ok(None);
         }
+        let mut table = location.store(name)?;
+        within(operation_timeout, async { table.load().await.map_err(failed) }).await?;
         let layout = layout(name, &table, keys)?;
         Ok(Some(Self {
             name,
