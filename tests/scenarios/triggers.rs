@@ -202,8 +202,8 @@ fn rules_change_without_a_restart_and_other_settings_are_refused_by_name() -> an
     plant.aggregator_settings.more =
         rule("filter = \"metric_type = temperature and value > 100\"\nthreshold = \"count > 5\"");
     let mut aggregator = plant.start_aggregator()?;
-    let status = aggregator.get("/status")?.1;
-    ensure!(status.contains(r#""rules":["hot"]"#), "{status}");
+    let status: serde_json::Value = serde_json::from_str(&aggregator.get("/status")?.1)?;
+    ensure!(status["rules"] == serde_json::json!(["hot"]), "{status}");
     // One that comes while the process is up changes nothing.
     aggregator.process().signal("HUP")?;
     wait_for_reload(&aggregator, "same")?;
@@ -282,7 +282,8 @@ fn a_drain_tells_the_windows_that_stay_open_and_fails_where_it_cannot_read() -> 
     let status = aggregator.process().wait(DEADLINE)?;
     let log = aggregator.process().tail();
     ensure!(status.code() == Some(74), "{status}: {log}");
-    ensure!(!log.contains("all is read that was there"), "{log}");
+    // The first run's.
+    ensure!(log.matches("all is read that was there").count() == 1, "{log}");
     let told = log.contains("not all was read that was there at the start: 0 records");
     ensure!(told && log.contains("cannot be read"), "{log}");
     Ok(())
