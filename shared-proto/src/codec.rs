@@ -185,7 +185,12 @@ fn decode_reading_with(
         return Err(DecodeError::Empty);
     }
     match encoding {
-        Encoding::Json => reading_from_json(from_json(bytes)?, names),
+        Encoding::Json => {
+            let mut raw = RawReading::default();
+            let mut reader = serde_json::Deserializer::from_str(object_text(bytes)?);
+            raw.read(&mut reader).and_then(|()| reader.end()).map_err(DecodeError::Json)?;
+            reading_from_json(&mut raw, names)
+        }
         Encoding::Protobuf => {
             let message = v1::Reading::decode(bytes).map_err(DecodeError::Protobuf)?;
             Ok(Decoded { reading: reading_from_protobuf(message, names)?, unknown_fields: 0 })
@@ -196,11 +201,15 @@ fn decode_reading_with(
 /// One record. It must be an object (the derived readers would take an array of its fields, too) and UTF-8 as a whole: fields that
 /// nobody knows are passed over, but their bytes are not trusted either.
 fn from_json<'de, T: serde::Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, DecodeError> {
+    serde_json::from_str(object_text(bytes)?).map_err(DecodeError::Json)
+}
+
+fn object_text(bytes: &[u8]) -> Result<&str, DecodeError> {
     let refused = |text: &str| DecodeError::Json(serde::de::Error::custom(text));
     let text = std::str::from_utf8(bytes).map_err(|error| refused(&error.to_string()))?;
     match text.bytes().find(|byte| !byte.is_ascii_whitespace()) {
         Some(b'[') => Err(refused("an array, expected an object")),
-        Some(_) | None => serde_json::from_str(text).map_err(DecodeError::Json),
+        Some(_) | None => Ok(text),
     }
 }
 
@@ -238,20 +247,24 @@ pub fn decode_readings(bytes: &[u8]) -> Result<Vec<Element<'_>>, DecodeError> {
         .collect())
 }
 
-fn reading_from_json(raw: RawReading<'_>, names: &mut impl Names) -> Result<Decoded, DecodeError> {
-    let sensor_id = raw.sensor_id.ok_or(DecodeError::Missing("sensor_id"))?.0;
-    let timestamp = raw.timestamp.ok_or(DecodeError::Missing("timestamp"))?.0;
-    let metric_type = raw.metric_type.ok_or(DecodeError::Missing("metric_type"))?.0;
+fn reading_from_json(
+    raw: &mut RawReading<'_>,
+    names: &mut impl Names,
+) -> Result<Decoded, DecodeError> {
+    let sensor_id = raw.sensor_id.as_ref().ok_or(DecodeError::Missing("sensor_id"))?;
+    let timestamp = raw.timestamp.as_ref().ok_or(DecodeError::Missing("timestamp"))?;
+    let metric_type = raw.metric_type.as_ref().ok_or(DecodeError::Missing("metric_type"))?;
     let value = raw.value.ok_or(DecodeError::Missing("value"))?;
-    let machine_id = raw.machine_id.map(|text| names.machine(&text.0)).transpose()?;
-    let unit = raw.unit.filter(|text| !text.0.is_empty());
+    let machine_id = raw.machine_id.as_ref().map(|text| names.machine(&text.0)).transpose()?;
+    let unit = raw.unit.as_ref().filter(|text| !text.0.is_empty());
     let unit = unit.map(|text| names.unit(&text.0)).transpose()?;
-    let features = checked_features(raw.features.values, raw.features.count)?;
-    let device_id = raw.device_id.map(|text| names.device(&text.0)).transpose()?;
+    let values = std::mem::take(&mut raw.features.values);
+    let features = checked_features(values, raw.features.count)?;
+    let device_id = raw.device_id.as_ref().map(|text| names.device(&text.0)).transpose()?;
     let reading = Reading {
-        sensor_id: names.sensor(&sensor_id)?,
-        timestamp: parse_timestamp(&timestamp)?,
-        metric_type: names.metric_type(&metric_type)?,
+        sensor_id: names.sensor(&sensor_id.0)?,
+        timestamp: parse_timestamp(&timestamp.0)?,
+        metric_type: names.metric_type(&metric_type.0)?,
         value: finite("value", value)?,
         machine_id,
         unit,

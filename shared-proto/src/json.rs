@@ -111,13 +111,14 @@ pub(crate) struct RawReading<'a> {
     pub(crate) unknown_fields: u32,
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for RawReading<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(ReadingVisitor)
+impl<'a> RawReading<'a> {
+    /// Reads one into an empty one: it is too large to be handed from call to call.
+    pub(crate) fn read<D: Deserializer<'a>>(&mut self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(ReadingVisitor(self))
     }
 }
 
-struct ReadingVisitor;
+struct ReadingVisitor<'r, 'a>(&'r mut RawReading<'a>);
 
 /// Reads the value of `field` and puts the field's name before any error.
 fn field<'de, A: MapAccess<'de>, T: Deserialize<'de>>(
@@ -131,15 +132,15 @@ fn field<'de, A: MapAccess<'de>, T: Deserialize<'de>>(
     map.next_value().map_err(|source| de::Error::custom(format_args!("field `{name}`: {source}")))
 }
 
-impl<'de> Visitor<'de> for ReadingVisitor {
-    type Value = RawReading<'de>;
+impl<'de> Visitor<'de> for ReadingVisitor<'_, 'de> {
+    type Value = ();
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("a reading as a JSON object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawReading<'de>, A::Error> {
-        let mut raw = RawReading::default();
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let raw = self.0;
         let mut features = None::<RawFeatures>;
         let mut historical = None::<bool>;
         while let Some(key) = map.next_key::<Text<'de>>()? {
@@ -183,7 +184,7 @@ impl<'de> Visitor<'de> for ReadingVisitor {
         }
         raw.features = features.unwrap_or_default();
         raw.historical = historical.unwrap_or_default();
-        Ok(raw)
+        Ok(())
     }
 }
 

@@ -5,8 +5,7 @@
 //! heard from longest is forgotten, at `generations_per_device_max` the generation; both are counted, because a repeat
 //! of what was forgotten would pass as new.
 
-use std::collections::HashMap;
-
+use foldhash::HashMap;
 use serde::{Deserialize, Serialize};
 use shared_proto::model::{DeviceId, Generation, Identity, Sequence};
 

@@ -3,8 +3,9 @@
 //! Sensors must not be spread over partitions of one topic (the key of a reading is its `sensor_id`): each partition
 //! counts alone. Rules that count by machine count what of a machine stands in the partition. How the state is saved: [`saved`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
+use foldhash::HashMap;
 use shared_proto::model::{EventTime, Identity, MachineId, MetricType, Reading, SensorId};
 
 use crate::accounting::{Accounting, Disposition, reason};
@@ -193,8 +194,8 @@ impl PartitionState {
             marks: HighWaterMarks::default(),
             accounting: Accounting::default(),
             unmatched: Unmatched::default(),
-            sensor_positions: HashMap::new(),
-            machine_positions: HashMap::new(),
+            sensor_positions: HashMap::default(),
+            machine_positions: HashMap::default(),
             silent_sensors: SilenceQueue::default(),
             silent_machines: SilenceQueue::default(),
             windows_held: 0,

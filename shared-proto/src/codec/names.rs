@@ -1,9 +1,10 @@
 //! Names that records repeat, kept so that each is checked and allocated once.
 
 use std::borrow::Borrow;
-use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::Arc;
+
+use foldhash::HashSet;
 
 use super::{DecodeError, Decoded, Encoding, checked_unit, decode_reading_with};
 use crate::model::{DeviceId, MachineId, MetricType, NameError, SensorId};
@@ -133,7 +134,7 @@ mod tests {
 
     #[test]
     fn more_names_than_are_kept_are_read_all_the_same() {
-        let mut names = HashSet::new();
+        let mut names = HashSet::default();
         for number in 0..=NAMES_MAX {
             let name = kept(&mut names, &number.to_string(), SensorId::new).expect("valid");
             assert_eq!(name.as_str(), number.to_string());

@@ -3,9 +3,10 @@
 //!
 //! Its form carries [`FORMAT`]; another number, or a state that contradicts itself, is refused.
 
-use std::collections::HashMap;
 use std::fmt;
 
+use foldhash::HashMap;
+use foldhash::fast::RandomState;
 use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use shared_proto::model::{EventTime, MachineId, MetricType, SensorId};
@@ -363,7 +364,7 @@ impl TryFrom<Saved> for PartitionState {
 fn positions<'a, K: Clone + Eq + std::hash::Hash + AsRef<str> + 'a>(
     names: impl ExactSizeIterator<Item = &'a K>,
 ) -> Result<HashMap<K, GroupIndex>, RestoreError> {
-    let mut positions = HashMap::with_capacity(names.len());
+    let mut positions = HashMap::with_capacity_and_hasher(names.len(), RandomState::default());
     for (index, name) in (0..).zip(names) {
         if positions.insert(name.clone(), index).is_some() {
             return Err(RestoreError::GroupTwice { group: name.as_ref().to_owned() });
