@@ -34,6 +34,7 @@ use crate::config::Epoch;
 use crate::gap_watch::{Scanned, event_of};
 use crate::sink::commit::EpochCommit;
 use crate::sink::rows::ReadingColumns;
+use crate::sink::state_file::StateBytes;
 use crate::source::{Batch, Gap, RawRecord, TopicKind};
 use crate::telemetry::names;
 
@@ -631,7 +632,9 @@ impl Counting {
         let partitions =
             SavedOneByOne { partitions: RefCell::new(&mut self.partitions), epoch, owed };
         let file = EpochFileRef { format: FILE_FORMAT, epoch, partitions };
-        let file = serde_json::to_vec(&file)?;
+        let mut bytes = StateBytes::default();
+        serde_json::to_writer(&mut bytes, &file)?;
+        let file = bytes.finish().map_err(serde_json::Error::custom)?;
         let mut taken = TakenEpoch {
             commit: EpochCommit {
                 epoch,

@@ -4,6 +4,7 @@ pub mod alert;
 pub mod alert_topic;
 pub mod commit;
 pub mod delta;
+mod folder_store;
 pub mod maintenance;
 pub mod rows;
 pub mod state_file;

@@ -26,6 +26,7 @@ use deltalake::writer::RecordBatchWriter;
 use deltalake::{DeltaTable, DeltaTableBuilder, DeltaTableError, ensure_table_uri};
 use tracing::{info, warn};
 
+use super::folder_store::FolderStore;
 use super::rows;
 use crate::config::{self, Secret, read_secret};
 
@@ -266,9 +267,11 @@ impl Location {
             self.options.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
         let secrets = self.secrets.iter();
         options.extend(secrets.map(|(key, value)| (key.clone(), value.expose().to_owned())));
-        DeltaTableBuilder::from_url(url)
-            .and_then(|builder| builder.with_storage_options(options).build())
-            .map_err(failed)
+        let mut builder = DeltaTableBuilder::from_url(url.clone()).map_err(failed)?;
+        if self.folder.is_some() {
+            builder = builder.with_storage_backend(Arc::new(FolderStore::default()), url);
+        }
+        builder.with_storage_options(options).build().map_err(failed)
     }
 }
 

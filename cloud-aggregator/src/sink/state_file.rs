@@ -1,8 +1,10 @@
 //! State files of epochs: `_state/<epoch>-<nonce>.json` beside the tables.
 //!
 //! A file is written once, under a name that no other owner uses, and synced before the commit that names it. It is
-//! deleted when each of its partitions has gone on without it and that was found the grace time ago.
+//! deleted when each of its partitions has gone on without it and that was found the grace time ago. It is JSON; one of more than
+//! [`CHUNK_BYTES`] is compressed (zstd), which its first bytes tell: a million windows are 150 MB of text.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,10 +15,71 @@ use deltalake::logstore::object_store::{
 };
 
 use serde::Deserialize;
+use zstd::stream::write::Encoder;
 
 use super::delta::{LakeError, Location, sync_files};
 
 const FOLDER: &str = "_state";
+/// Larger files are compressed.
+pub const CHUNK_BYTES: usize = 1 << 20;
+/// The fastest: what counts is the time of an epoch.
+const LEVEL: i32 = 1;
+/// First bytes of a frame (RFC 8878, section 3.1.1).
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
+/// The bytes of a state file while they are written.
+#[derive(Default)]
+pub struct StateBytes {
+    chunk: Vec<u8>,
+    encoder: Option<Encoder<'static, Vec<u8>>>,
+}
+
+impl std::fmt::Debug for StateBytes {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("StateBytes").finish_non_exhaustive()
+    }
+}
+
+impl StateBytes {
+    fn compress(&mut self) -> std::io::Result<()> {
+        let encoder = match &mut self.encoder {
+            Some(encoder) => encoder,
+            None => self.encoder.insert(Encoder::new(Vec::new(), LEVEL)?),
+        };
+        encoder.write_all(&self.chunk)?;
+        self.chunk.clear();
+        Ok(())
+    }
+
+    /// All that was written, compressed if it is much.
+    ///
+    /// # Errors
+    /// Compression fails.
+    pub fn finish(mut self) -> std::io::Result<Vec<u8>> {
+        if self.encoder.is_some() {
+            self.compress()?;
+        }
+        match self.encoder {
+            Some(encoder) => encoder.finish(),
+            None => Ok(self.chunk),
+        }
+    }
+}
+
+impl Write for StateBytes {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let taken = bytes.len().min(CHUNK_BYTES);
+        self.chunk.extend_from_slice(&bytes[..taken]);
+        if self.chunk.len() > CHUNK_BYTES {
+            self.compress()?;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
 
 /// What was found under the name of an epoch.
 #[derive(Debug)]
@@ -115,6 +178,16 @@ impl StateFiles {
 
 /// Looks at the number of the form first: the rest of another version's file has another form.
 fn parse(bytes: &[u8]) -> FoundStateFile {
+    if !bytes.starts_with(&ZSTD_MAGIC) {
+        return parse_text(bytes);
+    }
+    match zstd::decode_all(bytes) {
+        Ok(text) => parse_text(&text),
+        Err(error) => FoundStateFile::Unreadable(format!("compressed: {error}")),
+    }
+}
+
+fn parse_text(bytes: &[u8]) -> FoundStateFile {
     #[derive(Deserialize)]
     struct Head {
         format: u32,
@@ -154,6 +227,24 @@ mod tests {
                 FoundStateFile::Absent | FoundStateFile::Present(_) => panic!("{text}"),
             };
             assert_eq!(found, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_large_file_is_compressed_and_read_back_and_a_cut_one_is_unreadable() {
+        let text =
+            format!(r#"{{"format":{FILE_FORMAT},"epoch":1073741825,"partitions":{{}}}}"#);
+        for (spaces, is_compressed) in [(0, false), (CHUNK_BYTES / 2, false), (5 << 20, true)] {
+            let padded = text.clone() + &" ".repeat(spaces);
+            let mut bytes = StateBytes::default();
+            bytes.write_all(padded.as_bytes()).expect("written");
+            let bytes = bytes.finish().expect("finished");
+            assert_eq!(bytes.starts_with(&ZSTD_MAGIC), is_compressed);
+            assert!(if is_compressed { bytes.len() < 10_000 } else { bytes == padded.as_bytes() });
+            let FoundStateFile::Present(file) = parse(&bytes) else { panic!("{spaces}") };
+            assert!(file.partitions.is_empty());
+            let cut = parse(&bytes[..bytes.len().min(text.len()) - 3]);
+            assert!(matches!(cut, FoundStateFile::Unreadable(_)), "{cut:?}");
         }
     }
 }
