@@ -33,6 +33,12 @@ impl std::fmt::Display for FolderStore {
     }
 }
 
+/// The library's file of a write that has not ended, or never will: no listing names it.
+fn is_upload(name: &str) -> bool {
+    let suffix = name.split_once('#').map(|(_, suffix)| suffix);
+    suffix.is_some_and(|suffix| !suffix.is_empty() && suffix.bytes().all(|b| b.is_ascii_digit()))
+}
+
 /// Names in a folder above `offset`; `None` if it is not as simple as that: there are folders in it, many files, or names that
 /// a path writes otherwise.
 fn names_behind(folder: &std::path::Path, offset: &str) -> std::io::Result<Option<Vec<String>>> {
@@ -41,7 +47,11 @@ fn names_behind(folder: &std::path::Path, offset: &str) -> std::io::Result<Optio
         let entry = entry?;
         let name = entry.file_name();
         let Some(name) = name.to_str() else { return Ok(None) };
-        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+        if is_upload(name) {
+            continue;
+        }
+        let is_plain =
+            |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
         if !name.bytes().all(is_plain) || !entry.file_type()?.is_file() {
             return Ok(None);
         }
@@ -194,10 +204,11 @@ mod tests {
         }
         check("0", 101).await;
         check("_last_checkpoint", 0).await;
-        // An upload that was cut off, a name that is written otherwise in a path, and a folder.
-        for odd in [format!("{}#1", name(98)), "zähler %.json".to_owned()] {
-            std::fs::write(log.join(odd), "{}").expect("written");
-        }
+        std::fs::write(log.join(format!("{}#1", name(98))), "{}").expect("written");
+        assert!(is_upload("1.json#12") && !is_upload("1#a") && !is_upload("1#"));
+        check(&name(97), 3).await;
+        // A name that is written otherwise in a path, and a folder.
+        std::fs::write(log.join("zähler %.json"), "{}").expect("written");
         check(&name(97), 4).await;
         std::fs::create_dir(log.join("_sidecars")).expect("made");
         std::fs::write(log.join("_sidecars/one.parquet"), "{}").expect("written");

@@ -232,8 +232,7 @@ mod tests {
 
     #[test]
     fn a_large_file_is_compressed_and_read_back_and_a_cut_one_is_unreadable() {
-        let text =
-            format!(r#"{{"format":{FILE_FORMAT},"epoch":1073741825,"partitions":{{}}}}"#);
+        let text = format!(r#"{{"format":{FILE_FORMAT},"epoch":1073741825,"partitions":{{}}}}"#);
         for (spaces, is_compressed) in [(0, false), (CHUNK_BYTES / 2, false), (5 << 20, true)] {
             let padded = text.clone() + &" ".repeat(spaces);
             let mut bytes = StateBytes::default();
