@@ -4,7 +4,7 @@
 //! Variables: HOURS (24; the last one ends with yesterday), COMMIT_SECONDS (5), SENSORS (30, of each of three metrics, a reading
 //! each second), FOLDER (a temporary one; made, and kept if named), ROUND_SECONDS (60, of maintenance), MAINTAINED (1; 0: the
 //! log alone is looked after, by the commits). Files get the simulated time as the time of their last change, so that
-//! retentions apply to them.
+//! retentions apply to them. A run that was stopped goes on where it was when it is given the same FOLDER.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -21,10 +21,11 @@ use aggregator_core::rows::Offset;
 use aggregator_core::{PartitionState, ProcessingTime};
 use anyhow::Context as _;
 use cloud_aggregator::config::Settings;
-use cloud_aggregator::sink::commit::{EpochCommit, Lake};
+use cloud_aggregator::sink::commit::{EpochCommit, Lake, Recovered};
 use cloud_aggregator::sink::delta::{Location, Table};
 use cloud_aggregator::sink::maintenance::{Clock, Maintenance};
 use cloud_aggregator::sink::rows::{self, ReadingColumns};
+use serde::{Deserialize, Serialize};
 use shared_proto::model::{EventTime, MachineId, MetricType, Reading, SensorId};
 
 const SECOND: i64 = 1_000_000;
@@ -33,6 +34,46 @@ const METRICS: [&str; 3] = ["temperature", "pressure", "vibration"];
 
 fn number(variable: &str, default: i64) -> i64 {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Where a run is, beside what the lake itself tells.
+#[derive(Default, Serialize, Deserialize)]
+struct Progress {
+    /// Simulated seconds so far.
+    seconds: i64,
+    /// The last simulated moment, microseconds since 1970.
+    end: i64,
+    /// Versions of `telemetry` whose files have the simulated time.
+    dated: u64,
+    /// Bytes of the files that appends have written.
+    appended_bytes: u64,
+    /// Rows that maintenance has written again, and bytes.
+    rewritten: (u64, u64),
+}
+
+const PROGRESS: &str = "simulation.json";
+
+impl Progress {
+    fn load(folder: &Path, all_seconds: i64) -> anyhow::Result<Self> {
+        if let Ok(text) = std::fs::read(folder.join(PROGRESS)) {
+            return serde_json::from_slice(&text).context(PROGRESS);
+        }
+        let end = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())?;
+        // Days of the calendar.
+        let end = end - end % (DAY_SECONDS * SECOND);
+        anyhow::ensure!(end > all_seconds * SECOND, "HOURS reaches back before 1970");
+        Ok(Self { end, ..Self::default() })
+    }
+
+    fn save(&self, folder: &Path) -> anyhow::Result<()> {
+        let new = folder.join(format!("{PROGRESS}.new"));
+        std::fs::write(&new, serde_json::to_vec(self)?)?;
+        Ok(std::fs::rename(new, folder.join(PROGRESS))?)
+    }
+}
+
+fn partition() -> TopicPartition {
+    TopicPartition { topic: "temperature".to_owned(), partition: 0 }
 }
 
 struct Simulation {
@@ -44,12 +85,7 @@ struct Simulation {
     sensors: i64,
     epoch: Option<EpochId>,
     next_offset: i64,
-    /// Versions of `telemetry` whose files have the simulated time.
-    dated: u64,
-    /// Bytes of the files that appends have written.
-    appended_bytes: u64,
-    /// Rows that maintenance has written again, and bytes.
-    rewritten: (u64, u64),
+    progress: Progress,
 }
 
 #[derive(Default)]
@@ -62,7 +98,7 @@ struct Day {
 impl Simulation {
     async fn append(&mut self, seconds: i64) -> anyhow::Result<()> {
         let now = self.now.load(Ordering::Relaxed);
-        let partition = TopicPartition { topic: "temperature".to_owned(), partition: 0 };
+        let partition = partition();
         let mut columns = ReadingColumns::new(self.lake.telemetry_schema());
         for second in 0..seconds {
             for sensor in 0..self.sensors {
@@ -116,7 +152,7 @@ impl Simulation {
         let time = UNIX_EPOCH + Duration::from_micros(now);
         let table = self.folder.join(rows::TELEMETRY);
         loop {
-            let log = table.join(format!("_delta_log/{:020}.json", self.dated));
+            let log = table.join(format!("_delta_log/{:020}.json", self.progress.dated));
             let Ok(text) = std::fs::read_to_string(&log) else { return Ok(()) };
             File::open(&log)?.set_modified(time)?;
             for line in text.lines() {
@@ -126,10 +162,11 @@ impl Simulation {
                     File::open(table.join(path))?.set_modified(time)?;
                 }
                 if add["dataChange"].as_bool() == Some(true) {
-                    self.appended_bytes += add["size"].as_u64().context("a file without size")?;
+                    self.progress.appended_bytes +=
+                        add["size"].as_u64().context("a file without size")?;
                 }
             }
-            self.dated += 1;
+            self.progress.dated += 1;
         }
     }
 
@@ -158,8 +195,8 @@ impl Simulation {
             if report.checkpointed {
                 self.date_checkpoints(table)?;
             }
-            self.rewritten.0 += report.rows;
-            self.rewritten.1 += report.written_bytes;
+            self.progress.rewritten.0 += report.rows;
+            self.progress.rewritten.1 += report.written_bytes;
         }
         self.date_files()
     }
@@ -180,28 +217,31 @@ async fn simulate() -> anyhow::Result<()> {
     settings.lake.location = folder.to_str().context("the folder is not UTF-8")?.to_owned();
     settings.lake.is_maintained = is_maintained;
     settings.lake.state_grace = Duration::ZERO;
-    let end = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())?;
-    // Days of the calendar.
-    let end = end - end % (DAY_SECONDS * SECOND);
-    let now = Arc::new(AtomicI64::new(end - seconds * SECOND));
+    let progress = Progress::load(&folder, seconds)?;
+    let now = Arc::new(AtomicI64::new(progress.end - (seconds - progress.seconds) * SECOND));
     let told = Arc::clone(&now);
     let clock: Clock = Arc::new(move || ProcessingTime::from_micros(told.load(Ordering::Relaxed)));
+    let mut lake = Lake::open(&settings.lake).await?;
+    let (epoch, next_offset) = match lake.recover(&[partition()]).await?.pop() {
+        Some(Recovered::Resumed(last)) => (Some(last.epoch), last.next_offset.0),
+        Some(Recovered::Fresh) => (None, 0),
+        Some(Recovered::Corrupt(corruption)) => anyhow::bail!("{corruption:?}"),
+        None => anyhow::bail!("the lake does not know about the partition"),
+    };
     let mut simulation = Simulation {
-        lake: Lake::open(&settings.lake).await?,
+        lake,
         maintenance: Maintenance::open(&settings.lake, &settings.maintenance, clock)?,
         folder: folder.clone(),
         settings,
         now,
         sensors: number("SENSORS", 30),
-        epoch: None,
-        next_offset: 0,
-        dated: 0,
-        appended_bytes: 0,
-        rewritten: (0, 0),
+        epoch,
+        next_offset,
+        progress,
     };
     let round_seconds = number("ROUND_SECONDS", 60);
     let mut figures = Day::default();
-    for second in (step..=seconds).step_by(usize::try_from(step)?) {
+    for second in (simulation.progress.seconds + step..=seconds).step_by(usize::try_from(step)?) {
         simulation.now.fetch_add(step * SECOND, Ordering::Relaxed);
         let began = Instant::now();
         simulation.append(step).await?;
@@ -216,6 +256,8 @@ async fn simulate() -> anyhow::Result<()> {
             let day = second as f64 / DAY_SECONDS as f64;
             tell(day, &std::mem::take(&mut figures), &simulation).await?;
         }
+        simulation.progress.seconds = second;
+        simulation.progress.save(&folder)?;
     }
     if named.is_none() {
         std::fs::remove_dir_all(temporary)?;
@@ -251,8 +293,8 @@ async fn tell(day: f64, figures: &Day, simulation: &Simulation) -> anyhow::Resul
         figures.rounds.len(),
         longest.as_secs_f64(),
         figures.merged,
-        simulation.rewritten.0 as f64 / simulation.next_offset as f64,
-        simulation.rewritten.1 as f64 / simulation.appended_bytes as f64,
+        simulation.progress.rewritten.0 as f64 / simulation.next_offset as f64,
+        simulation.progress.rewritten.1 as f64 / simulation.progress.appended_bytes as f64,
         log_bytes as f64 / 1_048_576.0,
         checkpoint as f64 / 1_048_576.0,
         opened.as_secs_f64() * 1e3,

@@ -1,8 +1,8 @@
 //! A folder of this machine as a store that finds new commits without looking at the old ones.
 //!
 //! Each commit lists its table's log several times, from the version before it on. The library's store for folders turns the name
-//! of every file there into a path before it compares it; with six hours of commits that takes longer than all the rest of a
-//! commit. Here names are compared as they are. Everything else is the library's.
+//! of every file there into a path before it compares it, which takes longer the more commits the log keeps. Here names are compared
+//! as they are. Everything else is the library's.
 
 use std::ops::Range;
 use std::path::PathBuf;
