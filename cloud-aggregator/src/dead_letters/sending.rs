@@ -15,7 +15,7 @@ use super::Letter;
 use super::replay::{LETTERS_MAX, ReplayError};
 use super::runs::name_of;
 use crate::config;
-use crate::source::kafka::client_config;
+use crate::source::kafka::{QuietContext, client_config};
 
 /// Shortest time in which a broker is to answer.
 const ANSWER_MIN: Duration = Duration::from_secs(1);
@@ -46,7 +46,7 @@ pub(super) struct Answers {
 
 /// A client that knows which topics there are.
 pub(super) struct Sender {
-    producer: FutureProducer,
+    producer: FutureProducer<QuietContext>,
     partitions: BTreeMap<String, BTreeSet<i32>>,
     answer: Duration,
 }
@@ -190,7 +190,10 @@ fn is_not_stored(error: &KafkaError) -> bool {
     )
 }
 
-fn producer(settings: &config::Kafka, timeout: Duration) -> anyhow::Result<FutureProducer> {
+fn producer(
+    settings: &config::Kafka,
+    timeout: Duration,
+) -> anyhow::Result<FutureProducer<QuietContext>> {
     let mut config: ClientConfig = client_config(settings)?;
     config
         .set("enable.idempotence", "true")
@@ -200,10 +203,13 @@ fn producer(settings: &config::Kafka, timeout: Duration) -> anyhow::Result<Futur
         .set("queue.buffering.max.messages", (LETTERS_MAX * 2).to_string())
         .set("message.timeout.ms", timeout.as_millis().to_string())
         .set("client.id", "cloud-aggregator-replay");
-    Ok(config.create()?)
+    Ok(config.create_with_context(QuietContext::new("replay"))?)
 }
 
-fn enqueue(producer: &FutureProducer, outgoing: &Outgoing) -> Result<DeliveryFuture, KafkaError> {
+fn enqueue(
+    producer: &FutureProducer<QuietContext>,
+    outgoing: &Outgoing,
+) -> Result<DeliveryFuture, KafkaError> {
     let Outgoing { letter, topic, partition } = outgoing;
     let name = letter.key.to_string();
     let content_type = letter.content_type.as_deref();

@@ -69,8 +69,7 @@ fn names_behind(folder: &std::path::Path, offset: &str) -> std::io::Result<Optio
 
 impl FolderStore {
     /// The folder and the name in it that a listing begins behind, if it is one folder's.
-    fn folder_of(&self, prefix: Option<&Path>, offset: &Path) -> Option<(PathBuf, String)> {
-        let prefix = prefix?;
+    fn folder_of(&self, prefix: &Path, offset: &Path) -> Option<(PathBuf, String)> {
         let mut parts = offset.prefix_match(prefix)?;
         let name = parts.next()?.as_ref().to_owned();
         if parts.next().is_some() {
@@ -81,7 +80,7 @@ impl FolderStore {
 
     /// `None`: the library is to do it.
     async fn list_behind(&self, prefix: &Path, offset: &Path) -> Option<Vec<ObjectMeta>> {
-        let (folder, name) = self.folder_of(Some(prefix), offset)?;
+        let (folder, name) = self.folder_of(prefix, offset)?;
         let names = tokio::task::spawn_blocking(move || names_behind(&folder, &name)).await;
         // An error is the library's to tell.
         let names = names.ok()?.ok()??;
