@@ -162,7 +162,7 @@ impl GapDesk {
         let scanned = match result {
             Ok(scanned) => scanned,
             Err(error) => {
-                let error = crate::pipeline::describe(&error);
+                let error = crate::causes::describe(&error);
                 warn!(error, "tables cannot be looked at for missing records, trying again");
                 return;
             }

@@ -91,7 +91,11 @@ impl TableReader {
     pub async fn load(&mut self) -> Result<u64, LakeError> {
         if let Err(error) = self.table.load().await {
             // The commits that follow the version loaded before may be deleted; a checkpoint has what was in them.
-            info!(table = self.name.as_str(), %error, "reading the table anew");
+            info!(
+                table = self.name.as_str(),
+                error = crate::causes::describe(&error),
+                "reading the table anew"
+            );
             let mut table = DeltaTable::new(self.log_store.clone());
             table.load().await.map_err(|source| table_error(&self.name, source))?;
             self.table = table;

@@ -11,6 +11,7 @@ pub mod alerts;
 pub mod app;
 pub mod audit;
 pub mod backoff;
+pub mod causes;
 pub mod cli;
 pub mod commands;
 pub mod config;

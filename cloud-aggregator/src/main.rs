@@ -6,10 +6,10 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use cloud_aggregator::app::{self, Failure};
+use cloud_aggregator::causes::without_backtrace;
 use cloud_aggregator::cli::{Cli, Command, Letters, Rules, RulesTest};
 use cloud_aggregator::commands;
 use cloud_aggregator::config::{Keys, Settings};
-use cloud_aggregator::pipeline::without_backtrace;
 use cloud_aggregator::trial::{self, TrialError};
 
 /// The input holds nothing that can be read (`EX_DATAERR` of sysexits.h).

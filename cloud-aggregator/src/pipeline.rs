@@ -17,6 +17,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::alerts::{AlertDesk, Undelivered};
 use crate::backoff::{Backoff, random_number};
+use crate::causes::describe;
 use crate::config::Settings;
 use crate::counting::{Counting, Partition, TakenEpoch, Tally};
 use crate::gap_watch::{GapDesk, ScanAnswer};
@@ -714,29 +715,6 @@ fn show_rules(health: &Health, settings: &aggregator_core::Settings) {
 
 fn columns_error(source: deltalake::arrow::error::ArrowError) -> LakeError {
     LakeError::Columns { table: crate::sink::rows::TELEMETRY.to_owned(), source }
-}
-
-/// An error with its sources, as one line.
-#[must_use]
-pub fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = without_backtrace(&error.to_string()).to_owned();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {}", without_backtrace(&cause.to_string()));
-        source = cause.source();
-    }
-    text
-}
-
-/// The Delta library puts a backtrace behind the text of its errors when `RUST_BACKTRACE` is set.
-#[must_use]
-pub fn without_backtrace(text: &str) -> &str {
-    let begin = text.match_indices('\n').find(|(place, _)| {
-        let line = text[place + 1..].trim_start();
-        let frame = line.trim_start_matches(|character: char| character.is_ascii_digit());
-        frame.len() < line.len() && frame.starts_with(": ")
-    });
-    begin.map_or(text, |(place, _)| text[..place].trim_end())
 }
 
 fn topic_kinds(settings: &Settings) -> BTreeMap<String, TopicKind> {

@@ -439,7 +439,7 @@ impl Table {
     pub async fn refresh(&mut self) -> Result<(), LakeError> {
         let Err(error) = self.table.update_state().await else { return Ok(()) };
         // Maintenance may have deleted the commits on which the snapshot stands; a checkpoint has what was in them.
-        info!(table = self.name, %error, "reading the table anew");
+        info!(table = self.name, error = crate::causes::describe(&error), "reading the table anew");
         let mut table = DeltaTable::new(self.log_store.clone());
         table.load().await.map_err(|source| table_error(self.name, source))?;
         self.table = table;

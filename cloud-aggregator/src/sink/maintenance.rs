@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use super::commit::fault_point;
 use super::delta::{LakeError, Location};
 use super::rows;
+use crate::causes::describe;
 use crate::config;
 use crate::telemetry::names;
 use upkeep::Upkeep;
@@ -218,7 +219,7 @@ impl Maintenance {
             match self.maintain(name, keys, due, &mut report).await {
                 Ok(true) => report.problem = report.problem.or_else(|| clock_problem.clone()),
                 Ok(false) => {}
-                Err(error) => report.problem = Some(chain(&error)),
+                Err(error) => report.problem = Some(describe(&error)),
             }
             if report == TableReport::default() {
                 // Not there, or nothing was ever written to it.
@@ -362,7 +363,7 @@ impl Maintenance {
                     self.too_large.insert(path);
                 }
                 upkeep::Merged::Damaged { path, error } => {
-                    self.damaged.insert((name, path), chain(&error));
+                    self.damaged.insert((name, path), describe(&error));
                 }
             }
         }
@@ -381,20 +382,6 @@ struct Due {
     vacuum: bool,
     /// Of what is too old.
     deletion: bool,
-}
-
-/// What an error and its sources say.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        source = error.source();
-    }
-    text
 }
 
 fn tell(name: &'static str, report: &TableReport, took: Duration) {

@@ -6,8 +6,9 @@ use metrics::{counter, gauge};
 use tokio::sync::watch;
 use tracing::{error, warn};
 
-use super::{Maintenance, Reports, chain, system_clock};
+use super::{Maintenance, Reports, system_clock};
 use crate::backoff::Backoff;
+use crate::causes::describe;
 use crate::config;
 use crate::sink::delta::LakeError;
 use crate::telemetry::names;
@@ -34,7 +35,7 @@ pub async fn run(lake: config::Lake, settings: config::Maintenance, stop: watch:
     if let Some(maintenance) = rounds.maintenance
         && let Err(error) = maintenance.release().await
     {
-        warn!(error = chain(&error), "the maintenance lease is left to end by itself");
+        warn!(error = describe(&error), "the maintenance lease is left to end by itself");
     }
 }
 
@@ -126,7 +127,7 @@ impl Rounds {
                 return self.settings.interval;
             }
             Outcome::Failed(error) => {
-                warn!(error = chain(&error), "maintenance failed and is tried again");
+                warn!(error = describe(&error), "maintenance failed and is tried again");
                 false
             }
             Outcome::Panicked => {
