@@ -41,6 +41,8 @@ const EXIT_STORAGE: u8 = 74;
 const EXIT_TEMPORARY: u8 = 75;
 /// The configuration is wrong (`EX_CONFIG`).
 const EXIT_CONFIG: u8 = 78;
+/// Commits that a start may find behind the last log checkpoint: recovery reads them for each partition and table.
+const CHECKPOINT_COMMITS_AT_START_MAX: u64 = 100;
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Maintenance sorts and compresses: it gets what the other threads leave.
@@ -95,7 +97,9 @@ async fn run_async(
     info!(%address, "health, metrics and status are served");
     // A run that only drains is over before there is much to do; it looks after the log itself.
     let is_maintained = settings.maintenance.enabled && !settings.trigger.available_now;
-    let lake_settings = config::Lake { is_maintained, ..settings.lake.clone() };
+    let checkpoint_commits = is_maintained
+        .then(|| settings.maintenance.checkpoint_commits.min(CHECKPOINT_COMMITS_AT_START_MAX));
+    let lake_settings = config::Lake { checkpoint_commits, ..settings.lake.clone() };
     let opened = tokio::select! {
         opened = Lake::open(&lake_settings) => opened,
         name = signals.stop() => {

@@ -242,9 +242,10 @@ pub struct Lake {
     /// Age at which state files without reference are deleted.
     #[serde(with = "humantime_serde")]
     pub state_grace: Duration,
-    /// Log checkpoints and old log files are left to maintenance: both take time that grows with the table. Not in the file.
+    /// Set: a start writes a log checkpoint when so many commits have come since the last one, and all else about the log is left to
+    /// maintenance, since it takes time that grows with the table. Not set: commits look after the log. Not in the file.
     #[serde(skip)]
-    pub is_maintained: bool,
+    pub checkpoint_commits: Option<u64>,
 }
 
 /// `[trigger]`.

@@ -145,16 +145,27 @@ impl Kafka {
     /// # Errors
     /// The topic is not there.
     pub fn tail(&self, topic: &str) -> anyhow::Result<Tail> {
+        self.tail_all(&[topic])
+    }
+
+    /// Follows several topics from their ends, as fast as records come.
+    ///
+    /// # Errors
+    /// One of them is not there.
+    pub fn tail_all(&self, topics: &[&str]) -> anyhow::Result<Tail> {
         let consumer: BaseConsumer = client_config(&self.bootstrap())
             .set("group.id", "reader-without-commits")
             .set("enable.auto.commit", "false")
             .set("fetch.wait.max.ms", "50")
             .create()?;
-        let metadata = consumer.fetch_metadata(Some(topic), REQUEST_DEADLINE)?;
         let mut assignment = TopicPartitionList::new();
-        for partition in metadata.topics().first().context("no such topic")?.partitions() {
-            let (_, high) = consumer.fetch_watermarks(topic, partition.id(), REQUEST_DEADLINE)?;
-            assignment.add_partition_offset(topic, partition.id(), Offset::Offset(high))?;
+        for topic in topics {
+            let metadata = consumer.fetch_metadata(Some(topic), REQUEST_DEADLINE)?;
+            for partition in metadata.topics().first().context("no such topic")?.partitions() {
+                let id = partition.id();
+                let (_, high) = consumer.fetch_watermarks(topic, id, REQUEST_DEADLINE)?;
+                assignment.add_partition_offset(topic, id, Offset::Offset(high))?;
+            }
         }
         consumer.assign(&assignment)?;
         Ok(Tail { consumer })

@@ -59,7 +59,7 @@ impl World {
         let folder = tempfile::tempdir().expect("a folder");
         let mut settings = Settings::load(None).expect("valid defaults");
         settings.lake.location = folder.path().to_str().expect("UTF-8").to_owned();
-        settings.lake.is_maintained = true;
+        settings.lake.checkpoint_commits = Some(100);
         let topic = &settings.kafka.topics.temperature;
         let part = |partition| Part {
             partition: TopicPartition { topic: topic.clone(), partition },

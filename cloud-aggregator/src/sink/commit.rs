@@ -26,6 +26,7 @@ use tracing::{debug, info, warn};
 use super::delta::{LakeError, Location, Table};
 use super::rows;
 use super::state_file::{FoundStateFile, StateFiles};
+use crate::causes::describe;
 use crate::config;
 use crate::telemetry::names;
 
@@ -132,6 +133,9 @@ impl Lake {
     /// The storage refuses or does not answer in time.
     pub async fn open(settings: &config::Lake) -> Result<Self, LakeError> {
         let tables = within(settings.operation_timeout, Tables::open(settings)).await?;
+        if let Some(commits) = settings.checkpoint_commits {
+            tables.sum_logs_up(commits).await;
+        }
         let telemetry = tables.telemetry.clone();
         Ok(Self {
             writer: telemetry.writer(settings.file_bytes_max)?,
@@ -314,6 +318,20 @@ impl Tables {
             operation_timeout: settings.operation_timeout,
             state_grace: settings.state_grace,
         })
+    }
+
+    /// A process that keeps ending before maintenance is due must not read a longer log at each start: every partition's questions
+    /// to every table read it back to the last checkpoint.
+    async fn sum_logs_up(&self, commits: u64) {
+        let all = self.side_tables.values().chain(&self.current).chain([&self.telemetry]);
+        for table in all {
+            match within(self.operation_timeout, table.sum_up(commits)).await {
+                Ok(true) => info!(table = table.name(), "summed the log up"),
+                Ok(false) => {}
+                // The commits are there; it only takes longer to read them.
+                Err(error) => warn!(error = describe(&error), "the log is not summed up"),
+            }
+        }
     }
 
     async fn commit(

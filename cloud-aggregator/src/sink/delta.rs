@@ -27,6 +27,7 @@ use deltalake::{DeltaTable, DeltaTableBuilder, DeltaTableError, ensure_table_uri
 use tracing::{info, warn};
 
 use super::folder_store::FolderStore;
+use super::log_checkpoint::sum_up;
 use super::rows;
 use crate::config::{self, Secret, read_secret};
 
@@ -188,7 +189,7 @@ pub struct Location {
     url: String,
     options: BTreeMap<String, String>,
     secrets: BTreeMap<String, Secret>,
-    /// Log checkpoints and old log files are left to maintenance.
+    /// Old log files, and log checkpoints but at a start, are left to maintenance.
     is_maintained: bool,
     is_read_only: bool,
 }
@@ -233,7 +234,7 @@ impl Location {
             options: settings.storage_options.clone(),
             secrets,
             is_read_only,
-            is_maintained: settings.is_maintained,
+            is_maintained: settings.checkpoint_commits.is_some(),
         })
     }
 
@@ -412,6 +413,12 @@ impl Table {
         })
     }
 
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// Columns as Arrow types.
     #[must_use]
     pub fn schema(&self) -> &SchemaRef {
@@ -444,6 +451,14 @@ impl Table {
         table.load().await.map_err(|source| table_error(self.name, source))?;
         self.table = table;
         Ok(())
+    }
+
+    /// Writes a log checkpoint if at least `commits` have come since the last one; whether it did.
+    ///
+    /// # Errors
+    /// The storage refuses. The table is as good as before.
+    pub async fn sum_up(&self, commits: u64) -> Result<bool, LakeError> {
+        sum_up(self.name, &self.table, self.folder.as_deref(), commits).await
     }
 
     /// Epoch of the last commit for a partition, as of the last refresh or commit.

@@ -4,6 +4,7 @@
 //! of every file there into a path before it compares it, which takes longer the more commits the log keeps. Here names are compared
 //! as they are. Everything else is the library's.
 
+use std::fs::Metadata;
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -12,14 +13,13 @@ use bytes::Bytes;
 use deltalake::logstore::object_store::local::LocalFileSystem;
 use deltalake::logstore::object_store::path::Path;
 use deltalake::logstore::object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload, PutResult,
-    RenameOptions, Result,
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
 };
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 
 /// With more files behind the offset the library's way is as good.
-const FILES_MAX: usize = 32;
+const FILES_MAX: usize = 1000;
 
 /// The file systems of this machine from their root on.
 #[derive(Clone, Debug, Default)]
@@ -39,9 +39,12 @@ fn is_upload(name: &str) -> bool {
     suffix.is_some_and(|suffix| !suffix.is_empty() && suffix.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// Names in a folder above `offset`; `None` if it is not as simple as that: there are folders in it, many files, or names that
-/// a path writes otherwise.
-fn names_behind(folder: &std::path::Path, offset: &str) -> std::io::Result<Option<Vec<String>>> {
+/// Files of a folder whose names are above `offset`, ordered; `None` if it is not as simple as that: there are folders in it, many
+/// files, or names that a path writes otherwise.
+fn files_behind(
+    folder: &std::path::Path,
+    offset: &str,
+) -> std::io::Result<Option<Vec<(String, Metadata)>>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
@@ -64,7 +67,16 @@ fn names_behind(folder: &std::path::Path, offset: &str) -> std::io::Result<Optio
         names.push(name.to_owned());
     }
     names.sort_unstable();
-    Ok(Some(names))
+    let mut files = Vec::with_capacity(names.len());
+    for name in names {
+        match std::fs::metadata(folder.join(&name)) {
+            Ok(metadata) => files.push((name, metadata)),
+            // Deleted meanwhile.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Some(files))
 }
 
 impl FolderStore {
@@ -78,22 +90,22 @@ impl FolderStore {
         Some((self.inner.path_to_filesystem(prefix).ok()?, name))
     }
 
-    /// `None`: the library is to do it.
+    /// `None`: the library is to do it. Without e-tags, for which nobody asks a listing.
     async fn list_behind(&self, prefix: &Path, offset: &Path) -> Option<Vec<ObjectMeta>> {
         let (folder, name) = self.folder_of(prefix, offset)?;
-        let names = tokio::task::spawn_blocking(move || names_behind(&folder, &name)).await;
+        let files = tokio::task::spawn_blocking(move || files_behind(&folder, &name)).await;
         // An error is the library's to tell.
-        let names = names.ok()?.ok()??;
-        let mut found = Vec::with_capacity(names.len());
-        for name in names {
-            match self.inner.head(&prefix.clone().join(name)).await {
-                Ok(file) => found.push(file),
-                // Deleted meanwhile.
-                Err(Error::NotFound { .. }) => {}
-                Err(_) => return None,
-            }
-        }
-        Some(found)
+        let files = files.ok()?.ok()??.into_iter();
+        let meta = |(name, metadata): (String, Metadata)| {
+            Some(ObjectMeta {
+                location: prefix.clone().join(name),
+                last_modified: metadata.modified().ok()?.into(),
+                size: metadata.len(),
+                e_tag: None,
+                version: None,
+            })
+        };
+        files.map(meta).collect()
     }
 }
 
@@ -176,6 +188,7 @@ mod tests {
         let mut files: Vec<ObjectMeta> =
             store.list_with_offset(Some(prefix), offset).try_collect().await.expect("listed");
         files.sort_by(|left, right| left.location.cmp(&right.location));
+        files.iter_mut().for_each(|file| file.e_tag = None);
         files
     }
 

@@ -33,7 +33,7 @@ impl World {
         let folder = tempfile::tempdir().expect("a folder");
         let mut settings = Settings::load(None).expect("valid defaults");
         settings.lake.location = folder.path().to_str().expect("UTF-8").to_owned();
-        settings.lake.is_maintained = true;
+        settings.lake.checkpoint_commits = Some(100);
         Self { folder, settings, epoch: None, next_offset: 0 }
     }
 
@@ -308,6 +308,41 @@ async fn offsets_outlive_the_commits_that_carried_them() {
     world.epoch = Some(EpochId::first(Nonce(1)));
     let refused = world.append(&mut lake, "temperature", NOON).await;
     assert!(refused.is_err(), "another instance has moved the partition");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn starts_without_maintenance_in_between_sum_the_log_up() {
+    let mut world = World::new();
+    world.settings.lake.checkpoint_commits = Some(4);
+    let log = world.folder.path().join(rows::TELEMETRY).join("_delta_log");
+    let checkpoint = |version: u64| log.join(format!("{version:020}.checkpoint.parquet"));
+    let partition = TopicPartition { topic: "temperature".to_owned(), partition: 0 };
+    for start in 0..7 {
+        // The version that this start finds; 0 is the table's creation.
+        let found = start * 3;
+        let mut lake = world.lake().await;
+        assert_eq!(checkpoint(found).exists(), [6, 12, 18].contains(&found), "version {found}");
+        let recovered = lake.recover(std::slice::from_ref(&partition)).await.expect("answers");
+        match &recovered[0] {
+            Recovered::Resumed(last) => {
+                let known = (Some(last.epoch), last.next_offset);
+                assert_eq!(known, (world.epoch, Offset(world.next_offset)));
+            }
+            Recovered::Fresh => assert_eq!(start, 0),
+            Recovered::Corrupt(corruption) => panic!("{corruption:?}"),
+        }
+        for _ in 0..3 {
+            world.append(&mut lake, "temperature", NOON).await.expect("committed");
+        }
+    }
+    assert_eq!(world.rows(false).await, (world.all(), 21));
+    // One that cannot be written only takes longer the next time.
+    std::fs::create_dir(checkpoint(21)).expect("made");
+    world.settings.lake.checkpoint_commits = Some(3);
+    let mut lake = world.lake().await;
+    assert!(checkpoint(21).is_dir());
+    world.append(&mut lake, "temperature", NOON).await.expect("committed");
+    assert_eq!(world.rows(false).await, (world.all(), 22));
 }
 
 #[tokio::test(flavor = "multi_thread")]

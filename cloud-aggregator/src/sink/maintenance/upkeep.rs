@@ -10,15 +10,13 @@ use aggregator_core::maintenance::{
 };
 use aggregator_core::{Micros, ProcessingTime};
 use deltalake::arrow::datatypes::Schema;
-use deltalake::checkpoints::{cleanup_expired_logs_for, create_checkpoint};
+use deltalake::checkpoints::cleanup_expired_logs_for;
 use deltalake::kernel::engine::arrow_conversion::TryIntoArrow as _;
 use deltalake::kernel::transaction::{
     CommitBuilder, CommitProperties, TableReference, TransactionError,
 };
 use deltalake::kernel::{Action, Add, LogicalFileView, Remove};
 use deltalake::logstore::LogStoreRef;
-use deltalake::logstore::object_store::path::Path;
-use deltalake::logstore::object_store::{Error as StoreError, ObjectStoreExt as _};
 use deltalake::operations::vacuum::{Clock as VacuumClock, VacuumMode};
 use deltalake::parquet::file::metadata::KeyValue;
 use deltalake::protocol::DeltaOperation;
@@ -34,6 +32,7 @@ use crate::sink::commit::{fault_point, within};
 use crate::sink::delta::{
     LakeError, Location, file_properties, statistics_property, sync_files, table_error,
 };
+use crate::sink::log_checkpoint::sum_up;
 
 /// How often a commit is tried while others commit.
 const COMMIT_ATTEMPTS_MAX: u32 = 50;
@@ -404,33 +403,9 @@ impl Upkeep {
         let limit = self.operation_timeout;
         within(limit, async {
             self.table.update_state().await.map_err(&failed)?;
-            let version = self.table.snapshot().map_err(&failed)?.version();
-            let last = self.last_checkpoint().await?;
-            if last.is_some_and(|last| version < last.saturating_add(commits))
-                || (last.is_none() && version < commits)
-            {
-                return Ok(false);
-            }
-            create_checkpoint(&self.table, None).await.map_err(&failed)?;
-            // What the hint names must be there when the hint is.
-            let checkpoint = format!("_delta_log/{version:020}.checkpoint.parquet");
-            self.sync(vec![checkpoint, "_delta_log/_last_checkpoint".to_owned()]).await?;
-            Ok(true)
+            sum_up(self.name, &self.table, self.folder.as_deref(), commits).await
         })
         .await
-    }
-
-    async fn last_checkpoint(&self) -> Result<Option<u64>, LakeError> {
-        let path = Path::from("_delta_log/_last_checkpoint");
-        let got = match self.log_store.object_store(None).get(&path).await {
-            Ok(got) => got.bytes().await,
-            Err(StoreError::NotFound { .. }) => return Ok(None),
-            Err(error) => Err(error),
-        };
-        let bytes = got.map_err(|source| self.failed()(DeltaTableError::ObjectStore { source }))?;
-        // One that cannot be read is none: the next is written.
-        let value: Option<serde_json::Value> = serde_json::from_slice(&bytes).ok();
-        Ok(value.and_then(|value| value["version"].as_u64()))
     }
 
     /// Deletes commits and checkpoints that lie before a checkpoint and are older than the retention. `txn` actions live on in
