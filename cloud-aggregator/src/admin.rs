@@ -14,6 +14,10 @@ use tokio::sync::watch;
 
 use crate::health::Health;
 
+mod connections;
+
+use connections::Limits;
+
 #[derive(Clone)]
 struct Shared {
     health: Arc<Health>,
@@ -29,15 +33,12 @@ pub async fn bind(listen: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 /// Serves until `stop` turns true.
-///
-/// # Errors
-/// The listener fails.
 pub async fn serve(
     listener: TcpListener,
     health: Arc<Health>,
     metrics: PrometheusHandle,
     mut stop: watch::Receiver<bool>,
-) -> std::io::Result<()> {
+) {
     let router = Router::new()
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(ready))
@@ -47,12 +48,11 @@ pub async fn serve(
         )
         .route("/status", get(status))
         .with_state(Shared { health, metrics });
-    axum::serve(listener, router)
-        .with_graceful_shutdown(async move {
-            // An error means that nobody is left to say stop, which is a stop too.
-            drop(stop.wait_for(|is_stopped| *is_stopped).await);
-        })
-        .await
+    let stopped = async move {
+        // An error means that nobody is left to say stop, which is a stop too.
+        drop(stop.wait_for(|is_stopped| *is_stopped).await);
+    };
+    connections::serve(listener, router, Limits::ADMIN, stopped).await;
 }
 
 async fn ready(State(shared): State<Shared>) -> Response {
@@ -71,4 +71,55 @@ async fn status(State(shared): State<Shared>) -> Response {
         }
     };
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use anyhow::Context;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// Less than a slow request has for its header.
+    const DEADLINE: Duration = Duration::from_secs(5);
+
+    /// The whole answer, once the server has closed.
+    async fn probe(address: SocketAddr) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(address).await?;
+        stream
+            .write_all(b"GET /healthz HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")
+            .await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    }
+
+    #[tokio::test]
+    async fn half_sent_requests_do_not_pile_up_and_probes_are_answered() -> anyhow::Result<()> {
+        let listener = bind((Ipv4Addr::LOCALHOST, 0).into()).await?;
+        let address = listener.local_addr()?;
+        let metrics = PrometheusBuilder::new().build_recorder().handle();
+        // Held: without a sender the server stops.
+        let (_stop, stopped) = watch::channel(false);
+        let server = tokio::spawn(serve(listener, Arc::default(), metrics, stopped));
+        let mut slow = Vec::new();
+        for _ in 0..100 {
+            let mut stream = TcpStream::connect(address).await?;
+            stream.write_all(b"GET /met").await?;
+            slow.push(stream);
+        }
+        let answer = timeout(DEADLINE, probe(address)).await.context("no answer")??;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
+        // More than may be open at once: the oldest is closed before its time is over. A reset is an end, too.
+        let end = timeout(DEADLINE, slow[0].read(&mut [0])).await.context("still open")?;
+        assert!(!matches!(end, Ok(1..)), "{end:?}");
+        server.abort();
+        Ok(())
+    }
 }

@@ -3,6 +3,9 @@
 //! An alert is owed from its epoch's commit until every channel has taken it or given it up; what is owed stands in
 //! each state file, so that a crash sends it again under the same id. Delivery never blocks counting: what does not
 //! fit a channel's queue waits here.
+//!
+//! While the lake takes no rows, the same epoch is read back and counted again and again. What a channel has taken from this
+//! process it does not get from it a second time.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -39,6 +42,17 @@ struct Owed {
     channels: BTreeSet<Channel>,
 }
 
+/// What came of adding an alert.
+#[derive(Debug, Default)]
+pub struct Added {
+    /// This process has not had it before.
+    pub is_new: bool,
+    /// Every channel has taken it from this process: nothing is owed.
+    pub is_settled: bool,
+    /// The oldest alert, given up because more are owed than are kept.
+    pub overflow: Option<Undelivered>,
+}
+
 /// Alerts that are owed.
 #[derive(Debug)]
 pub struct AlertDesk {
@@ -48,6 +62,10 @@ pub struct AlertDesk {
     owed: BTreeMap<Arc<str>, Owed>,
     /// Ids in the order in which they became owed.
     order: VecDeque<Arc<str>>,
+    /// Ids that this process has had, owed or not, with the channels that have taken them; the latest only.
+    known: BTreeMap<Arc<str>, BTreeSet<Channel>>,
+    /// These ids in the order in which they came.
+    known_order: VecDeque<Arc<str>>,
     owed_max: usize,
     source: String,
 }
@@ -61,11 +79,19 @@ impl AlertDesk {
         source: String,
     ) -> Self {
         let waiting = channels.keys().map(|channel| (*channel, VecDeque::new())).collect();
-        let (owed, order) = (BTreeMap::new(), VecDeque::new());
-        Self { channels, waiting, owed, order, owed_max, source }
+        Self {
+            channels,
+            waiting,
+            owed: BTreeMap::new(),
+            order: VecDeque::new(),
+            known: BTreeMap::new(),
+            known_order: VecDeque::new(),
+            owed_max,
+            source,
+        }
     }
 
-    /// Forgets everything: the partitions are somebody else's, or are read back from the lake.
+    /// Forgets what is owed: the partitions are somebody else's, or are read back from the lake.
     pub fn clear(&mut self) {
         self.owed.clear();
         self.order.clear();
@@ -79,18 +105,44 @@ impl AlertDesk {
         self.order.retain(|id| owed.contains_key(id));
     }
 
-    /// Owes an alert to every channel. At the limit the oldest is given up and returned.
-    pub fn add(&mut self, partition: TopicPartition, alert: Alert) -> Option<Undelivered> {
+    /// Owes an alert to every channel that has not taken it. At the limit the oldest is given up.
+    pub fn add(&mut self, partition: TopicPartition, alert: Alert) -> Added {
         let delivery = delivery(&alert, &self.source);
         let id = Arc::clone(&delivery.id);
-        if self.channels.is_empty() || self.owed.contains_key(&id) {
-            return None;
+        let is_new = self.get_to_know(&id);
+        if self.owed.contains_key(&id) {
+            return Added { is_new, ..Added::default() };
         }
-        let channels = self.channels.keys().copied().collect();
-        self.waiting.values_mut().for_each(|queue| queue.push_back(Arc::clone(&id)));
+        let taken = self.known.get(&id);
+        let has_not_taken = |channel: &&Channel| !taken.is_some_and(|by| by.contains(channel));
+        let channels: BTreeSet<Channel> =
+            self.channels.keys().filter(has_not_taken).copied().collect();
+        if channels.is_empty() {
+            return Added { is_new, is_settled: true, overflow: None };
+        }
+        for channel in &channels {
+            self.waiting.entry(*channel).or_default().push_back(Arc::clone(&id));
+        }
         self.order.push_back(Arc::clone(&id));
         self.owed.insert(id, Owed { partition, alert, delivery, channels });
-        if self.owed.len() > self.owed_max { self.give_up_oldest() } else { None }
+        let overflow = if self.owed.len() > self.owed_max { self.give_up_oldest() } else { None };
+        Added { is_new, is_settled: false, overflow }
+    }
+
+    /// Whether the id is new.
+    fn get_to_know(&mut self, id: &Arc<str>) -> bool {
+        if self.known.contains_key(id) {
+            return false;
+        }
+        self.known.insert(Arc::clone(id), BTreeSet::new());
+        self.known_order.push_back(Arc::clone(id));
+        // As many that are settled as may be owed.
+        if self.known_order.len() > 2 * self.owed_max
+            && let Some(oldest) = self.known_order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+        true
     }
 
     fn give_up_oldest(&mut self) -> Option<Undelivered> {
@@ -136,6 +188,12 @@ impl AlertDesk {
 
     /// Takes note of what became of a delivery.
     pub fn handle(&mut self, outcome: Outcome) -> Option<Undelivered> {
+        // Also of what was forgotten meanwhile: it may be owed again.
+        if outcome.given_up.is_none()
+            && let Some(taken) = self.known.get_mut(&outcome.id)
+        {
+            taken.insert(outcome.channel);
+        }
         let owed = self.owed.get_mut(&outcome.id)?;
         owed.channels.remove(&outcome.channel);
         let undelivered = outcome.given_up.map(|detail| {
@@ -178,3 +236,6 @@ impl AlertDesk {
         self.owed.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests;

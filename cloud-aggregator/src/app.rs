@@ -70,6 +70,7 @@ fn exit_with<E: Into<anyhow::Error>>(exit_code: u8) -> impl Fn(E) -> Failure {
 pub fn run(settings: Settings, keys: Keys, file: Option<PathBuf>) -> Result<(), Failure> {
     telemetry::start_logging(&settings.telemetry)
         .map_err(|error| Failure { cause: anyhow!(error), exit_code: EXIT_CONFIG })?;
+    settings.warn_of_spread_rules();
     let metrics = telemetry::start_metrics().map_err(exit_with(EXIT_SOFTWARE))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -125,7 +126,7 @@ async fn run_async(
             .map_err(exit_with(EXIT_SOFTWARE))?;
     }
     tasks.spawn(upkeep(metrics.clone()));
-    tasks.spawn(serve_admin(listener, Arc::clone(&health), metrics, stop.clone()));
+    tasks.spawn(admin::serve(listener, Arc::clone(&health), metrics, stop.clone()));
     let (rules_sender, rules) = mpsc::channel(1);
     let reloader = Reloader::new(file, keys, rules_sender, Arc::clone(&health));
     tasks.spawn(reloader.run(hangup, stop.clone()));
@@ -314,17 +315,6 @@ async fn upkeep(metrics: PrometheusHandle) {
     loop {
         ticks.tick().await;
         metrics.run_upkeep();
-    }
-}
-
-async fn serve_admin(
-    listener: tokio::net::TcpListener,
-    health: Arc<Health>,
-    metrics: PrometheusHandle,
-    stop: watch::Receiver<bool>,
-) {
-    if let Err(error) = admin::serve(listener, health, metrics, stop).await {
-        warn!(%error, "health, metrics and status are no longer served");
     }
 }
 

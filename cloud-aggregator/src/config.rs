@@ -17,10 +17,12 @@ mod addresses;
 mod keys;
 mod maintenance;
 mod read;
+mod spread;
 mod validate;
 
 pub use keys::Keys;
 pub use maintenance::{Maintenance, Retention, table_properties, vacuum_retention};
+pub use spread::SpreadRule;
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
 /// Tables whose keys are free, such as librdkafka's properties.

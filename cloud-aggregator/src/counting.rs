@@ -202,6 +202,8 @@ pub struct TakenEpoch {
     pub offsets: Vec<(TopicPartition, i64)>,
     /// What became of the records.
     pub tally: Tally,
+    /// Records that were refused, by reason.
+    pub refused: BTreeMap<&'static str, u64>,
 }
 
 /// All partitions of an assignment and the rows since the last commit.
@@ -214,6 +216,7 @@ pub struct Counting {
     telemetry: ReadingColumns,
     keeps_readings: bool,
     tally: Tally,
+    refused: BTreeMap<&'static str, u64>,
     outputs: Outputs,
     is_dirty: bool,
 }
@@ -237,6 +240,7 @@ impl Counting {
             telemetry: ReadingColumns::new(schema),
             keeps_readings,
             tally: Tally::default(),
+            refused: BTreeMap::new(),
             outputs: Outputs::default(),
             is_dirty,
         }
@@ -423,14 +427,14 @@ impl Counting {
     }
 
     fn letter(
-        &self,
+        &mut self,
         record: &RawRecord,
         payload: &[u8],
         now: ProcessingTime,
         reason: &'static str,
         detail: String,
     ) -> DeadLetter {
-        counter!(names::DEAD_LETTERS_TOTAL, "reason" => reason).increment(1);
+        *self.refused.entry(reason).or_default() += 1;
         let topic = &self.partitions[record.slot].id.topic;
         let mut letter = DeadLetter::new(reason, detail, topic, now.as_event_time(), payload);
         letter.raw_length = record.length as u64;
@@ -647,6 +651,7 @@ impl Counting {
             alerts: Vec::new(),
             offsets: Vec::new(),
             tally: std::mem::take(&mut self.tally),
+            refused: std::mem::take(&mut self.refused),
         };
         for partition in self.partitions.iter_mut().filter(|partition| !partition.is_given_up) {
             partition.accounting_before = partition.state.accounting();

@@ -7,10 +7,14 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use cloud_aggregator::app::{self, Failure};
 use cloud_aggregator::causes::without_backtrace;
-use cloud_aggregator::cli::{Cli, Command, Letters, Rules, RulesTest};
+use cloud_aggregator::cli::{Cli, Command, Format, Letters, Rules, RulesTest};
 use cloud_aggregator::commands;
 use cloud_aggregator::config::{Keys, Settings};
-use cloud_aggregator::trial::{self, TrialError};
+use cloud_aggregator::trial::{self, Trial, TrialError};
+
+/// Also for the C libraries: the Kafka client allocates each record on one thread and frees it on another.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// The input holds nothing that can be read (`EX_DATAERR` of sysexits.h).
 const EXIT_DATA: u8 = 65;
@@ -46,7 +50,7 @@ fn main() -> ExitCode {
 fn execute(command: Command, settings: Settings, keys: Keys) -> ExitCode {
     match command {
         Command::Run(file) => run(settings, keys, file.config),
-        Command::CheckConfig(_) => say("configuration is valid"),
+        Command::CheckConfig(_) => check_config(&settings),
         Command::Healthcheck(_) => healthcheck(&settings),
         Command::Rules(Rules::Test(test)) => try_rules(&settings, &test),
         Command::Maintain(which) => maintain(&settings, which.table.as_deref()),
@@ -55,6 +59,14 @@ fn execute(command: Command, settings: Settings, keys: Keys) -> ExitCode {
             look(|out| commands::dead_letters(&settings, &letters, out))
         }
     }
+}
+
+/// Tells also what is no fault and may not be meant.
+fn check_config(settings: &Settings) -> ExitCode {
+    for rule in settings.spread_rules() {
+        tell(&format!("warning: {rule}"));
+    }
+    say("configuration is valid")
 }
 
 fn run(settings: Settings, keys: Keys, file: Option<PathBuf>) -> ExitCode {
@@ -100,7 +112,14 @@ fn healthcheck(settings: &Settings) -> ExitCode {
 fn try_rules(settings: &Settings, test: &RulesTest) -> ExitCode {
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     let result = trial::run(&settings.core(), &test.input, &mut tell)
-        .and_then(|trial| trial::print(&trial, (test.format, test.anomalies), &mut out))
+        .and_then(|trial| {
+            let trial = Trial { spread: settings.spread_rules(), ..trial };
+            if test.format == Format::Json {
+                // Standard output has one object a line and nothing else.
+                trial.spread_notes().for_each(|note| tell(&note));
+            }
+            trial::print(&trial, (test.format, test.anomalies), &mut out)
+        })
         .and_then(|()| Ok(out.flush()?));
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -26,7 +26,7 @@ use crate::sink::alert::Outcome;
 use crate::sink::commit::{Lake, Recovered, Resumption};
 use crate::sink::delta::LakeError;
 use crate::source::kafka::Source;
-use crate::source::{AssignmentId, Command, Place, Position, Round, SourceEvent, TopicKind};
+use crate::source::{AssignmentId, Command, Next, Place, Position, Round, SourceEvent, TopicKind};
 use crate::telemetry::names;
 
 mod cooperative;
@@ -54,6 +54,7 @@ struct Committing {
     alerts: Vec<(TopicPartition, Alert)>,
     offsets: Vec<(TopicPartition, i64)>,
     tally: Tally,
+    refused: BTreeMap<&'static str, u64>,
     began: Instant,
 }
 
@@ -119,6 +120,8 @@ pub struct Pipeline {
     is_write_refused: bool,
     /// Epochs that were void since the group last moved partitions.
     lost_races: u32,
+    /// Partitions were read into this lake before.
+    is_lake_begun: bool,
 }
 
 impl Pipeline {
@@ -155,6 +158,7 @@ impl Pipeline {
             has_outcomes: false,
             is_write_refused: false,
             lost_races: 0,
+            is_lake_begun: false,
             parts,
         }
     }
@@ -415,8 +419,9 @@ impl Pipeline {
         if retry_at > Instant::now() {
             return;
         }
+        let assigned = self.assigned.clone();
         let recovered = match self.parts.lake.refresh().await {
-            Ok(()) => self.parts.lake.recover(&self.assigned).await,
+            Ok(()) => self.recover_partitions(&assigned).await,
             Err(error) => Err(error),
         };
         match recovered.and_then(|recovered| self.parts.lake.discard().map(|()| recovered)) {
@@ -429,6 +434,20 @@ impl Pipeline {
             }
             Err(error) => self.fail(&error),
         }
+    }
+
+    async fn recover_partitions(
+        &mut self,
+        partitions: &[TopicPartition],
+    ) -> Result<Vec<Recovered>, LakeError> {
+        let recovered = self.parts.lake.recover(partitions).await?;
+        let is_resumed = |recovered: &Recovered| matches!(recovered, Recovered::Resumed(_));
+        self.is_lake_begun |= self.last_epoch.is_some() || recovered.iter().any(is_resumed);
+        let is_fresh = |recovered: &Recovered| matches!(recovered, Recovered::Fresh);
+        if !self.is_lake_begun && recovered.iter().any(is_fresh) {
+            self.is_lake_begun = self.parts.lake.is_begun(now()).await?;
+        }
+        Ok(recovered)
     }
 
     fn begin(&mut self, round: Round, recovered: Vec<Recovered>) {
@@ -458,7 +477,10 @@ impl Pipeline {
             match recovered {
                 Recovered::Fresh => {
                     let state = PartitionState::new(&self.core);
-                    plan.push(Place { partition: id.clone(), next: None, last: None });
+                    // "latest" is for what there is when the lake begins: what is added later is read whole.
+                    let next = if self.is_lake_begun { Next::Oldest } else { Next::AsConfigured };
+                    info!(partition = %id, ?next, "the lake does not know this partition");
+                    plan.push(Place { partition: id.clone(), next, last: None });
                     let watch = self.watch_of(&id, None);
                     in_service.push(Partition::new(id, kind, None, 0, state).watching(watch));
                 }
@@ -471,10 +493,13 @@ impl Pipeline {
                     }
                     self.last_epoch = self.last_epoch.max(Some(epoch));
                     for alert in alerts {
-                        self.overflow.extend(self.parts.desk.add(id.clone(), alert));
+                        let added = self.parts.desk.add(id.clone(), alert);
+                        // Nothing is owed any more: the next state file is to say so.
+                        self.has_outcomes |= added.is_settled;
+                        self.overflow.extend(added.overflow);
                     }
                     let (next, last) = (next_offset.0, last_record);
-                    plan.push(Place { partition: id.clone(), next: Some(next), last });
+                    plan.push(Place { partition: id.clone(), next: Next::At(next), last });
                     let watch = self.watch_of(&id, watch);
                     let partition = Partition::new(id, kind, Some(epoch), next, state);
                     let mut partition = partition.watching(watch);
@@ -592,11 +617,11 @@ impl Pipeline {
         let epoch = EpochId::after(self.last_epoch, Nonce(random_number()))?;
         let desk = &self.parts.desk;
         let taken = counting.take_epoch(epoch, now(), |partition| desk.owed_of(partition))?;
-        let TakenEpoch { mut commit, alerts, offsets, tally } = taken;
+        let TakenEpoch { mut commit, alerts, offsets, tally, refused } = taken;
         // Encoded by the commit: meanwhile alerts go on.
         commit.readings = readings;
         self.committing =
-            Some(Committing { assignment: *assignment, alerts, offsets, tally, began });
+            Some(Committing { assignment: *assignment, alerts, offsets, tally, refused, began });
         self.epoch_since = None;
         self.has_outcomes = false;
         // An epoch that is not committed is never referred to: the next one may leave a number out.
@@ -620,7 +645,10 @@ impl Pipeline {
             self.backoff.reset();
             self.parts.health.update(|status| status.lake_problem = None);
         }
-        let Committing { assignment, alerts, offsets, tally, began } = committing;
+        let Committing { assignment, alerts, offsets, tally, refused, began } = committing;
+        for (reason, count) in refused {
+            counter!(names::DEAD_LETTERS_TOTAL, "reason" => reason).increment(count);
+        }
         self.records += tally.records_in;
         self.report(epoch, tally, began.elapsed());
         if let Stage::Running { assignment: current, counting, .. } = &mut self.stage

@@ -125,6 +125,7 @@ impl Reloader {
         if !changed.is_empty() {
             let sent = self.rules.send(Arc::new(settings.core())).await;
             sent.map_err(|_| "the pipeline has ended; nothing was changed".to_owned())?;
+            settings.warn_of_spread_rules();
             self.keys = keys;
         }
         Ok(changed)

@@ -71,10 +71,21 @@ impl Batch {
 pub struct Place {
     /// Which partition.
     pub partition: TopicPartition,
-    /// First offset to be read; `None` begins where the settings say.
-    pub next: Option<i64>,
+    /// First offset to be read.
+    pub next: Next,
     /// The record before it, as it was when it was read.
     pub last: Option<Mark>,
+}
+
+/// Where a partition is to be read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// At this offset.
+    At(i64),
+    /// Where the settings say: the lake begins.
+    AsConfigured,
+    /// At the oldest record that Kafka still has.
+    Oldest,
 }
 
 /// Where reading of a partition begins.

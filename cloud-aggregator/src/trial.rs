@@ -1,7 +1,8 @@
 //! Rules over a file of readings: what windows they make, for people who write rules.
 //!
 //! Every window is judged as if all its readings had come in time: nothing is late, nothing is forgotten, in whatever order the
-//! lines are. A record that is in the file twice counts once, as in the tables.
+//! lines are. A record that is in the file twice counts once, as in the tables. Nothing says in which topic a reading would stand:
+//! windows are counted over all of them, and rules for which a run may count otherwise are told.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -16,6 +17,7 @@ use shared_proto::codec::{Decoder, Encoding};
 use shared_proto::model::{DeviceId, EventTime, Reading, Sequence};
 
 use crate::cli::Format;
+use crate::config::SpreadRule;
 
 /// Lines that are no readings are told one by one up to this many.
 const COMPLAINTS_MAX: u64 = 20;
@@ -59,6 +61,21 @@ pub struct Trial {
     pub refused: u64,
     /// Readings of rules by machine that name no machine.
     pub without_machine: u64,
+    /// Rules whose windows are counted in several topics when they run. [`run`] does not know them: topics are not its concern.
+    pub spread: Vec<SpreadRule>,
+}
+
+impl Trial {
+    /// Where a run may count otherwise: a line for each rule.
+    pub fn spread_notes(&self) -> impl Iterator<Item = String> {
+        self.spread.iter().map(|SpreadRule { name, by, topics, .. }| {
+            format!(
+                "rule {name:?}: in a run the windows of a {} are counted by topic ({}), here over all topics together",
+                by.as_str(),
+                topics.join(", ")
+            )
+        })
+    }
 }
 
 /// Runs the rules of `settings` over the lines of a file (`-`: standard input). Lines that are no readings are told to `tell` with
@@ -207,6 +224,9 @@ pub fn print(
                     out,
                     "{count} matches of rules by machine name no machine_id: not counted"
                 )?;
+            }
+            for note in trial.spread_notes() {
+                writeln!(out, "{note}")?;
             }
         }
     }
@@ -396,6 +416,36 @@ temperature-above-100  t                  2026-03-01T08:01:00Z  2026-03-01T08:02
         let told = "27 readings, 0 other lines, 1 windows with matches, 1 anomalies\n\
                     2 repeats of records that are in the file before: not counted\n";
         assert!(text.ends_with(told), "{text}");
+    }
+
+    #[test]
+    fn rules_whose_windows_are_counted_by_topic_in_a_run_are_told_below_the_windows() {
+        let mut settings = crate::config::Settings::load(None).expect("valid defaults");
+        let name = "hot".to_owned();
+        let filter = "value > 100".to_owned();
+        let by = "machine".to_owned();
+        settings.rules.push(crate::config::Rule { name, filter, by, ..settings.rules[0].clone() });
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        for (second, metric) in ["temperature", "pressure"].repeat(4).into_iter().enumerate() {
+            writeln!(
+                file,
+                r#"{{"sensor_id":"{metric}","machine_id":"m","timestamp":"2026-03-01T08:00:0{second}Z","metric_type":"{metric}","value":101}}"#
+            )
+            .expect("written");
+        }
+        let trial = run(&settings.core(), file.path(), &mut |_| {}).expect("readings");
+        let trial = Trial { spread: settings.spread_rules(), ..trial };
+        let mut text = Vec::new();
+        print(&trial, (Format::Text, false), &mut text).expect("written");
+        let text = String::from_utf8(text).expect("UTF-8");
+        let told = "8 readings, 0 other lines, 2 windows with matches, 1 anomalies\n\
+            rule \"hot\": in a run the windows of a machine are counted by topic (pressure, temperature, vibration), \
+            here over all topics together\n";
+        assert!(text.ends_with(told), "{text}");
+        let mut json = Vec::new();
+        print(&trial, (Format::Json, false), &mut json).expect("written");
+        let json = String::from_utf8(json).expect("UTF-8");
+        assert_eq!(json.lines().count(), 2, "windows alone: {json}");
     }
 
     #[test]

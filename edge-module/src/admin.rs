@@ -18,6 +18,10 @@ use tokio::net::TcpListener;
 
 use crate::telemetry;
 
+mod connections;
+
+use connections::Limits;
+
 /// A part that is at work for longer is shown.
 const BUSY_MAX: Duration = Duration::from_secs(5);
 
@@ -197,16 +201,13 @@ pub async fn bind(listen: SocketAddr) -> std::io::Result<(TcpListener, SocketAdd
 }
 
 /// Serves until `stop` resolves.
-///
-/// # Errors
-/// The listener fails.
 pub async fn serve(
     listener: TcpListener,
     board: Board,
     metrics: PrometheusHandle,
     device_id: String,
     stop: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
+) {
     let pages = Pages { board, metrics, device_id };
     let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
@@ -214,7 +215,7 @@ pub async fn serve(
         .route("/metrics", get(metrics_page))
         .route("/status", get(status))
         .with_state(pages);
-    axum::serve(listener, router).with_graceful_shutdown(stop).await
+    connections::serve(listener, router, Limits::ADMIN, stop).await;
 }
 
 async fn readyz(State(pages): State<Pages>) -> Response {
@@ -274,7 +275,51 @@ async fn status(State(pages): State<Pages>) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::future::pending;
+    use std::net::Ipv4Addr;
+
+    use anyhow::Context;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio::time::timeout;
+
     use super::*;
+
+    /// Less than a slow request has for its header.
+    const DEADLINE: Duration = Duration::from_secs(5);
+
+    /// The whole answer, once the server has closed.
+    async fn probe(address: SocketAddr) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(address).await?;
+        stream
+            .write_all(b"GET /healthz HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")
+            .await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    }
+
+    #[tokio::test]
+    async fn half_sent_requests_do_not_pile_up_and_probes_are_answered() -> anyhow::Result<()> {
+        let (listener, address) = bind((Ipv4Addr::LOCALHOST, 0).into()).await?;
+        let metrics = PrometheusBuilder::new().build_recorder().handle();
+        let device = "device".to_owned();
+        let server = tokio::spawn(serve(listener, Board::default(), metrics, device, pending()));
+        let mut slow = Vec::new();
+        for _ in 0..100 {
+            let mut stream = TcpStream::connect(address).await?;
+            stream.write_all(b"GET /met").await?;
+            slow.push(stream);
+        }
+        let answer = timeout(DEADLINE, probe(address)).await.context("no answer")??;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
+        // More than may be open at once: the oldest is closed before its time is over. A reset is an end, too.
+        let end = timeout(DEADLINE, slow[0].read(&mut [0])).await.context("still open")?;
+        assert!(!matches!(end, Ok(1..)), "{end:?}");
+        server.abort();
+        Ok(())
+    }
 
     #[test]
     fn a_part_that_does_not_come_back_is_not_ready() {

@@ -40,17 +40,23 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    /// The encoding that a content-type header names; absent means JSON.
+    /// The encoding that a content-type header names (RFC 9110, section 8.3.1: in any case, perhaps with parameters);
+    /// absent means JSON.
     ///
     /// # Errors
-    /// A content type that is neither JSON nor protobuf.
+    /// A content type that is neither JSON in UTF-8 nor protobuf.
     pub fn from_content_type(value: Option<&[u8]>) -> Result<Self, DecodeError> {
-        match value {
-            None => Ok(Self::Json),
-            Some(value) if value == CONTENT_TYPE_JSON.as_bytes() => Ok(Self::Json),
-            Some(value) if value == CONTENT_TYPE_PROTOBUF.as_bytes() => Ok(Self::Protobuf),
-            Some(other) => Err(DecodeError::ContentType(String::from_utf8_lossy(other).into())),
+        let Some(value) = value else { return Ok(Self::Json) };
+        let mut parts = content_type_parts(value);
+        let media_type = parts.next().unwrap_or_default().trim_ascii();
+        if media_type.eq_ignore_ascii_case(CONTENT_TYPE_PROTOBUF.as_bytes()) {
+            return Ok(Self::Protobuf);
         }
+        let is_json = media_type.eq_ignore_ascii_case(CONTENT_TYPE_JSON.as_bytes());
+        if is_json && !parts.any(is_other_charset) {
+            return Ok(Self::Json);
+        }
+        Err(DecodeError::ContentType(String::from_utf8_lossy(value).into()))
     }
 
     /// Value of the content-type header.
@@ -63,6 +69,29 @@ impl Encoding {
     }
 }
 
+/// The media type, then its parameters. A semicolon in quotes is part of a parameter's value.
+fn content_type_parts(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    value.split(move |byte| {
+        let was_escaped = std::mem::replace(&mut is_escaped, is_quoted && *byte == b'\\');
+        if was_escaped {
+            is_escaped = false;
+        } else if *byte == b'"' {
+            is_quoted = !is_quoted;
+        }
+        *byte == b';' && !is_quoted
+    })
+}
+
+/// Whether a parameter says that text is not UTF-8.
+fn is_other_charset(parameter: &[u8]) -> bool {
+    let mut sides = parameter.splitn(2, |byte| *byte == b'=').map(<[u8]>::trim_ascii);
+    let is_charset = sides.next().is_some_and(|name| name.eq_ignore_ascii_case(b"charset"));
+    let value = sides.next().unwrap_or_default();
+    let bare = value.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(value);
+    is_charset && !bare.eq_ignore_ascii_case(b"utf-8")
+}
+
 /// Why bytes are not a record. Never passes: repeating it changes nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
@@ -70,7 +99,7 @@ pub enum DecodeError {
     #[error("the record is empty")]
     Empty,
     /// The header names an encoding that nobody here reads.
-    #[error("content type {0:?} is neither application/json nor application/x-protobuf")]
+    #[error("content type {0:?} is neither application/json in UTF-8 nor application/x-protobuf")]
     ContentType(String),
     /// Not JSON, or JSON of another shape.
     #[error("not a record in JSON")]

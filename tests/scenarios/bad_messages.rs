@@ -90,7 +90,7 @@ fn bad_messages(sensor: &str) -> Vec<Bad> {
             content_type: Some(CONTENT_TYPE_JSON),
         },
     ];
-    for content_type in ["text/csv", "", "application/JSON", "application/json; charset=utf-8"] {
+    for content_type in ["text/csv", "", "application/json5", "application/json; charset=latin1"] {
         let payload = Some(good.clone().into_bytes());
         all.push(Bad { reason: Some("content-type"), payload, content_type: Some(content_type) });
     }

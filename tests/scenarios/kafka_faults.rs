@@ -50,12 +50,24 @@ fn brokers_that_are_away_for_a_while_cost_no_record() -> anyhow::Result<()> {
 
 #[test]
 fn partitions_that_are_added_while_it_runs_are_read_from_their_beginning() -> anyhow::Result<()> {
-    for (name, assignment) in [("grow-range", "range"), ("grow-coop", "cooperative-sticky")] {
+    for (name, assignment, start) in [
+        ("grow-range", "range", "earliest"),
+        ("grow-coop", "cooperative-sticky", "earliest"),
+        // Of what is there at the first start alone the end is where reading begins.
+        ("grow-latest", "range", "latest"),
+    ] {
         let mut plant = plant(name)?;
-        let variable = "AGGREGATOR__KAFKA__ASSIGNMENT".to_owned();
-        plant.aggregator_settings.environment.push((variable, assignment.to_owned()));
+        for (variable, value) in [("ASSIGNMENT", assignment), ("START", start)] {
+            let variable = format!("AGGREGATOR__KAFKA__{variable}");
+            plant.aggregator_settings.environment.push((variable, value.to_owned()));
+        }
         let mut feeder = Feeder::new(&plant);
         let aggregator = plant.start_aggregator()?;
+        eventually("the first partitions are read", DEADLINE, || {
+            let held = aggregator.metric("aggregator_partitions")?;
+            ensure!(held == 15.0, "{held} partitions");
+            Ok(())
+        })?;
         feeder.feed()?;
         plant.wait_for_count("SELECT count(*) FROM telemetry", feeder.readings)?;
         kafka()?.add_partitions(&plant.topic("temperature"), 6)?;

@@ -1,7 +1,9 @@
 //! Has this record been seen before? High-water marks by device and generation.
 //!
 //! Within a lane a device sends in order, and one Kafka partition of one topic is one lane, so a repeat is a record
-//! whose sequence is not above the highest seen of its (device, generation). Bounded: at `devices_max` the device not
+//! whose sequence is not above the highest seen of its (device, generation). A device that sends out of order all the same loses
+//! nothing as long as it is by less than [`SEQUENCES_REMEMBERED`]: of so many sequences below the highest it is known which have come
+//! (the sliding window of RFC 4303, section 3.4.3). Bounded: at `devices_max` the device not
 //! heard from longest is forgotten, at `generations_per_device_max` the generation; both are counted, because a repeat
 //! of what was forgotten would pass as new.
 
@@ -10,6 +12,9 @@ use serde::{Deserialize, Serialize};
 use shared_proto::model::{DeviceId, Generation, Identity, Sequence};
 
 use crate::settings::Settings;
+
+/// Sequences below the highest of which it is known whether they have come.
+pub const SEQUENCES_REMEMBERED: u64 = 64;
 
 /// High-water marks of one lane.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -32,8 +37,43 @@ struct Device {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 struct Mark {
     generation: Generation,
+    /// The highest.
     sequence: Sequence,
     heard: u64,
+    /// Bit n: the sequence n + 1 below the highest has come. State files of before do not know: all count as come.
+    #[serde(default = "all_come", skip_serializing_if = "have_all_come")]
+    come: u64,
+}
+
+const fn all_come() -> u64 {
+    u64::MAX
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+const fn have_all_come(come: &u64) -> bool {
+    *come == u64::MAX
+}
+
+impl Mark {
+    /// Whether the sequence is new; it is none from here on.
+    fn admit(&mut self, sequence: Sequence) -> bool {
+        if let Some(above) = sequence.0.checked_sub(self.sequence.0).filter(|above| *above > 0) {
+            let moved = u32::try_from(above).ok().and_then(|above| self.come.checked_shl(above));
+            let highest_before =
+                u32::try_from(above - 1).ok().and_then(|bit| 1_u64.checked_shl(bit));
+            self.come = moved.unwrap_or(0) | highest_before.unwrap_or(0);
+            self.sequence = sequence;
+            return true;
+        }
+        let below = self.sequence.0 - sequence.0;
+        if below == 0 || below > SEQUENCES_REMEMBERED {
+            return false;
+        }
+        let bit = 1 << (below - 1);
+        let is_new = self.come & bit == 0;
+        self.come |= bit;
+        is_new
+    }
 }
 
 #[derive(Deserialize)]
@@ -63,13 +103,14 @@ impl PartialEq for HighWaterMarks {
 }
 
 impl HighWaterMarks {
-    /// Whether the record is new; if so its sequence becomes the mark.
+    /// Whether the record is new; from here on it is none.
     pub fn admit(&mut self, identity: &Identity, settings: &Settings) -> bool {
         self.heard += 1;
         let mark = Mark {
             generation: identity.generation,
             sequence: identity.sequence,
             heard: self.heard,
+            come: 0,
         };
         match self.positions.get(identity.device_id.as_str()) {
             Some(&position) => {
@@ -129,9 +170,7 @@ impl Device {
         let held = self.generations.iter_mut().find(|held| held.generation == mark.generation);
         if let Some(held) = held {
             held.heard = mark.heard;
-            let is_new = mark.sequence > held.sequence;
-            held.sequence = held.sequence.max(mark.sequence);
-            return is_new;
+            return held.admit(mark.sequence);
         }
         while self.generations.len() >= generations_max.max(1) {
             let longest_silent = self
@@ -175,13 +214,53 @@ mod tests {
         };
         check("a", 1, 5, true);
         check("a", 1, 5, false);
-        check("a", 1, 4, false);
         check("a", 1, 9, true);
-        check("a", 1, 8, false);
         check("a", 2, 1, true);
         check("a", 1, 9, false);
+        check("a", 1, 5, false);
         check("b", 1, 1, true);
-        check("b", 1, 0, false);
+        check("b", 1, 1, false);
+    }
+
+    #[test]
+    fn out_of_order_is_no_repeat_within_what_is_remembered() {
+        let settings = settings(10, 2);
+        let mut marks = HighWaterMarks::default();
+        let mut check = |sequence: u64, expected: bool| {
+            let identity = identity("a", 1, sequence);
+            assert_eq!(marks.admit(&identity, &settings), expected, "{sequence}");
+        };
+        for sequence in [1, 2, 4, 3, 6, 5, 8, 7, 10, 9] {
+            check(sequence, true);
+        }
+        (1..=10).for_each(|sequence| check(sequence, false));
+        // The lowest and the highest that is remembered, and one below.
+        check(100, true);
+        check(36, true);
+        check(35, false);
+        check(99, true);
+        check(99, false);
+        check(36, false);
+        // Further than is remembered, and as far as it goes.
+        check(100 + SEQUENCES_REMEMBERED, true);
+        check(100, false);
+        check(101, true);
+        check(u64::MAX, true);
+        check(164, false);
+        check(u64::MAX - 64, true);
+        check(u64::MAX - 65, false);
+    }
+
+    #[test]
+    fn marks_of_before_take_everything_below_as_a_repeat() {
+        let settings = settings(10, 2);
+        let saved = r#"{"devices":[{"device_id":"a","generations":[{"generation":1,"sequence":9,"heard":1}]}],"heard":1,"evicted":0}"#;
+        let mut marks: HighWaterMarks = serde_json::from_str(saved).expect("restorable");
+        assert_eq!(serde_json::to_string(&marks).expect("serialisable"), saved);
+        assert!(!marks.admit(&identity("a", 1, 8), &settings));
+        assert!(marks.admit(&identity("a", 1, 11), &settings));
+        assert!(marks.admit(&identity("a", 1, 10), &settings));
+        assert!(!marks.admit(&identity("a", 1, 9), &settings));
     }
 
     #[test]

@@ -111,6 +111,21 @@ impl Filter {
         self.root.name_metric_types(&mut names);
         names
     }
+
+    /// Metric types of which a reading can match; `None`: any, perhaps but for some that it excludes.
+    #[must_use]
+    pub fn matched_metric_types(&self) -> Option<BTreeSet<&str>> {
+        let mut types = self.root.bound_metric_types()?;
+        // The bound knows nothing of "!=". What is no name of a type is that of no reading.
+        types.retain(|name| self.can_match(name));
+        Some(types)
+    }
+
+    /// Whether a reading of the metric type can match.
+    #[must_use]
+    pub fn can_match(&self, metric_type: &str) -> bool {
+        MetricType::new(metric_type).is_ok_and(|metric_type| self.given(&metric_type).is_some())
+    }
 }
 
 impl Residual {
@@ -158,6 +173,26 @@ impl Node {
             Self::Term(Term::Text { .. } | Term::Number { .. }) => {}
             Self::All(nodes) | Self::Any(nodes) => {
                 nodes.iter().for_each(|node| node.name_metric_types(names));
+            }
+        }
+    }
+
+    /// Metric types outside of which no reading matches; `None`: there are always others.
+    fn bound_metric_types(&self) -> Option<BTreeSet<&str>> {
+        match self {
+            Self::Term(Term::Text { field: TextField::MetricType, is_equal: true, text }) => {
+                Some(BTreeSet::from([text.as_str()]))
+            }
+            Self::Term(Term::Text { .. } | Term::Number { .. }) => None,
+            Self::All(nodes) => {
+                let bounds = nodes.iter().filter_map(Self::bound_metric_types);
+                bounds.reduce(|left, right| &left & &right)
+            }
+            Self::Any(nodes) => {
+                nodes.iter().try_fold(BTreeSet::<&str>::new(), |mut types, node| {
+                    types.extend(node.bound_metric_types()?);
+                    Some(types)
+                })
             }
         }
     }

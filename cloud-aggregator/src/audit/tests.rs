@@ -373,6 +373,47 @@ async fn a_row_of_a_machine_in_two_partitions_may_be_that_of_the_other_and_a_mis
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn windows_that_stand_in_several_topics_are_told_in_the_last_line_and_are_no_difference() {
+    let mut world = World::of_partitions(2).await;
+    let pressure = world.settings.kafka.topics.pressure.clone();
+    world.parts[1].partition = TopicPartition { topic: pressure, partition: 0 };
+    for part in 0..2 {
+        world.change_rules(part, |rule| rule.by = GroupBy::Machine);
+    }
+    world.measure_in(0, OIL, TODAY - MICROS_PER_DAY);
+    let mut row = world.parts[0].rows.anomalies[0].clone();
+    world.commit(false).await;
+    let report = world.audit().await;
+    assert_eq!((report.differences, report.windows_judged), (0, 1), "{report:?}");
+    assert!(printed(&report).ends_with("\nequal\n"), "{report:?}");
+
+    // Eight matches of one machine, of which each topic has too few for an anomaly.
+    for (part, sensor) in [(0, OIL), (1, "press-1/air")] {
+        world.heat(part, sensor, TODAY, 4);
+        world.take(part, sensor, TODAY + HOUR, 20.0);
+    }
+    assert!(world.parts.iter().all(|part| part.rows.anomalies.is_empty()));
+    world.commit(false).await;
+    let report = world.audit().await;
+    assert_eq!((report.differences, report.windows_judged), (0, 1), "{report:?}");
+    assert_eq!(report.windows_in_several_partitions(), 1, "{report:?}");
+    let expected = "\nequal as far as it can be compared: 1 windows stand in several partitions\n";
+    let text = printed(&report);
+    assert!(text.ends_with(expected), "{text}");
+    let mut json = Vec::new();
+    print(&report, Format::Json, &mut json).expect("written");
+    let json: serde_json::Value = serde_json::from_slice(&json).expect("one object");
+    assert_eq!((&json["equal"], &json["windows_in_several_partitions"]), (&true.into(), &1.into()));
+
+    // What differs is told as ever.
+    row.window_start = EventTime::from_micros(TODAY + 10 * MINUTE);
+    world.parts[0].rows.anomalies.push(row);
+    world.commit(false).await;
+    let report = world.audit().await;
+    assert!(printed(&report).ends_with("\n1 differences\n"), "{report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_is_damaged_is_named() {
     let anomalies = SideTable::Anomalies.as_str();
     let cut: fn(&str) -> String = |text| text[..text.len() - 20].to_owned();

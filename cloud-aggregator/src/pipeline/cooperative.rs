@@ -66,7 +66,7 @@ impl Pipeline {
             let known = known.map(|partition| (&partition.id, partition.known));
             self.parts.lake.check_ownership(known).await?;
         }
-        self.parts.lake.recover(partitions).await
+        self.recover_partitions(partitions).await
     }
 
     /// Tells operators what is in service.

@@ -42,10 +42,14 @@ impl Pipeline {
     }
 
     pub(super) fn owe(&mut self, alerts: Vec<(TopicPartition, Alert)>) {
-        counter!(names::ALERTS_TOTAL).increment(alerts.len() as u64);
         for (partition, alert) in alerts {
-            log_alert(&alert);
-            if let Some(overflow) = self.parts.desk.add(partition, alert) {
+            let added = self.parts.desk.add(partition, alert.clone());
+            if added.is_new {
+                // An epoch that is counted again decides the same.
+                counter!(names::ALERTS_TOTAL).increment(1);
+                log_alert(&alert);
+            }
+            if let Some(overflow) = added.overflow {
                 self.bury(&overflow);
             }
         }

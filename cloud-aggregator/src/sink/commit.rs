@@ -16,7 +16,7 @@ use aggregator_core::checkpoint::{
 };
 use aggregator_core::gaps::SavedWatch;
 use aggregator_core::rows::Offset;
-use aggregator_core::{Alert, AnomalyRow, PartitionState};
+use aggregator_core::{Alert, AnomalyRow, Micros, PartitionState, ProcessingTime};
 use deltalake::arrow::array::RecordBatch;
 use deltalake::writer::{DeltaWriter as _, RecordBatchWriter};
 use metrics::counter;
@@ -32,6 +32,9 @@ use crate::telemetry::names;
 
 /// Questions to the tables that run at the same time.
 const QUESTIONS_MAX: usize = 16;
+
+/// So long instances begin a lake together.
+const BEGINNING: Duration = Duration::from_secs(600);
 
 /// Rows of side tables by partition.
 type PartitionRows<'a> = Vec<(&'a TopicPartition, &'a PendingRows)>;
@@ -278,6 +281,21 @@ impl Lake {
         partitions: &[TopicPartition],
     ) -> Result<Vec<Recovered>, LakeError> {
         self.tables()?.recover(partitions).await
+    }
+
+    /// Whether epochs were committed here before the instances that start now: a partition without any was added since. Instances that
+    /// begin a lake together must not take one another's first commits for a past. No commit may run.
+    ///
+    /// # Errors
+    /// The storage refuses.
+    pub async fn is_begun(&mut self, now: ProcessingTime) -> Result<bool, LakeError> {
+        let limit = self.operation_timeout;
+        let tables = self.tables()?;
+        let created_at = tables.telemetry.created_at()?;
+        if now < created_at.saturating_add(Micros::from(BEGINNING)) {
+            return Ok(false);
+        }
+        Ok(!within(limit, tables.state_files.list()).await?.is_empty())
     }
 
     /// Deletes state files that no partition refers to any more and that were found so for the grace time. No commit may run.

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use aggregator_core::ProcessingTime;
 use aggregator_core::checkpoint::{EpochError, EpochId, OwnershipLost, TopicPartition};
 use deltalake::arrow::datatypes::{Schema, SchemaRef};
 use deltalake::arrow::error::ArrowError;
@@ -423,6 +424,16 @@ impl Table {
     #[must_use]
     pub fn schema(&self) -> &SchemaRef {
         &self.schema
+    }
+
+    /// When it was made; 1970 if nobody has written that down.
+    ///
+    /// # Errors
+    /// The table is not loaded.
+    pub fn created_at(&self) -> Result<ProcessingTime, LakeError> {
+        let snapshot = self.table.snapshot().map_err(|source| table_error(self.name, source))?;
+        let millis = snapshot.metadata().created_time().unwrap_or(0);
+        Ok(ProcessingTime::from_micros(millis.saturating_mul(1000)))
     }
 
     /// A writer of Parquet files of this table.

@@ -26,7 +26,9 @@ use tracing::{debug, error, info, warn};
 use self::cursor::{Cursor, take_message};
 use self::group::{Context, Rebalance};
 pub use self::quiet::QuietContext;
-use super::{AssignmentId, Batch, Command, Gap, GapCause, Place, Position, Round, SourceEvent};
+use super::{
+    AssignmentId, Batch, Command, Gap, GapCause, Next, Place, Position, Round, SourceEvent,
+};
 use crate::config::{self, Assignment, Start, read_secret};
 use crate::telemetry::names;
 
@@ -395,7 +397,7 @@ impl Reader {
         }
         let mut slots = Vec::with_capacity(positions.len());
         for (place, position) in plan.partitions.into_iter().zip(&mut positions) {
-            let is_where_it_was = position.gap.is_none() && place.next.is_some();
+            let is_where_it_was = position.gap.is_none() && matches!(place.next, Next::At(_));
             let last = place.last.filter(|_| is_where_it_was);
             let is_to_verify = last.is_some() && position.offset > position.low;
             position.slot = self.occupy(Cursor {
@@ -451,14 +453,15 @@ impl Reader {
         found
     }
 
-    fn position(&self, partition: &TopicPartition, next: Option<i64>) -> KafkaResult<Position> {
+    fn position(&self, partition: &TopicPartition, next: Next) -> KafkaResult<Position> {
         let (low, high) = self.watermarks(partition)?;
         let (offset, gap) = match next {
-            None => match self.settings.start {
+            Next::Oldest => (low, None),
+            Next::AsConfigured => match self.settings.start {
                 Start::Earliest => (low, None),
                 Start::Latest => (high, None),
             },
-            Some(expected) => checked_position(expected, low, high),
+            Next::At(expected) => checked_position(expected, low, high),
         };
         Ok(Position { partition: partition.clone(), slot: 0, offset, low, high, gap })
     }
@@ -554,7 +557,7 @@ impl Reader {
         for slot in 0..self.cursors.len() {
             let Some(Some(cursor)) = self.cursors.get(slot) else { continue };
             let (partition, next) = (cursor.partition.clone(), cursor.next);
-            match self.position(&partition, Some(next)) {
+            match self.position(&partition, Next::At(next)) {
                 Ok(Position { gap: Some(gap), .. }) => self.jump(slot, gap),
                 // The record before it may be what is gone.
                 Ok(Position { low, gap: None, .. }) => {
@@ -584,7 +587,7 @@ impl Reader {
                 continue;
             }
             let (partition, expected) = (cursor.partition.clone(), cursor.next);
-            match self.position(&partition, None) {
+            match self.position(&partition, Next::Oldest) {
                 Ok(Position { low, .. }) => {
                     self.jump(slot, Gap { expected, resumed: low, cause: GapCause::Recreated });
                 }

@@ -150,6 +150,52 @@ fn content_types_choose_the_encoding() {
     check(Some(b"application/json"), Some(Encoding::Json));
     check(Some(b"application/x-protobuf"), Some(Encoding::Protobuf));
     check(Some(b"text/csv"), None);
+    check(Some(b""), None);
+}
+
+#[test]
+fn content_types_are_read_in_any_case_and_with_parameters() {
+    let check = |expected: Option<Encoding>, values: &[&str]| {
+        for value in values {
+            let found = Encoding::from_content_type(Some(value.as_bytes())).ok();
+            assert_eq!(found, expected, "{value:?}");
+        }
+    };
+    let json = [
+        "application/JSON",
+        " application/json\t",
+        "application/json;",
+        "application/json; charset=utf-8",
+        "Application/Json;charset=UTF-8",
+        "application/json ; Charset=\"Utf-8\"; version=1",
+        "application/json; note=\"a;charset=latin1\"",
+        "application/json; note=\"\\\";charset=latin1\"; charset=utf-8",
+    ];
+    check(Some(Encoding::Json), &json);
+    // Protobuf is no text: a charset says nothing about it.
+    let protobuf = [
+        "APPLICATION/X-PROTOBUF",
+        "application/x-protobuf; messageType=\"predictive_maintenance.v1.Reading\"",
+        "application/x-protobuf;charset=latin1",
+    ];
+    check(Some(Encoding::Protobuf), &protobuf);
+    let refused = [
+        ";",
+        "; charset=utf-8",
+        "json",
+        "application/json5",
+        "application /json",
+        "application/json charset=utf-8",
+        "application/json, application/json",
+        "application/json; charset",
+        "application/json; charset=",
+        "application/json; charset=utf-16",
+        "application/json; CHARSET=\"iso-8859-1\"",
+        "application/json; charset=utf-8; charset=latin1",
+        "application/json; note=\"\\\\\";charset=latin1",
+    ];
+    check(None, &refused);
+    assert!(Encoding::from_content_type(Some(b"application/json\xff")).is_err());
 }
 
 #[test]

@@ -218,6 +218,58 @@ fn metric_types_named_and_what_decides_a_match_are_known() {
     check("sensor_id = a or quality = good", false, false);
 }
 
+fn check_matched_types(text: &str, expected: Option<&[&str]>) {
+    let filter = filter(text);
+    let found: Option<Vec<&str>> =
+        filter.matched_metric_types().map(|types| types.into_iter().collect());
+    assert_eq!(found, expected.map(<[&str]>::to_vec), "{text}");
+}
+
+#[test]
+fn metric_types_that_can_match_are_known_or_any() {
+    let check = check_matched_types;
+    check("metric_type = a", Some(&["a"]));
+    check("metric_type != a", None);
+    for other in [
+        "sensor_id = a",
+        "machine_id != a",
+        "unit = a",
+        "quality = good",
+        "device_id = a",
+        "value > 1",
+        "value = 1",
+        "value != 1",
+        "features.rms < 1",
+    ] {
+        check(other, None);
+        check(&format!("metric_type = a and {other}"), Some(&["a"]));
+        check(&format!("metric_type = a or {other}"), None);
+    }
+    check("metric_type = a or metric_type = b", Some(&["a", "b"]));
+    check("metric_type = a and metric_type = b", Some(&[]));
+    check("metric_type = a and metric_type != b", Some(&["a"]));
+    check("metric_type = a and metric_type != a", Some(&[]));
+    check("metric_type != a and metric_type != b", None);
+    check("metric_type = a or metric_type != b", None);
+    check("metric_type = a or metric_type != a", None);
+    // Names that no reading can have.
+    check("metric_type = ''", Some(&[]));
+}
+
+#[test]
+fn metric_types_that_can_match_are_known_through_parentheses() {
+    let check = check_matched_types;
+    let two = "(metric_type = a or metric_type = b)";
+    check(&format!("value > 1 and {two} and unit = c"), Some(&["a", "b"]));
+    check(&format!("{two} and metric_type != a"), Some(&["b"]));
+    check(&format!("{two} and (metric_type = b or metric_type = c)"), Some(&["b"]));
+    check(&format!("{two} and (metric_type = b or value > 1)"), Some(&["a", "b"]));
+    check(&format!("{two} and value > 1 or metric_type = c"), Some(&["a", "b", "c"]));
+    check(&format!("{two} and value > 1 or value > 9"), None);
+    check("metric_type = a and (value > 1 or (metric_type = b and unit = c))", Some(&["a"]));
+    check("(metric_type = a or metric_type != b) and metric_type = b", Some(&[]));
+}
+
 fn node() -> impl Strategy<Value = Node> {
     nodes((4, 24), "[a-z' é(=]{0,6}", -1e3..1e3_f64)
 }
@@ -279,6 +331,19 @@ proptest! {
         prop_assert_eq!(again.matches(&reading), filter.matches(&reading));
         let left = filter.given(&reading.metric_type);
         prop_assert_eq!(left.is_some_and(|left| left.matches(&reading)), filter.matches(&reading));
+    }
+
+    #[test]
+    fn metric_types_that_can_match_are_those_that_leave_something_to_ask(root in node()) {
+        let filter = Filter { root };
+        let types = filter.matched_metric_types();
+        // Longer than any that the filter names.
+        prop_assert_eq!(types.is_none(), filter.can_match("another-type"));
+        for name in filter.metric_types() {
+            if let Some(types) = &types {
+                prop_assert_eq!(types.contains(name), filter.can_match(name));
+            }
+        }
     }
 
     #[test]
