@@ -10,6 +10,7 @@ use shared_proto::model::{SensorId, WaveformBlock};
 use tracing::{error, warn};
 
 use crate::config::{Machine, Settings};
+use crate::scoring::metadata::FeatureMetadata;
 use crate::scoring::{AnomalyScore, Bundle, Scorer};
 use crate::telemetry;
 
@@ -171,9 +172,8 @@ impl Analysis {
             (Some(_), _) | (None, Depth::Full) => &mut sensor.extractor,
         };
         for window in sensor.assembler.handle_block(block) {
-            let edges =
-                bundle.map_or(&[] as &[f64], |bundle| &bundle.metadata().features.band_edges_hz);
-            let Some(features) = features_of(extractor, &window, edges) else {
+            let wanted = bundle.map(|bundle| &bundle.metadata().features);
+            let Some(features) = features_of(extractor, &window, wanted) else {
                 continue;
             };
             let mut score = None;
@@ -240,7 +240,8 @@ impl Analysis {
 #[must_use]
 pub fn band_limited(machines: &[Machine]) -> BTreeSet<SensorId> {
     let limits = machines.iter().flat_map(|machine| &machine.limits);
-    let of_bands = limits.filter(|limit| limit.quantity.starts_with("band-"));
+    let is_of_spectrum = |quantity: &str| quantity.starts_with("band-") || quantity == "line";
+    let of_bands = limits.filter(|limit| is_of_spectrum(&limit.quantity));
     of_bands.map(|limit| limit.sensor.clone()).collect()
 }
 
@@ -248,13 +249,15 @@ pub fn band_limited(machines: &[Machine]) -> BTreeSet<SensorId> {
 fn features_of<'a>(
     extractor: &'a mut Option<(f64, FeatureExtractor)>,
     window: &Window,
-    band_edges_hz: &[f64],
+    wanted: Option<&FeatureMetadata>,
 ) -> Option<&'a Features> {
     let rate = window.sample_rate_hz;
     if extractor.as_ref().is_none_or(|(planned_rate, _)| *planned_rate != rate) {
-        let planned = FeatureExtractor::new(window.samples.len(), rate, band_edges_hz)
-            // Bands that this rate does not reach are no reason to lose the limits.
-            .or_else(|_| FeatureExtractor::new(window.samples.len(), rate, &[]));
+        let samples = window.samples.len();
+        let plain = || FeatureExtractor::new(samples, rate, &[]);
+        // Bands that this rate does not reach are no reason to lose the limits.
+        let planned = wanted
+            .map_or_else(plain, |wanted| wanted.extractor(samples, rate).or_else(|_| plain()));
         match planned {
             Ok(planned) => *extractor = Some((rate, planned)),
             Err(error) => {

@@ -29,8 +29,21 @@ pub enum Command {
     CheckConfig(ConfigArgument),
     /// Ask a running module whether it is alive: 0 or 1. For container health checks.
     Healthcheck(ConfigArgument),
+    /// Judge recordings as the machine's sensors would be: windows, features, scores and trips as lines of JSON. See the module's README.
+    Judge(JudgeArguments),
     /// Look at, check, export or repair the journal of a module that does not run.
     Journal(JournalArguments),
+}
+
+/// Which rules, and where the answer goes.
+#[derive(Debug, Args)]
+pub struct JudgeArguments {
+    /// Where the settings are.
+    #[command(flatten)]
+    pub config: ConfigArgument,
+    /// A file that is written anew; without it, standard output.
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 /// What to do with which journal.

@@ -20,6 +20,7 @@ pub mod data_dir;
 pub mod intake;
 pub mod journal;
 pub mod journal_tool;
+pub mod judge;
 pub mod kafka;
 pub mod latch;
 pub mod limits;

@@ -12,11 +12,18 @@
 //!   discrete Fourier transform" (2002), equation 23, times the bin width rate / N: by Parseval the sum over all bins is
 //!   Σ(w·x)² / Σw², for a stationary signal its mean square.
 //!
+//! - `rms-steady`: the rms of each of ten equal consecutive parts of the window (what does not divide by ten is left out; the window's
+//!   mean is removed, not the parts'), and of these the seventh smallest: a burst that is shorter than three parts does not move it. A
+//!   window under ten samples has its rms here.
+//! - `line`: ln(max L\[k\] + [`LINE_EPSILON`]) over the bins k between two frequencies with P\[k\] not below P\[k-1\] and P\[k+1\];
+//!   L\[k\] = (P\[k-1\] + P\[k\] + P\[k+1\]) · (10 Hz / f)³. The strongest line where a shaft turns, whatever its speed: the force of an imbalance
+//!   grows with the square of the speed, its power with the fourth power, and the third holds one limit for 600 to 3,000 rpm best.
+//!
 //! Defined answers where the formulas have none: a flat window (all samples equal) has rms and peak 0, crest factor
-//! and kurtosis 0, and ln(epsilon) in each band. Windows of another length and samples that are not finite are errors.
+//! and kurtosis 0, and ln(epsilon) in each band and for the line, as has a window without any local maximum there. Windows of another length and samples that are not finite are errors.
 //! No answer is ever NaN or infinite.
 //!
-//! The Python side of the model (`edge-module/model/features.py`) computes the same; `tests/golden/features.json` holds
+//! The Python side of the model (`edge-module/model/machine_model/features.py`) computes the same; `tests/golden/features.json` holds
 //! the two together.
 
 use std::fmt;
@@ -26,16 +33,24 @@ use std::sync::Arc;
 use realfft::num_complex::Complex;
 use realfft::{RealFftPlanner, RealToComplex};
 
-/// Version of the definitions above. A model bundle names the one that it was trained with.
-pub const FEATURE_DEFINITION: u32 = 1;
+/// Version of the definitions above. A model bundle names the one that it was trained with. 2 added `rms-steady` and `line` and
+/// changed nothing of 1.
+pub const FEATURE_DEFINITION: u32 = 2;
 /// Added to a band's energy before the logarithm, in the square of the samples' unit.
 pub const BAND_ENERGY_EPSILON: f64 = 1e-12;
+/// Added to a line's power before the logarithm, in the square of the samples' unit.
+pub const LINE_EPSILON: f64 = 1e-14;
+/// Where a line's weight is 1, in Hz.
+const LINE_REFERENCE_HZ: f64 = 10.0;
+/// Parts of a window for `rms-steady`, and which of their levels it is, counted from 0.
+const PARTS: usize = 10;
+const STEADY_PART: usize = 6;
 /// Most bands of one extractor.
 pub const BANDS_MAX: usize = 100;
 /// Longest window, in samples.
 pub const WINDOW_SAMPLES_MAX: usize = 1 << 20;
 
-/// Name of one feature, in text `rms`, `peak`, `crest-factor`, `kurtosis` or `band-07`.
+/// Name of one feature, in text `rms`, `peak`, `crest-factor`, `kurtosis`, `rms-steady`, `line` or `band-07`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FeatureName {
     /// Root of the mean square without the mean, in the samples' unit.
@@ -46,6 +61,10 @@ pub enum FeatureName {
     CrestFactor,
     /// Fourth moment over the square of the second; 3 for normal noise.
     Kurtosis,
+    /// Root of the mean square without what is short, in the samples' unit.
+    RmsSteady,
+    /// Logarithm of the strongest weighted line's power.
+    Line,
     /// Logarithm of the energy of the band with this index.
     Band(u8),
 }
@@ -53,7 +72,7 @@ pub enum FeatureName {
 /// A text that names no feature.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is not a feature: use rms, peak, crest-factor, kurtosis or band-00 to band-{last:02}",
+    "{0:?} is not a feature: use rms, peak, crest-factor, kurtosis, rms-steady, line or band-00 to band-{last:02}",
     last = BANDS_MAX - 1
 )]
 pub struct UnknownFeature(pub String);
@@ -65,6 +84,8 @@ impl fmt::Display for FeatureName {
             Self::Peak => formatter.write_str("peak"),
             Self::CrestFactor => formatter.write_str("crest-factor"),
             Self::Kurtosis => formatter.write_str("kurtosis"),
+            Self::RmsSteady => formatter.write_str("rms-steady"),
+            Self::Line => formatter.write_str("line"),
             Self::Band(index) => write!(formatter, "band-{index:02}"),
         }
     }
@@ -79,6 +100,8 @@ impl FromStr for FeatureName {
             "peak" => Ok(Self::Peak),
             "crest-factor" => Ok(Self::CrestFactor),
             "kurtosis" => Ok(Self::Kurtosis),
+            "rms-steady" => Ok(Self::RmsSteady),
+            "line" => Ok(Self::Line),
             other => other
                 .strip_prefix("band-")
                 .filter(|digits| digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_digit()))
@@ -102,12 +125,16 @@ pub struct Features {
     pub crest_factor: f64,
     /// Fourth moment over the square of the second; 0 for a flat window.
     pub kurtosis: f64,
+    /// Seventh smallest of the rms of ten parts, in the samples' unit: bursts are not in it.
+    pub rms_steady: f64,
+    /// Natural logarithm of the strongest weighted line's power, in the square of the samples' unit; `None` where none was asked for.
+    pub line_ln: Option<f64>,
     /// Natural logarithm of each band's energy, in the square of the samples' unit, lowest band first.
     pub band_energies_ln: Vec<f64>,
 }
 
 impl Features {
-    /// A feature by its name; `None` for a band that the extractor did not have.
+    /// A feature by its name; `None` for a band or line that the extractor did not have.
     #[must_use]
     pub fn get(&self, name: FeatureName) -> Option<f64> {
         match name {
@@ -115,6 +142,8 @@ impl Features {
             FeatureName::Peak => Some(self.peak),
             FeatureName::CrestFactor => Some(self.crest_factor),
             FeatureName::Kurtosis => Some(self.kurtosis),
+            FeatureName::RmsSteady => Some(self.rms_steady),
+            FeatureName::Line => self.line_ln,
             FeatureName::Band(index) => self.band_energies_ln.get(usize::from(index)).copied(),
         }
     }
@@ -125,16 +154,18 @@ impl Features {
         self.get(name.parse().ok()?)
     }
 
-    /// All features with their names: the four scalars, then the bands.
+    /// All features with their names: the scalars, the line if there is one, then the bands.
     pub fn iter(&self) -> impl Iterator<Item = (FeatureName, f64)> + '_ {
         let scalars = [
             (FeatureName::Rms, self.rms),
             (FeatureName::Peak, self.peak),
             (FeatureName::CrestFactor, self.crest_factor),
             (FeatureName::Kurtosis, self.kurtosis),
+            (FeatureName::RmsSteady, self.rms_steady),
         ];
+        let line = self.line_ln.map(|line| (FeatureName::Line, line));
         let bands = (0_u8..).map(FeatureName::Band).zip(self.band_energies_ln.iter().copied());
-        scalars.into_iter().chain(bands)
+        scalars.into_iter().chain(line).chain(bands)
     }
 }
 
@@ -168,6 +199,19 @@ pub enum FeatureSettingsError {
         /// Its lower edge.
         low_hz: f64,
         /// Its upper edge.
+        high_hz: f64,
+        /// Sample rate over window length.
+        resolution_hz: f64,
+    },
+    /// No line can be there.
+    #[error(
+        "a line from {low_hz} to {high_hz} Hz: the edges must be finite, not negative and rising, and a frequency of the window, which \
+         resolves {resolution_hz} Hz, must lie between them and below half the sample rate"
+    )]
+    LineEmpty {
+        /// Lower edge.
+        low_hz: f64,
+        /// Upper edge.
         high_hz: f64,
         /// Sample rate over window length.
         resolution_hz: f64,
@@ -209,9 +253,18 @@ pub struct FeatureExtractor {
     scratch: Vec<Complex<f64>>,
     /// First bin and end of each band.
     bands: Vec<(usize, usize)>,
+    line: Option<LineBins>,
+    sample_rate_hz: f64,
     /// 1 / (N · Σw²).
     power_scale: f64,
     features: Features,
+}
+
+/// Where a line may be: each of these bins has a neighbour on both sides.
+#[derive(Clone, Copy, Debug)]
+struct LineBins {
+    first: usize,
+    end: usize,
 }
 
 impl fmt::Debug for FeatureExtractor {
@@ -259,10 +312,33 @@ impl FeatureExtractor {
                 peak: 0.0,
                 crest_factor: 0.0,
                 kurtosis: 0.0,
+                rms_steady: 0.0,
+                line_ln: None,
                 band_energies_ln: vec![0.0; bands.len()],
             },
             bands,
+            line: None,
+            sample_rate_hz,
         })
+    }
+
+    /// Looks for a line from `low_hz` (included) to `high_hz` (not), too.
+    ///
+    /// # Errors
+    /// No bin of the window lies there.
+    pub fn with_line(mut self, low_hz: f64, high_hz: f64) -> Result<Self, FeatureSettingsError> {
+        let samples = self.window_samples();
+        let frequency = |bin: usize| bin as f64 * self.sample_rate_hz / samples as f64;
+        let is_inside = |bin: &usize| frequency(*bin) >= low_hz && frequency(*bin) < high_hz;
+        let inner = 1..samples / 2;
+        let bins = inner.clone().find(is_inside).zip(inner.rev().find(is_inside));
+        let Some((first, last)) = bins.filter(|_| low_hz >= 0.0 && high_hz.is_finite()) else {
+            let resolution_hz = self.sample_rate_hz / samples as f64;
+            return Err(FeatureSettingsError::LineEmpty { low_hz, high_hz, resolution_hz });
+        };
+        self.line = Some(LineBins { first, end: last + 1 });
+        self.features.line_ln = Some(LINE_EPSILON.ln());
+        Ok(self)
     }
 
     /// Samples that a window must have.
@@ -286,7 +362,12 @@ impl FeatureExtractor {
             return Err(FeatureError::NotFinite { index });
         }
         self.moments(samples);
-        self.band_energies();
+        self.features.rms_steady = self.rms_steady();
+        if !self.bands.is_empty() || self.line.is_some() {
+            self.transform();
+            self.band_energies();
+            self.features.line_ln = self.line.map(|bins| self.line_ln(bins));
+        }
         Ok(&self.features)
     }
 
@@ -322,11 +403,23 @@ impl FeatureExtractor {
         self.features.kurtosis = fourth / (second * second);
     }
 
-    /// Fills the bands from `centred`.
-    fn band_energies(&mut self) {
-        if self.bands.is_empty() {
-            return;
+    /// From `centred` and the rms.
+    fn rms_steady(&self) -> f64 {
+        let length = self.centred.len() / PARTS;
+        if length == 0 {
+            return self.features.rms;
         }
+        let mut levels = [0.0; PARTS];
+        for (level, part) in levels.iter_mut().zip(self.centred.chunks_exact(length)) {
+            let squares: f64 = part.iter().map(|centred| centred * centred).sum();
+            *level = (squares / length as f64).sqrt();
+        }
+        levels.sort_unstable_by(f64::total_cmp);
+        levels[STEADY_PART]
+    }
+
+    /// Fills the spectrum from `centred`.
+    fn transform(&mut self) {
         for ((tapered, centred), weight) in
             self.tapered.iter_mut().zip(&self.centred).zip(&self.taper)
         {
@@ -335,17 +428,39 @@ impl FeatureExtractor {
         self.transform
             .process_with_scratch(&mut self.tapered, &mut self.spectrum, &mut self.scratch)
             .expect("the buffers were made by the transform");
-        let half = (self.taper.len().is_multiple_of(2)).then_some(self.taper.len() / 2);
-        for ((first, end), energy_ln) in self.bands.iter().zip(&mut self.features.band_energies_ln)
-        {
-            let energy: f64 = (*first..*end)
-                .map(|bin| {
-                    let sides = if bin == 0 || Some(bin) == half { 1.0 } else { 2.0 };
-                    sides * self.spectrum[bin].norm_sqr()
-                })
-                .sum();
-            *energy_ln = (energy * self.power_scale + BAND_ENERGY_EPSILON).ln();
+    }
+
+    /// P of one bin, from the spectrum.
+    fn power(&self, bin: usize) -> f64 {
+        let samples = self.taper.len();
+        let is_half = samples.is_multiple_of(2) && bin == samples / 2;
+        let sides = if bin == 0 || is_half { 1.0 } else { 2.0 };
+        sides * self.spectrum[bin].norm_sqr() * self.power_scale
+    }
+
+    /// Fills the bands from the spectrum.
+    fn band_energies(&mut self) {
+        for band in 0..self.bands.len() {
+            let (first, end) = self.bands[band];
+            let energy: f64 = (first..end).map(|bin| self.power(bin)).sum();
+            self.features.band_energies_ln[band] = (energy + BAND_ENERGY_EPSILON).ln();
         }
+    }
+
+    /// From the spectrum.
+    fn line_ln(&self, bins: LineBins) -> f64 {
+        let mut strongest = 0.0_f64;
+        let (mut below, mut here) = (self.power(bins.first - 1), self.power(bins.first));
+        for bin in bins.first..bins.end {
+            let above = self.power(bin + 1);
+            if here >= below && here >= above {
+                let frequency = bin as f64 * self.sample_rate_hz / self.taper.len() as f64;
+                let weight = (LINE_REFERENCE_HZ / frequency).powi(3);
+                strongest = strongest.max((below + here + above) * weight);
+            }
+            (below, here) = (here, above);
+        }
+        (strongest + LINE_EPSILON).ln()
     }
 }
 

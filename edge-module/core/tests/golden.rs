@@ -1,5 +1,5 @@
 //! The features agree with those that the model was trained on: `tests/golden/features.json` comes from
-//! `edge-module/model/golden.py`.
+//! `python -m machine_model golden` in `edge-module/model`.
 
 use std::collections::BTreeMap;
 
@@ -22,6 +22,7 @@ struct Case {
     label: String,
     sample_rate_hz: f64,
     band_edges_hz: Vec<f64>,
+    line_hz: Option<(f64, f64)>,
     samples: Vec<f32>,
     features: BTreeMap<String, f64>,
 }
@@ -35,6 +36,9 @@ fn features_equal_those_of_the_training_code() {
         let mut extractor =
             FeatureExtractor::new(case.samples.len(), case.sample_rate_hz, &case.band_edges_hz)
                 .unwrap();
+        if let Some((low, high)) = case.line_hz {
+            extractor = extractor.with_line(low, high).unwrap();
+        }
         let features = extractor.extract(&case.samples).unwrap();
         assert_eq!(features.iter().count(), case.features.len(), "{}", case.label);
         for (name, expected) in &case.features {

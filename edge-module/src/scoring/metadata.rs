@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use edge_core::features::{FEATURE_DEFINITION, FeatureName, Features, UnknownFeature};
+use edge_core::features::{
+    FEATURE_DEFINITION, FeatureExtractor, FeatureName, FeatureSettingsError, Features,
+    UnknownFeature,
+};
 use serde::{Deserialize, Serialize};
 
 /// Version of the metadata's form.
@@ -28,7 +31,7 @@ pub enum MetadataError {
     Format(u32),
     /// Trained with other features.
     #[error(
-        "features.definition is {0}, this program computes definition {FEATURE_DEFINITION}: train again"
+        "features.definition is {0}, this program computes definitions 1 to {FEATURE_DEFINITION}: train again"
     )]
     Definition(u32),
     /// A feature that does not exist.
@@ -37,6 +40,9 @@ pub enum MetadataError {
     /// A band that does not exist.
     #[error("features.order names {0}, features.band-edges-hz has no such band")]
     NoSuchBand(FeatureName),
+    /// A line that is not looked for.
+    #[error("features.order names line, features.line-hz does not say where it is looked for")]
+    NoLine,
     /// A value out of its range.
     #[error("{key} is {found}, it must be {range}")]
     Range {
@@ -96,8 +102,37 @@ pub struct Input {
 pub struct FeatureMetadata {
     /// Edges of the bands, one more than bands.
     pub band_edges_hz: Vec<f64>,
+    /// Between which frequencies the feature `line` is looked for, in Hz.
+    pub line_hz: Option<(f64, f64)>,
     /// Features in the order of the model's input.
     pub order: Vec<FeatureName>,
+}
+
+impl FeatureMetadata {
+    /// An extractor of these features for windows of another length and rate than the model's, too.
+    ///
+    /// # Errors
+    /// The window or the rate does not go with the bands or the line.
+    pub fn extractor(
+        &self,
+        window_samples: usize,
+        sample_rate_hz: f64,
+    ) -> Result<FeatureExtractor, FeatureSettingsError> {
+        extractor(window_samples, sample_rate_hz, &self.band_edges_hz, self.line_hz)
+    }
+}
+
+pub(super) fn extractor(
+    window_samples: usize,
+    sample_rate_hz: f64,
+    band_edges_hz: &[f64],
+    line_hz: Option<(f64, f64)>,
+) -> Result<FeatureExtractor, FeatureSettingsError> {
+    let extractor = FeatureExtractor::new(window_samples, sample_rate_hz, band_edges_hz)?;
+    match line_hz {
+        Some((low_hz, high_hz)) => extractor.with_line(low_hz, high_hz),
+        None => Ok(extractor),
+    }
 }
 
 #[derive(Deserialize)]
@@ -105,6 +140,7 @@ pub struct FeatureMetadata {
 struct RawFeatures {
     definition: u32,
     band_edges_hz: Vec<f64>,
+    line_hz: Option<(f64, f64)>,
     order: Vec<String>,
     #[expect(dead_code, reason = "only its being one of the known words counts")]
     normalisation: Normalisation,
@@ -158,6 +194,8 @@ impl SelfTestScore {
             peak: 0.0,
             crest_factor: 0.0,
             kurtosis: 0.0,
+            rms_steady: 0.0,
+            line_ln: None,
             band_energies_ln: Vec::new(),
         };
         for (name, value) in order.iter().zip(&self.features) {
@@ -166,6 +204,8 @@ impl SelfTestScore {
                 FeatureName::Peak => features.peak = *value,
                 FeatureName::CrestFactor => features.crest_factor = *value,
                 FeatureName::Kurtosis => features.kurtosis = *value,
+                FeatureName::RmsSteady => features.rms_steady = *value,
+                FeatureName::Line => features.line_ln = Some(*value),
                 FeatureName::Band(index) => {
                     let index = usize::from(*index);
                     let bands = features.band_energies_ln.len().max(index + 1);
@@ -188,6 +228,9 @@ pub struct SelfTestWindow {
     pub samples: Vec<f32>,
     /// Edges of the bands of this test.
     pub band_edges_hz: Vec<f64>,
+    /// Where this test looks for a line, in Hz.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line_hz: Option<(f64, f64)>,
     /// Expected values by feature name.
     pub features: BTreeMap<String, f64>,
 }
@@ -220,6 +263,20 @@ pub struct HealthyReference {
     pub score_max: f64,
 }
 
+/// The healthy windows that the threshold was held against.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Calibration {
+    /// Recordings that they are from.
+    pub recordings: u64,
+    /// How many windows.
+    pub windows: u64,
+    /// Mean by feature name.
+    pub mean: BTreeMap<String, f64>,
+    /// Standard deviation by feature name.
+    pub deviation: BTreeMap<String, f64>,
+}
+
 /// A bundle's metadata after all checks that need no model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BundleMetadata {
@@ -231,6 +288,8 @@ pub struct BundleMetadata {
     pub description: String,
     /// Of the model's file, lower-case hexadecimal.
     pub model_sha256: String,
+    /// Axis of the accelerometer that it judges, for people; empty if that does not matter.
+    pub axis: String,
     /// What a window must be.
     pub input: Input,
     /// What the model takes.
@@ -247,6 +306,8 @@ pub struct BundleMetadata {
     pub self_test: SelfTest,
     /// Healthy windows by operating condition.
     pub healthy_reference: BTreeMap<String, HealthyReference>,
+    /// Healthy windows together; bundles of before do not have it.
+    pub calibration: Option<Calibration>,
 }
 
 #[derive(Deserialize)]
@@ -257,6 +318,8 @@ struct RawMetadata {
     version: String,
     description: String,
     model_sha256: String,
+    #[serde(default)]
+    axis: String,
     input: Input,
     features: RawFeatures,
     #[expect(dead_code, reason = "only its being one of the known words counts")]
@@ -267,6 +330,7 @@ struct RawMetadata {
     training_data: TrainingData,
     self_test: SelfTest,
     healthy_reference: BTreeMap<String, HealthyReference>,
+    calibration: Option<Calibration>,
 }
 
 impl BundleMetadata {
@@ -279,7 +343,8 @@ impl BundleMetadata {
         if raw.format != FORMAT {
             return Err(MetadataError::Format(raw.format));
         }
-        if raw.features.definition != FEATURE_DEFINITION {
+        // 2 changed nothing of 1.
+        if !(1..=FEATURE_DEFINITION).contains(&raw.features.definition) {
             return Err(MetadataError::Definition(raw.features.definition));
         }
         let order = parse_order(&raw.features)?;
@@ -288,14 +353,20 @@ impl BundleMetadata {
             version: raw.version,
             description: raw.description,
             model_sha256: raw.model_sha256,
+            axis: raw.axis,
             input: raw.input,
-            features: FeatureMetadata { band_edges_hz: raw.features.band_edges_hz, order },
+            features: FeatureMetadata {
+                band_edges_hz: raw.features.band_edges_hz,
+                line_hz: raw.features.line_hz,
+                order,
+            },
             threshold: raw.threshold,
             false_alarm_rate: raw.false_alarm_rate,
             evaluation: raw.evaluation,
             training_data: raw.training_data,
             self_test: raw.self_test,
             healthy_reference: raw.healthy_reference,
+            calibration: raw.calibration,
         };
         metadata.check_ranges()?;
         metadata.check_self_test()?;
@@ -393,6 +464,9 @@ fn parse_order(features: &RawFeatures) -> Result<Vec<FeatureName>, MetadataError
             && usize::from(index) >= bands
         {
             return Err(MetadataError::NoSuchBand(name));
+        }
+        if name == FeatureName::Line && features.line_hz.is_none() {
+            return Err(MetadataError::NoLine);
         }
         order.push(name);
     }

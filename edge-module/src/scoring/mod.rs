@@ -21,7 +21,7 @@ use std::sync::Arc;
 use edge_core::features::{FeatureError, FeatureName, FeatureSettingsError, Features};
 use sha2::{Digest, Sha256};
 
-use metadata::{BundleMetadata, MetadataError};
+use metadata::{BundleMetadata, MetadataError, extractor};
 
 /// File of the model in a bundle.
 pub const MODEL_FILE: &str = "model.tflite";
@@ -291,11 +291,9 @@ impl Bundle {
     /// # Errors
     /// Never after [`Bundle::load`], which makes one.
     pub fn extractor(&self) -> Result<edge_core::features::FeatureExtractor, FeatureSettingsError> {
-        edge_core::features::FeatureExtractor::new(
-            self.metadata.input.window_samples,
-            self.metadata.input.sample_rate_hz,
-            &self.metadata.features.band_edges_hz,
-        )
+        self.metadata
+            .features
+            .extractor(self.metadata.input.window_samples, self.metadata.input.sample_rate_hz)
     }
 
     /// May the model judge windows of this sensor? `unit` is compared if the sensor names one.
@@ -347,12 +345,13 @@ impl Bundle {
                 label: window.label.clone(),
                 reason,
             };
-            let mut extractor = edge_core::features::FeatureExtractor::new(
+            let planned = extractor(
                 window.samples.len(),
                 self.metadata.input.sample_rate_hz,
                 &window.band_edges_hz,
-            )
-            .map_err(|error| fail(error.to_string()))?;
+                window.line_hz,
+            );
+            let mut extractor = planned.map_err(|error| fail(error.to_string()))?;
             let features = extractor
                 .extract(&window.samples)
                 .map_err(|error: FeatureError| fail(error.to_string()))?;

@@ -168,7 +168,7 @@ fn metadata_out_of_range_is_refused_with_its_key() {
         );
     };
     check("/format", json!(2), "format is 2, this program reads 1");
-    check("/features/definition", json!(2), "features.definition is 2");
+    check("/features/definition", json!(3), "features.definition is 3");
     check("/features/order/0", json!("colour"), "\"colour\" is not a feature");
     check("/features/order/0", json!("band-08"), "features.order names band-08");
     check("/threshold", json!(1.5), "threshold is 1.5, it must be above 0, at most 1");

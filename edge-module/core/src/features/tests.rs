@@ -108,7 +108,7 @@ fn names_survive_text_and_find_their_values() {
     let mut extractor = extractor(2048, &log_spaced_edges_hz(40.0, 10_000.5, 12));
     let features = extractor.extract(&sine(2048, 64.0, 0.5, 0.9)).unwrap();
     let names: Vec<String> = features.iter().map(|(name, _)| name.to_string()).collect();
-    assert_eq!(names[..5], ["rms", "peak", "crest-factor", "kurtosis", "band-00"]);
+    assert_eq!(names[..6], ["rms", "peak", "crest-factor", "kurtosis", "rms-steady", "band-00"]);
     assert_eq!(names.last().map(String::as_str), Some("band-11"));
     for (name, value) in features.iter() {
         assert_eq!(name.to_string().parse(), Ok(name));
@@ -118,6 +118,58 @@ fn names_survive_text_and_find_their_values() {
     for text in ["", "RMS", "band-", "band-1", "band-001", "band-+1", "crest_factor"] {
         assert_eq!(text.parse::<FeatureName>(), Err(UnknownFeature(text.to_owned())));
     }
+}
+
+#[test]
+fn a_burst_is_in_the_level_and_not_in_the_steady_one() {
+    let mut extractor = extractor(1000, &[]);
+    let mut samples = sine(1000, 100.0, 0.5, 0.9);
+    let steady = extractor.extract(&samples).unwrap().clone();
+    assert_close(steady.rms_steady, 0.5 / SQRT_2, 1e-6, "of a sine");
+    // Three of ten parts.
+    for (index, sample) in samples[200..500].iter_mut().enumerate() {
+        *sample += if index % 2 == 0 { 10.0 } else { -10.0 };
+    }
+    let burst = extractor.extract(&samples).unwrap();
+    assert!(burst.rms > 5.0, "{burst:?}");
+    assert_close(burst.rms_steady, steady.rms_steady, 1e-6, "with a burst");
+    samples[500] += 1000.0;
+    assert!(extractor.extract(&samples).unwrap().rms_steady > 10.0, "four parts are no burst");
+    let mut short = self::extractor(9, &[]);
+    let features = short.extract(&sine(9, 2.0, 0.5, 0.0)).unwrap();
+    assert_eq!(features.rms_steady, features.rms);
+}
+
+#[test]
+fn a_line_is_found_where_it_is_looked_for_with_its_weight() {
+    // One second at 20 kHz, bins of 1 Hz: all of a sine's mean square lies in three bins of the Hann window.
+    let with = |low, high| extractor(20_000, &[]).with_line(low, high).unwrap();
+    let line = |low, high, cycles: f64| {
+        with(low, high).extract(&sine(20_000, cycles, 0.2, 0.9)).unwrap().line_ln.unwrap()
+    };
+    assert_close(line(6.0, 70.0, 10.0), 0.02_f64.ln(), 1e-6, "10 Hz has the weight 1");
+    assert_close(line(6.0, 70.0, 50.0), (0.02_f64 / 125.0).ln(), 1e-6, "50 Hz");
+    assert_close(line(50.0, 51.0, 50.0), (0.02_f64 / 125.0).ln(), 1e-6, "at the lower edge");
+    assert!(line(6.0, 50.0, 50.0) < -20.0, "the upper edge is outside");
+    // The strongest by weight, not by power.
+    let both: Vec<f32> = sine(20_000, 10.0, 0.02, 0.0)
+        .iter()
+        .zip(sine(20_000, 60.0, 0.2, 0.0))
+        .map(|(low, high)| low + high)
+        .collect();
+    let found = with(6.0, 70.0).extract(&both).unwrap().line_ln.unwrap();
+    assert_close(found, 0.0002_f64.ln(), 1e-4, "0.02 at 10 Hz is more than 0.2 at 60 Hz");
+    assert_close(
+        with(6.0, 70.0).extract(&[1.0; 20_000]).unwrap().line_ln.unwrap(),
+        LINE_EPSILON.ln(),
+        1e-9,
+        "flat",
+    );
+    for (low, high) in [(70.0, 6.0), (-1.0, 70.0), (0.1, 0.9), (10_000.0, 11_000.0)] {
+        let refused = extractor(20_000, &[]).with_line(low, high).map(drop);
+        assert!(matches!(refused, Err(FeatureSettingsError::LineEmpty { .. })), "{low} {high}");
+    }
+    assert!(extractor(20_000, &[]).with_line(f64::NAN, f64::INFINITY).is_err());
 }
 
 /// The definition written out: a slow transform, every bin asked for its band.
@@ -157,7 +209,8 @@ proptest! {
     fn features_are_finite_for_any_finite_window(
         samples in prop::collection::vec(finite(), 16)
     ) {
-        let mut extractor = extractor(16, &[0.0, 2_000.0, 10_001.0]);
+        let extractor = extractor(16, &[0.0, 2_000.0, 10_001.0]);
+        let mut extractor = extractor.with_line(1_000.0, 9_000.0).unwrap();
         let features = extractor.extract(&samples).unwrap();
         prop_assert!(features.mean.is_finite());
         for (name, value) in features.iter() {

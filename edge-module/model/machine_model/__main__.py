@@ -1,0 +1,133 @@
+"""The commands: train, export, evaluate, golden."""
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+
+from .recordings import EXIT_DATA, DataFault, data_folder, load_femto, load_motor
+
+HERE = pathlib.Path(__file__).parents[1]
+
+
+def main(arguments=None):
+    arguments = parser().parse_args(arguments)
+    try:
+        arguments.run(arguments)
+    except DataFault as fault:
+        print(fault, file=sys.stderr)
+        return fault.code
+    return 0
+
+
+def parser():
+    top = argparse.ArgumentParser(prog="machine_model", description=__doc__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    data = {"default": os.environ.get("DATA_DIR"), "type": pathlib.Path, "metavar": "FOLDER"}
+
+    train = commands.add_parser(
+        "train", help="cross-validate on recordings and show thresholds; writes no bundle"
+    )
+    train.add_argument("--data", help="folder of the recordings (or DATA_DIR)", **data)
+    train.add_argument(
+        "--femto",
+        action="store_true",
+        help="the limit of the bearings instead of the motor's models",
+    )
+    train.set_defaults(run=run_train)
+
+    export = commands.add_parser(
+        "export", help="train on all recordings of the motor and write both bundles"
+    )
+    export.add_argument("--data", help="folder of the recordings (or DATA_DIR)", **data)
+    export.add_argument("--out", type=pathlib.Path, default=HERE / "bundles", metavar="FOLDER")
+    export.set_defaults(run=run_export)
+
+    evaluate = commands.add_parser(
+        "evaluate", help="judge recordings by the committed bundles and limits; trains nothing"
+    )
+    evaluate.add_argument(
+        "--data", help="folder with any of adi_motor, femto, skab (or DATA_DIR)", **data
+    )
+    evaluate.add_argument(
+        "--out",
+        type=pathlib.Path,
+        required=True,
+        metavar="FOLDER",
+        help="where report.txt, report.json and report.png go",
+    )
+    evaluate.add_argument(
+        "--edge-module",
+        type=pathlib.Path,
+        metavar="PATH",
+        help="the program that judges (or EDGE_MODULE_BIN; without both: ../../target/release/edge-module)",
+    )
+    evaluate.add_argument(
+        "--bundles", type=pathlib.Path, default=HERE / "bundles", metavar="FOLDER"
+    )
+    evaluate.set_defaults(run=run_evaluate)
+
+    golden = commands.add_parser("golden", help="write ../core/tests/golden/features.json")
+    golden.set_defaults(run=run_golden)
+    return top
+
+
+def data_of(arguments):
+    if arguments.data is None:
+        raise DataFault(
+            "--data", "is not given", "name the folder of the recordings with it or with DATA_DIR"
+        )
+    return arguments.data
+
+
+def run_train(arguments):
+    from . import femto, motor
+
+    if arguments.femto:
+        print(
+            json.dumps(
+                femto.leave_one_out(load_femto(data_folder(data_of(arguments), "femto"))), indent=1
+            )
+        )
+        return
+    windows = motor.Windows(load_motor(data_folder(data_of(arguments), "adi_motor")))
+    models = motor.fit(windows, range(len(windows.recordings)))
+    print(
+        json.dumps(
+            {
+                "shape": {
+                    "weights": [round(float(weight), 6) for weight in models.shape.weights],
+                    "bias": round(models.shape.bias, 6),
+                    "threshold-logit": round(models.shape.threshold, 6),
+                },
+                "line": {"threshold-db": round(models.line_threshold * motor.DECIBEL, 4)},
+                "held-out": motor.cross_validate(windows),
+            },
+            indent=1,
+        )
+    )
+
+
+def run_export(arguments):
+    from . import bundle
+
+    recordings = load_motor(data_folder(data_of(arguments), "adi_motor"))
+    for written in bundle.export(recordings, arguments.out):
+        print(json.dumps(written, indent=1))
+
+
+def run_evaluate(arguments):
+    from . import evaluate
+
+    evaluate.run(data_of(arguments), arguments.out, arguments.bundles, arguments.edge_module)
+
+
+def run_golden(_arguments):
+    from . import golden
+
+    golden.write()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+use std::io::Write as _;
+
+use serde_json::{Value, json};
+
+use super::*;
+
+const RATE_HZ: f64 = 1000.0;
+
+fn settings() -> Settings {
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    let text = r#"
+        [model]
+        bundle-dir = ""
+        [vibration]
+        window-samples = 100
+        hop-samples = 100
+        [[machines]]
+        id = "press-1"
+          [[machines.limits]]
+          name = "level"
+          sensor = "press-1/x"
+          quantity = "rms-steady"
+          above = 0.5
+          on-delay = "1500ms"
+    "#;
+    file.write_all(text.as_bytes()).expect("written");
+    Settings::load(Some(file.path())).expect("valid")
+}
+
+/// A tenth of a second, `second` seconds after noon.
+fn block(second: f64, amplitude: f32, recording: &str) -> Vec<u8> {
+    let start = EventTime::from_micros(1_772_366_400_000_000 + (second * MICROS_PER_SECOND) as i64);
+    let header = json!({
+        "sensor": "press-1/x", "start": start.to_string(), "sample-rate-hz": RATE_HZ, "samples": 100, "recording": recording,
+    });
+    let samples = (0..100).map(|index| if index % 2 == 0 { amplitude } else { -amplitude });
+    let mut bytes = format!("{header}\n").into_bytes();
+    bytes.extend(samples.flat_map(f32::to_le_bytes));
+    bytes
+}
+
+fn judged(input: &[u8]) -> (Vec<Value>, Result<(), JudgeError>) {
+    let mut output = Vec::new();
+    let result = judge(&settings(), input, &mut output);
+    let text = String::from_utf8(output).expect("UTF-8");
+    (text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect(), result)
+}
+
+#[test]
+fn a_limit_trips_when_its_delay_is_over_in_the_time_of_the_recording() {
+    let input =
+        [block(0.0, 0.1, ""), block(1.0, 1.0, ""), block(2.0, 1.0, ""), block(9.0, 1.0, "")];
+    let (lines, result) = judged(&input.concat());
+    result.expect("judged");
+    let windows: Vec<&Value> = lines.iter().filter_map(|line| line.get("window")).collect();
+    assert_eq!(windows.len(), 4, "{lines:?}");
+    assert_eq!(windows[1]["start"], "2026-03-01T12:00:01.000000Z");
+    assert_eq!(windows[1]["end"], "2026-03-01T12:00:01.100000Z");
+    assert_eq!(windows[1]["features"]["rms-steady"], 1.0);
+    assert_eq!((&windows[1]["score"], &windows[1]["abnormal"]), (&Value::Null, &Value::Null));
+    // Passed at 1.1 s, and held for 1.5 s: between two blocks.
+    let trip = json!({
+        "trip": {"machine": "press-1", "rule": "level", "sensor": "press-1/x", "at": "2026-03-01T12:00:02.600000Z"}
+    });
+    let trips: Vec<&Value> = lines.iter().filter(|line| line.get("trip").is_some()).collect();
+    assert_eq!(trips, [&trip]);
+    assert_eq!(lines.iter().position(|line| *line == trip), Some(3), "before the last block");
+}
+
+#[test]
+fn another_recording_begins_with_an_armed_interlock_at_any_time() {
+    let one = |name| [block(5.0, 1.0, name), block(9.0, 0.1, name)].concat();
+    let (lines, result) = judged(&[one("first"), one("second")].concat());
+    result.expect("judged");
+    assert_eq!(lines.iter().filter(|line| line.get("trip").is_some()).count(), 2, "{lines:?}");
+}
+
+#[test]
+fn input_of_another_form_names_the_block_and_what_would_be_right() {
+    let good = block(0.0, 0.1, "");
+    let check = |input: &[u8], expected: &str| {
+        let (lines, result) = judged(input);
+        let error = result.expect_err(expected);
+        assert_eq!(error.exit_code(), EXIT_DATA);
+        assert!(error.to_string().contains(expected), "{error}");
+        lines.len()
+    };
+    let with = |key: &str, value: Value| {
+        let end = good.iter().position(|byte| *byte == b'\n').expect("a header");
+        let mut header: Value = serde_json::from_slice(&good[..end]).expect("JSON");
+        header[key] = value;
+        let mut bytes = format!("{header}\n").into_bytes();
+        bytes.extend(&good[end + 1..]);
+        bytes
+    };
+    check(b"{}", "a header is one line");
+    check(b"nonsense\n", "block 1: the header is");
+    check(&with("colour", json!("red")), "unknown field `colour`");
+    check(&with("start", json!("noon")), "\"noon\" is no time");
+    check(&with("samples", json!(0)), "0 samples: 1 to 4194304");
+    check(&with("samples", json!(101)), "ends within its 101 samples");
+    check(&with("sample-rate-hz", json!(0)), "sample-rate-hz is 0: above 0");
+    check(&with("sensor", json!("press-9/x")), "no rule of a machine names sensor press-9/x");
+    let nan = [&good[..good.len() - 4], &f32::NAN.to_le_bytes()].concat();
+    check(&nan, "sample 99 is not finite");
+    let (late, early) = (block(5.0, 0.1, ""), block(1.0, 0.1, ""));
+    let lines =
+        check(&[late, early].concat(), "block 2: it ends before 2026-03-01T12:00:05.100000Z");
+    assert_eq!(lines, 1, "what was judged before is written");
+    let (lines, result) = judged(&[]);
+    result.expect("nothing to judge");
+    assert!(lines.is_empty());
+}
