@@ -1,10 +1,11 @@
 # Each target is one or two plain commands; `make help` lists them.
 # Variables: ARGS and DEMO_DIR and STACK (embedded | real) for `demo`, DATA_DIR (recordings) for `demo` and `test`,
-# ROUNDS and LAKE_HOURS (simulated, of commits each 5 s) for `long`, FUZZ_SECONDS (each of two decoders) for `fuzz` and `long`, PROFILE (release | dev) and BENCH_… (tests/src/bench/mod.rs) for `bench-edge`, BROKERS and LAKE for `aggregator`.
+# ROUNDS and LAKE_HOURS (simulated, of commits each 5 s) for `long`, FUZZ_SECONDS (each of two decoders) for `fuzz` and `long`, PROFILE (release | dev) and BENCH_… (tests/src/bench/mod.rs) for `bench-edge`, BROKERS and LAKE for `aggregator`,
+# DATA and OUT for `evaluate`.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo aggregator test lint fuzz long audit bench bench-aggregator bench-spark bench-edge
+.PHONY: help setup demo aggregator evaluate test lint fuzz long audit bench bench-aggregator bench-spark bench-edge
 
 SETUP := deployment-manifests/local/setup
 # Where rustup puts cargo, for shells that were opened before it was installed.
@@ -22,6 +23,8 @@ FUZZ_DIR = target/fuzz
 PROFILE ?= release
 PROFILE_DIR = $(CURDIR)/target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 BROKERS ?= 127.0.0.1:9092
+DATA ?=
+OUT ?=
 LAKE ?= ./lake
 # The scenarios and the demo start the programs from here.
 export EDGE_MODULE_BIN ?= $(CURDIR)/target/debug/edge-module
@@ -42,6 +45,12 @@ aggregator: ## Read the Kafka topics of BROKERS into the Delta tables of LAKE, a
 	@$(SETUP) reader
 	cargo build --locked --workspace --bins
 	AGGREGATOR__KAFKA__BROKERS=$(BROKERS) AGGREGATOR__LAKE__LOCATION=$(LAKE) target/debug/cloud-aggregator run
+
+evaluate: ## Judge the recordings of DATA by the committed models and limits through the edge module: a report and a picture in OUT
+	@test -n "$(DATA)" -a -n "$(OUT)" || { echo "name both: make evaluate DATA=folder-of-recordings OUT=folder-for-the-report" >&2; exit 64; }
+	@$(SETUP) model
+	cargo build --locked --workspace --bins
+	@cd edge-module/model && $(CURDIR)/target/setup/model-venv/bin/python -m machine_model evaluate --data "$(realpath $(DATA))" --out "$(abspath $(OUT))" --edge-module $(CURDIR)/target/debug/edge-module
 
 test: ## Unit, property, simulation and doc tests, and the scenarios with mosquitto and Apache Kafka
 	@$(SETUP) test

@@ -29,7 +29,11 @@ pub enum Command {
     CheckConfig(ConfigArgument),
     /// Ask a running module whether it is alive: 0 or 1. For container health checks.
     Healthcheck(ConfigArgument),
-    /// Judge recordings as the machine's sensors would be: windows, features, scores and trips as lines of JSON. See the module's README.
+    /// Judge recordings as the machine's sensors would be: windows, features, scores and trips as lines of JSON.
+    ///
+    /// Standard input is any number of blocks, ordered by time: a line {"sensor": "press-1/x", "start": "2026-03-01T08:00:00Z",
+    /// "sample-rate-hz": 20000, "samples": 40000} and so many 32-bit floats, little-endian, in the sensor's unit. "unit" and "recording" may be added: another
+    /// recording begins anew, at any time. Nothing is journalled, sent or stopped. Exit code 65: the input is not of this form.
     Judge(JudgeArguments),
     /// Look at, check, export or repair the journal of a module that does not run.
     Journal(JournalArguments),

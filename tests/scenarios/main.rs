@@ -20,6 +20,7 @@ mod kafka_faults;
 mod lake_disk;
 mod lake_upkeep;
 mod live_settings;
+mod model_evaluation;
 mod offline_gateway;
 mod operation;
 mod outages;
