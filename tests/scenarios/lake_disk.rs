@@ -1,9 +1,12 @@
 //! A lake in a folder whose disk is full, read only, or fails in the middle of an epoch: the aggregator says so and waits, and
 //! every record is there once when the disk works again.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, ensure};
 use e2e_tests::cloud_aggregator::CloudAggregator;
 use e2e_tests::eventually::eventually;
+use e2e_tests::http::metric;
 
 use crate::disk::{FaultyDisk, Word};
 use crate::exactly_once;
@@ -12,6 +15,11 @@ use crate::plant::{DEADLINE, Plant};
 
 /// So many of the first calls of an epoch fail, each once; `DISK_ROUNDS` sets another number.
 const CALLS_OF_EPOCH: u64 = 10;
+const MICRO_BATCH: &str = "AGGREGATOR__TRIGGER__PROCESSING_TIME";
+const CONTINUOUS: &str = "AGGREGATOR__TRIGGER__CONTINUOUS";
+/// Windows over the limit in each minute of the feeder: of every third of twelve sensors.
+const ALERTS_OF_MINUTE: i64 = 4;
+const LETTERS_OF_MINUTE: i64 = 12;
 
 struct FaultyLake {
     plant: Plant,
@@ -21,7 +29,7 @@ struct FaultyLake {
 }
 
 impl FaultyLake {
-    fn start(name: &str) -> anyhow::Result<Self> {
+    fn start(name: &str, trigger: &str) -> anyhow::Result<Self> {
         let mut plant = exactly_once::plant(name)?;
         std::fs::create_dir_all(&plant.aggregator_settings.lake)?;
         let lake = plant.aggregator_settings.lake.canonicalize()?;
@@ -30,7 +38,7 @@ impl FaultyLake {
         let environment = &mut plant.aggregator_settings.environment;
         environment.extend_from_slice(disk.environment());
         for (variable, value) in [
-            ("AGGREGATOR__TRIGGER__PROCESSING_TIME", "100ms"),
+            (trigger, "100ms"),
             ("AGGREGATOR__LAKE__RETRY_MIN", "50ms"),
             ("AGGREGATOR__LAKE__RETRY_MAX", "500ms"),
         ] {
@@ -64,7 +72,7 @@ impl FaultyLake {
 
 #[test]
 fn rows_wait_while_the_disk_is_full_or_read_only_and_come_once() -> anyhow::Result<()> {
-    let mut lake = FaultyLake::start("lake-disk")?;
+    let mut lake = FaultyLake::start("lake-disk", MICRO_BATCH)?;
     for (word, words) in
         [(Word::QuotaBytes, "No space left on device"), (Word::ReadOnly, "Read-only file system")]
     {
@@ -85,9 +93,56 @@ fn rows_wait_while_the_disk_is_full_or_read_only_and_come_once() -> anyhow::Resu
     Ok(())
 }
 
+/// How often the webhook got each alert.
+fn posts(plant: &Plant) -> anyhow::Result<BTreeMap<String, u64>> {
+    let mut posts = BTreeMap::new();
+    for body in plant.webhook.bodies() {
+        let body: serde_json::Value = serde_json::from_str(&body)?;
+        let id = body["id"].as_str().context("an alert without id")?;
+        *posts.entry(id.to_owned()).or_default() += 1;
+    }
+    Ok(posts)
+}
+
+#[test]
+fn alerts_leave_at_once_and_only_once_while_the_lake_takes_no_rows() -> anyhow::Result<()> {
+    let mut lake = FaultyLake::start("lake-disk-alerts", CONTINUOUS)?;
+    let failed = lake.disk.get(Word::FailedCalls)?;
+    lake.disk.set(Word::QuotaBytes, 1)?;
+    lake.wait_for_failure(failed)?;
+    eventually("all alerts have left, and the epoch was tried again and again", DEADLINE, || {
+        let attempts = lake.aggregator.metric("aggregator_lake_failures_total")?;
+        let alerts = i64::try_from(posts(&lake.plant)?.len())?;
+        let due = lake.feeder.minutes * ALERTS_OF_MINUTE;
+        ensure!(attempts >= 6.0 && alerts == due, "{attempts} attempts, {alerts} of {due} alerts");
+        Ok(())
+    })?;
+    lake.disk.set(Word::QuotaBytes, 0)?;
+    lake.wait_until_ready()?;
+    lake.feeder.feed()?;
+    lake.feeder.check(&lake.plant)?;
+    let minutes = lake.feeder.minutes;
+    eventually("all is delivered and counted", DEADLINE, || {
+        let metrics = lake.aggregator.metrics()?;
+        let pending = metric(&metrics, "aggregator_alerts_pending", "");
+        let alerts = metric(&metrics, "aggregator_alerts_total", "");
+        let letters = metric(&metrics, "aggregator_dead_letters_total", "json");
+        let due = (minutes * ALERTS_OF_MINUTE) as f64;
+        ensure!(pending == Some(0.0) && alerts == Some(due), "{pending:?} {alerts:?} of {due}");
+        let due = (minutes * LETTERS_OF_MINUTE) as f64;
+        ensure!(letters == Some(due), "{letters:?} of {due} dead letters");
+        Ok(())
+    })?;
+    let posts = posts(&lake.plant)?;
+    assert_eq!(i64::try_from(posts.len())?, minutes * ALERTS_OF_MINUTE);
+    let repeated: Vec<_> = posts.iter().filter(|(_, count)| **count > 1).collect();
+    assert!(repeated.is_empty(), "sent more than once: {repeated:?}");
+    Ok(())
+}
+
 #[test]
 fn a_call_that_fails_at_any_place_of_an_epoch_loses_and_doubles_nothing() -> anyhow::Result<()> {
-    let mut lake = FaultyLake::start("lake-disk-calls")?;
+    let mut lake = FaultyLake::start("lake-disk-calls", MICRO_BATCH)?;
     for word in [Word::WriteFails, Word::SyncFails] {
         for after in 0..number("DISK_ROUNDS").unwrap_or(CALLS_OF_EPOCH) {
             let failed = lake.disk.get(Word::FailedCalls)?;
