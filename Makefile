@@ -50,7 +50,7 @@ evaluate: ## Judge the recordings of DATA by the committed models and limits thr
 	@test -n "$(DATA)" -a -n "$(OUT)" || { echo "name both: make evaluate DATA=folder-of-recordings OUT=folder-for-the-report" >&2; exit 64; }
 	@$(SETUP) model
 	cargo build --locked --workspace --bins
-	@cd edge-module/model && $(CURDIR)/target/setup/model-venv/bin/python -m machine_model evaluate --data "$(realpath $(DATA))" --out "$(abspath $(OUT))" --edge-module $(CURDIR)/target/debug/edge-module
+	@data=$$(realpath -m -- "$(DATA)") && out=$$(realpath -m -- "$(OUT)") && cd edge-module/model && $(CURDIR)/target/setup/model-venv/bin/python -m machine_model evaluate --data "$$data" --out "$$out" --edge-module $(CURDIR)/target/debug/edge-module
 
 test: ## Unit, property, simulation and doc tests, and the scenarios with mosquitto and Apache Kafka
 	@$(SETUP) test

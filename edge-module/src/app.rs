@@ -66,8 +66,7 @@ const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
 pub fn check(settings: Settings) -> ExitCode {
     match load_model(&settings) {
         Ok(model) => {
-            let beyond = model.as_ref().map(|model| settings.bands_beyond(bands_of(model)));
-            let beyond = beyond.unwrap_or_default();
+            let beyond = model.as_ref().map(|model| beyond(&settings, model)).unwrap_or_default();
             if !beyond.is_empty() {
                 say(format_args!("wrong settings\n{}", beyond.join("\n")));
                 return ExitCode::from(EXIT_CONFIG);
@@ -159,7 +158,7 @@ fn load_model(settings: &Settings) -> anyhow::Result<Option<Bundle>> {
 fn model_or_event(settings: &Settings) -> (Option<Bundle>, Option<MachineEvent>) {
     match load_model(settings) {
         Ok(model) => {
-            let beyond = model.as_ref().map(|model| settings.bands_beyond(bands_of(model)));
+            let beyond = model.as_ref().map(|model| beyond(settings, model));
             for limit in beyond.unwrap_or_default() {
                 error!(limit, "a limit is judged by nobody");
             }
@@ -177,8 +176,11 @@ fn model_or_event(settings: &Settings) -> (Option<Bundle>, Option<MachineEvent>)
     }
 }
 
-fn bands_of(model: &Bundle) -> usize {
-    model.metadata().features.band_edges_hz.len().saturating_sub(1)
+/// Limits on what the model does not compute.
+fn beyond(settings: &Settings, model: &Bundle) -> Vec<String> {
+    let features = &model.metadata().features;
+    let bands = features.band_edges_hz.len().saturating_sub(1);
+    settings.beyond_model(bands, features.line_hz.is_some())
 }
 
 fn own_event(

@@ -33,7 +33,9 @@ pub enum Command {
     ///
     /// Standard input is any number of blocks, ordered by time: a line {"sensor": "press-1/x", "start": "2026-03-01T08:00:00Z",
     /// "sample-rate-hz": 20000, "samples": 40000} and so many 32-bit floats, little-endian, in the sensor's unit. "unit" and "recording" may be added: another
-    /// recording begins anew, at any time. Nothing is journalled, sent or stopped. Exit code 65: the input is not of this form.
+    /// recording begins anew, at any time. Lines are "window", "trip", "alarm" (a rule that only warns) and "suppressed" (dry run, or a start); "at" is the
+    /// end of the block that decided, or of a delay. As on the machine, a trip is latched: for the rest of its recording nothing more trips. Nothing is
+    /// journalled, sent or stopped. Exit code 65: the input is not of this form.
     Judge(JudgeArguments),
     /// Look at, check, export or repair the journal of a module that does not run.
     Journal(JournalArguments),

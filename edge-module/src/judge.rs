@@ -95,6 +95,8 @@ struct Header {
 #[serde(rename_all = "kebab-case")]
 enum Line<'a> {
     Window {
+        #[serde(skip_serializing_if = "str::is_empty")]
+        recording: &'a str,
         sensor: &'a SensorId,
         start: String,
         end: String,
@@ -110,10 +112,15 @@ enum Line<'a> {
 
 #[derive(Serialize)]
 struct Finding<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    recording: &'a str,
     machine: &'a MachineId,
     rule: &'a str,
     sensor: Option<&'a SensorId>,
+    /// The end of the block that decided, or the end of a delay.
     at: String,
+    /// With its numbers.
+    detail: String,
 }
 
 /// Judges standard input.
@@ -127,7 +134,10 @@ pub fn run(settings: &Settings, output: Option<&Path>) -> ExitCode {
         None => judge(settings, input, BufWriter::new(std::io::stdout().lock())),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(tally) => {
+            say(tally);
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             say(&error);
             ExitCode::from(error.exit_code())
@@ -143,7 +153,7 @@ pub fn judge(
     settings: &Settings,
     mut input: impl BufRead,
     mut output: impl Write,
-) -> Result<(), JudgeError> {
+) -> Result<Tally, JudgeError> {
     let folder = &settings.model.bundle_dir;
     let model = match folder.as_os_str().is_empty() {
         true => None,
@@ -154,6 +164,7 @@ pub fn judge(
         }
     };
     let mut bench: Option<Bench<'_>> = None;
+    let mut tally = Tally::default();
     let mut number = 0;
     let result = loop {
         number += 1;
@@ -164,6 +175,9 @@ pub fn judge(
         };
         let is_same = bench.as_ref().is_some_and(|bench| bench.recording == header.recording);
         if !is_same {
+            if let Some(bench) = &bench {
+                tally.add(bench);
+            }
             bench = Some(Bench::new(settings, model.as_ref(), &header, &block)?);
         }
         let Some(bench) = &mut bench else { break Ok(()) };
@@ -172,7 +186,44 @@ pub fn judge(
         }
     };
     output.flush()?;
-    result
+    if let Some(bench) = &bench {
+        tally.add(bench);
+    }
+    result.map(|()| tally)
+}
+
+/// What was judged, for people.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Blocks taken.
+    pub blocks: u64,
+    /// Windows that they made.
+    pub windows: u64,
+    /// Sensors that had blocks and not one window, by recording.
+    pub without_window: u64,
+}
+
+impl Tally {
+    fn add(&mut self, bench: &Bench<'_>) {
+        self.blocks += bench.windows.values().map(|(blocks, _)| blocks).sum::<u64>();
+        self.windows += bench.windows.values().map(|(_, windows)| windows).sum::<u64>();
+        self.without_window +=
+            bench.windows.values().filter(|(_, windows)| *windows == 0).count() as u64;
+    }
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { blocks, windows, without_window } = self;
+        write!(formatter, "{blocks} blocks judged, {windows} windows")?;
+        if *without_window > 0 {
+            write!(
+                formatter,
+                "; {without_window} times a sensor had blocks and no window: they are shorter than one, or overlap, or have gaps"
+            )?;
+        }
+        Ok(())
+    }
 }
 
 /// `None` at the end of the input.
@@ -245,6 +296,8 @@ struct Bench<'a> {
     model: Option<&'a Bundle>,
     analysis: Analysis,
     interlocks: BTreeMap<MachineId, Interlock>,
+    /// Blocks and windows of each sensor.
+    windows: BTreeMap<SensorId, (u64, u64)>,
     /// Sensors that the model judges.
     scored: BTreeSet<SensorId>,
     began: Instant,
@@ -276,6 +329,7 @@ impl<'a> Bench<'a> {
             model,
             analysis: Analysis::new(settings, model),
             interlocks,
+            windows: BTreeMap::new(),
             scored: settings.machines.iter().flat_map(|it| it.scored_sensors.clone()).collect(),
             began,
             start: first.first_sample,
@@ -314,7 +368,7 @@ impl<'a> Bench<'a> {
         let mut lines = Vec::new();
         let threshold = self.model.map(|model| model.threshold().value());
         let judged = self.analysis.handle_block(block, |window, features, score| {
-            lines.push(line(sensor, window, features, score, threshold));
+            lines.push(line(&self.recording, sensor, window, features, score, threshold));
             actions.extend(interlock.handle_features(
                 sensor,
                 |name| features.get_by_text(name),
@@ -325,10 +379,12 @@ impl<'a> Bench<'a> {
             }
         });
         judged.map_err(|error| wrong(error.to_string()))?;
+        let counts = self.windows.entry(sensor.clone()).or_default();
+        *counts = (counts.0 + 1, counts.1 + lines.len() as u64);
         for line in lines {
             write_line(output, &line)?;
         }
-        tell(&block.machine_id, &actions, now.time, output)
+        tell(&self.recording, &block.machine_id, &actions, now.time, output)
     }
 
     /// What falls due until now, at its time.
@@ -346,7 +402,7 @@ impl<'a> Bench<'a> {
                 let time = self.start.micros().saturating_add(micros.unwrap_or(i64::MAX));
                 let moment = Moment { instant: at, time: EventTime::from_micros(time) };
                 let actions = interlock.handle_timeout(moment);
-                tell(machine, &actions, moment.time, output)?;
+                tell(&self.recording, machine, &actions, moment.time, output)?;
             }
         }
         Ok(())
@@ -359,6 +415,7 @@ impl<'a> Bench<'a> {
 }
 
 fn line<'a>(
+    recording: &'a str,
     sensor: &'a SensorId,
     window: &Window,
     features: &Features,
@@ -367,6 +424,7 @@ fn line<'a>(
 ) -> Line<'a> {
     let score = score.map(AnomalyScore::value);
     Line::Window {
+        recording,
         sensor,
         start: window.first_sample.to_string(),
         end: window.end().to_string(),
@@ -377,16 +435,19 @@ fn line<'a>(
 }
 
 fn tell<'a>(
+    recording: &'a str,
     machine: &'a MachineId,
     actions: &'a [Action],
     at: EventTime,
     output: &mut impl Write,
 ) -> Result<(), JudgeError> {
     let finding = |cause: &'a TripCause| Finding {
+        recording,
         machine,
         rule: cause.rule(),
         sensor: cause.sensor(),
         at: at.to_string(),
+        detail: cause.to_string(),
     };
     for action in actions {
         match action {

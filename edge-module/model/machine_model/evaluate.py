@@ -53,6 +53,7 @@ def run(data, out, bundles, edge_module=None):
         skab=result.get("skab"),
     )
     print(text, end="")
+    print(f"\nwritten to {out}: report.txt, report.json, report.png")
 
 
 def prepare(out):

@@ -77,7 +77,7 @@ def motor(result, bundles):
     if result["recordings-trained-on"]:
         out += (
             f"{result['recordings-trained-on']} of {result['recordings']} recordings are ones that the "
-            "bundles were trained on: these figures flatter. README.md has those of held-out groups.\n"
+            "bundles were trained on: these figures flatter. edge-module/model/README.md has those of held-out groups.\n"
         )
     out += (
         "A window is abnormal if either says so; `at` is the recall at a level that so many of these "

@@ -43,30 +43,34 @@ impl Settings {
         lines
     }
 
-    /// Limits on bands that the model of the bundle does not have, by their number.
+    /// Limits on what the model of the bundle does not compute: bands by their number, and the line.
     #[must_use]
-    pub fn bands_beyond(&self, bands: usize) -> Vec<String> {
+    pub fn beyond_model(&self, bands: usize, has_line: bool) -> Vec<String> {
         let limits = self
             .machines
             .iter()
             .flat_map(|machine| machine.limits.iter().map(move |limit| (&machine.id, limit)));
-        let beyond = limits.filter(|(_, limit)| {
-            let number = limit.quantity.strip_prefix("band-").and_then(|text| text.parse().ok());
-            number.is_some_and(|number: usize| number >= bands)
-        });
-        beyond
-            .map(|(machine, limit)| {
-                let (name, quantity) = (&limit.name, &limit.quantity);
+        let complaint = |(machine, limit): (&shared_proto::model::MachineId, &Limit)| {
+            let (name, quantity) = (&limit.name, &limit.quantity);
+            if quantity == "line" && !has_line {
+                return Some(format!(
+                    "machine {machine}, limit {name}: line: the model does not look for one (features.line-hz of its bundle)"
+                ));
+            }
+            let number: usize = quantity.strip_prefix("band-")?.parse().ok()?;
+            (number >= bands).then(|| {
                 format!("machine {machine}, limit {name}: {quantity}: the model has {bands} bands, from band-00")
             })
-            .collect()
+        };
+        limits.filter_map(complaint).collect()
     }
 }
 
 fn check_limit(path: &str, machine: &Machine, limit: &Limit, faults: &mut Faults) {
-    if limit.quantity.starts_with("band-") && !machine.scored_sensors.contains(&limit.sensor) {
+    let is_of_model = limit.quantity.starts_with("band-") || limit.quantity == "line";
+    if is_of_model && !machine.scored_sensors.contains(&limit.sensor) {
         let text = format!(
-            "{:?}: bands are those of the model: add {} to scored-sensors",
+            "{:?}: bands and line are those of the model: add {} to scored-sensors",
             limit.quantity, limit.sensor
         );
         faults.add(format!("{path}.quantity"), text);
@@ -179,9 +183,18 @@ mod tests {
         let settings =
             load(&format!("scored-sensors = [\"s\"]\n{band}[model]\nbundle-dir = \"b\"\n"))
                 .expect("valid");
-        assert_eq!(settings.bands_beyond(9), [""; 0]);
-        let beyond = settings.bands_beyond(8).concat();
+        assert_eq!(settings.beyond_model(9, false), [""; 0]);
+        let beyond = settings.beyond_model(8, true).concat();
         assert!(beyond.contains("limit hum: band-08: the model has 8 bands"), "{beyond}");
+        let line = band.replace("band-08", "line");
+        let faults = load(&line).expect_err("no model scores it");
+        assert!(faults.contains("add s to scored-sensors"), "{faults}");
+        let settings =
+            load(&format!("scored-sensors = [\"s\"]\n{line}[model]\nbundle-dir = \"b\"\n"))
+                .expect("valid");
+        assert_eq!(settings.beyond_model(0, true), [""; 0]);
+        let beyond = settings.beyond_model(8, false).concat();
+        assert!(beyond.contains("limit hum: line: the model does not look for one"), "{beyond}");
     }
 
     #[test]

@@ -265,7 +265,7 @@ impl Settings {
         if quantity != "value" && quantity.parse::<FeatureName>().is_err() {
             faults.add(
                 format!("{path}.limits.quantity"),
-                format!("{quantity:?} is neither value nor a feature: rms, peak, crest-factor, kurtosis, band-00 …"),
+                format!("{quantity:?} is neither value nor a feature: rms, peak, crest-factor, kurtosis, rms-steady, line, band-00 …"),
             );
         }
     }

@@ -39,7 +39,7 @@ fn block(second: f64, amplitude: f32, recording: &str) -> Vec<u8> {
     bytes
 }
 
-fn judged(input: &[u8]) -> (Vec<Value>, Result<(), JudgeError>) {
+fn judged(input: &[u8]) -> (Vec<Value>, Result<Tally, JudgeError>) {
     let mut output = Vec::new();
     let result = judge(&settings(), input, &mut output);
     let text = String::from_utf8(output).expect("UTF-8");
@@ -51,7 +51,7 @@ fn a_limit_trips_when_its_delay_is_over_in_the_time_of_the_recording() {
     let input =
         [block(0.0, 0.1, ""), block(1.0, 1.0, ""), block(2.0, 1.0, ""), block(9.0, 1.0, "")];
     let (lines, result) = judged(&input.concat());
-    result.expect("judged");
+    assert_eq!(result.expect("judged"), Tally { blocks: 4, windows: 4, without_window: 0 });
     let windows: Vec<&Value> = lines.iter().filter_map(|line| line.get("window")).collect();
     assert_eq!(windows.len(), 4, "{lines:?}");
     assert_eq!(windows[1]["start"], "2026-03-01T12:00:01.000000Z");
@@ -60,7 +60,10 @@ fn a_limit_trips_when_its_delay_is_over_in_the_time_of_the_recording() {
     assert_eq!((&windows[1]["score"], &windows[1]["abnormal"]), (&Value::Null, &Value::Null));
     // Passed at 1.1 s, and held for 1.5 s: between two blocks.
     let trip = json!({
-        "trip": {"machine": "press-1", "rule": "level", "sensor": "press-1/x", "at": "2026-03-01T12:00:02.600000Z"}
+        "trip": {
+            "machine": "press-1", "rule": "level", "sensor": "press-1/x", "at": "2026-03-01T12:00:02.600000Z",
+            "detail": "press-1/x is 1, past 0.5 of limit level",
+        }
     });
     let trips: Vec<&Value> = lines.iter().filter(|line| line.get("trip").is_some()).collect();
     assert_eq!(trips, [&trip]);
@@ -72,7 +75,9 @@ fn another_recording_begins_with_an_armed_interlock_at_any_time() {
     let one = |name| [block(5.0, 1.0, name), block(9.0, 0.1, name)].concat();
     let (lines, result) = judged(&[one("first"), one("second")].concat());
     result.expect("judged");
-    assert_eq!(lines.iter().filter(|line| line.get("trip").is_some()).count(), 2, "{lines:?}");
+    let of = |line: &Value| line.get("trip").map(|trip| trip["recording"].clone());
+    let trips: Vec<Value> = lines.iter().filter_map(of).collect();
+    assert_eq!(trips, ["first", "second"], "{lines:?}");
 }
 
 #[test]
@@ -108,6 +113,10 @@ fn input_of_another_form_names_the_block_and_what_would_be_right() {
         check(&[late, early].concat(), "block 2: it ends before 2026-03-01T12:00:05.100000Z");
     assert_eq!(lines, 1, "what was judged before is written");
     let (lines, result) = judged(&[]);
-    result.expect("nothing to judge");
+    assert_eq!(result.expect("nothing to judge"), Tally::default());
     assert!(lines.is_empty());
+    // One whose blocks overlap begins a new window with each.
+    let (lines, result) = judged(&[block(0.0, 0.1, ""), block(0.05, 0.1, "")].concat());
+    assert_eq!(lines.len(), 2, "a block is a window here");
+    assert_eq!(result.expect("judged").to_string(), "2 blocks judged, 2 windows");
 }

@@ -68,6 +68,23 @@ fn committed_bundle_loads_and_passes_its_self_test() {
 }
 
 #[test]
+fn each_committed_bundle_passes_its_self_test_and_is_small() {
+    let bundles = Path::new(env!("CARGO_MANIFEST_DIR")).join("model/bundles");
+    let mut loaded = Vec::new();
+    for entry in std::fs::read_dir(bundles).expect("listed") {
+        let folder = entry.expect("an entry").path();
+        let bundle = Bundle::load(&folder).expect("passes");
+        let files = [MODEL_FILE, METADATA_FILE].map(|file| folder.join(file));
+        let bytes = files.map(|file| std::fs::metadata(file).expect("there").len());
+        assert!(bytes.iter().sum::<u64>() <= 200_000, "{}: {bytes:?}", folder.display());
+        loaded.push((bundle.metadata().name.clone(), bundle.metadata().axis.clone()));
+    }
+    loaded.sort();
+    let expected = [("motor", ""), ("motor-line", "X"), ("motor-shape", "Z")];
+    assert_eq!(loaded, expected.map(|(name, axis)| (name.to_owned(), axis.to_owned())));
+}
+
+#[test]
 fn scorer_moves_to_another_thread_and_answers_the_same() {
     let bundle = Bundle::load(&committed()).unwrap();
     let vector = &bundle.metadata().self_test.scores[0];
@@ -169,6 +186,12 @@ fn metadata_out_of_range_is_refused_with_its_key() {
     };
     check("/format", json!(2), "format is 2, this program reads 1");
     check("/features/definition", json!(3), "features.definition is 3");
+    check("/features/definition", json!(0), "features.definition is 0");
+    check(
+        "/features/order/0",
+        json!("line"),
+        "features.order names line, features.line-hz does not say",
+    );
     check("/features/order/0", json!("colour"), "\"colour\" is not a feature");
     check("/features/order/0", json!("band-08"), "features.order names band-08");
     check("/threshold", json!(1.5), "threshold is 1.5, it must be above 0, at most 1");

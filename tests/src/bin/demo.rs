@@ -1,5 +1,6 @@
 //! `demo`: three machines, one fault, one network cut, and nothing lost. `make demo` builds and runs it.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -24,7 +25,18 @@ struct Arguments {
     seed: u64,
 }
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
+    match tell() {
+        Ok(code) => code,
+        Err(error) => {
+            // Without the stack trace that RUST_BACKTRACE adds to an error that `main` returns. Nobody listens if it fails.
+            drop(writeln!(std::io::stderr(), "demo: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn tell() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     let options = Options {
         stack: stack()?,

@@ -286,7 +286,7 @@ fn print_places(narrator: &Narrator, dir: &Path) {
     let python = crate::setup_dir().join("venv/bin/python");
     let script = crate::workspace_root().join("tests/src/lake_reader.py");
     narrator.print(Tone::Plain, "   read the tables with");
-    let query = "SELECT sensor_id, window_start, count FROM anomalies";
+    let query = "SELECT rule, sensor_id, window_start, count, revision, is_anomaly FROM anomalies";
     let command = format!("{} query {shown}/lake '{query}'", script.display());
     let line = if python.exists() {
         format!("     {} {command}", python.display())
