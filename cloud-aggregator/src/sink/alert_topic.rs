@@ -170,7 +170,12 @@ impl AlertTopic {
             report_outcome(outcomes, &delivery, Some(error.to_string())).await;
             return;
         }
-        warn!(topic = self.topic, %error, alert = &*delivery.id, "alert was not taken, trying again");
+        let alert = &*delivery.id;
+        // Of those that fail together one is told.
+        match sending.retry_at {
+            None => warn!(topic = self.topic, %error, alert, "alert was not taken, trying again"),
+            Some(_) => debug!(topic = self.topic, %error, alert, "alert was not taken, either"),
+        }
         self.retry(delivery, sending);
     }
 
