@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use edge_core::features::{FeatureExtractor, Features};
+use edge_core::interlock::{Action, Interlock, Moment};
 use edge_core::vibration::{Window, WindowAssembler, WindowShape, WindowShapeError};
 use shared_proto::model::{SensorId, WaveformBlock};
 use tracing::{error, warn};
@@ -234,6 +235,32 @@ impl Analysis {
         self.sensors.insert(sensor_id.clone(), analysis);
         Ok(())
     }
+}
+
+/// Takes a block to the interlock and each window that it completes, with its features and score: the one way from samples to a decision, of the
+/// stop path and of recordings. `seen` learns of each window.
+///
+/// Where the block is over a limit, the actions are those of the block itself.
+pub fn judge_block(
+    analysis: &mut Analysis,
+    interlock: &mut Interlock,
+    block: &WaveformBlock,
+    depth: Depth,
+    now: impl Fn() -> Moment,
+    mut seen: impl FnMut(&Window, &Features, Option<AnomalyScore>),
+) -> (Vec<Action>, Result<(), AnalysisError>) {
+    let sensor = &block.sensor_id;
+    let mut actions = interlock.handle_block(block, now());
+    let result = analysis.handle_block_to(block, depth, |window, features, score| {
+        seen(window, features, score);
+        let now = now();
+        let feature = |name: &str| features.get_by_text(name);
+        actions.extend(interlock.handle_features(sensor, feature, now));
+        if let Some(score) = score {
+            actions.extend(interlock.handle_score(sensor, score.value(), now));
+        }
+    });
+    (actions, result)
 }
 
 /// Sensors with a limit on a band of their spectrum.

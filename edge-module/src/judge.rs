@@ -25,7 +25,7 @@ use edge_core::vibration::Window;
 use serde::{Deserialize, Serialize};
 use shared_proto::model::{EventTime, MachineId, SensorId, WaveformBlock};
 
-use crate::analysis::Analysis;
+use crate::analysis::{Analysis, Depth, judge_block};
 use crate::cli::{EXIT_CONFIG, say};
 use crate::config::Settings;
 use crate::scoring::{AnomalyScore, Bundle};
@@ -296,6 +296,8 @@ struct Bench<'a> {
     model: Option<&'a Bundle>,
     analysis: Analysis,
     interlocks: BTreeMap<MachineId, Interlock>,
+    /// Scores from which on a window counts, of machines with votes.
+    thresholds: BTreeMap<MachineId, f64>,
     /// Blocks and windows of each sensor.
     windows: BTreeMap<SensorId, (u64, u64)>,
     /// Sensors that the model judges.
@@ -316,9 +318,13 @@ impl<'a> Bench<'a> {
     ) -> Result<Self, JudgeError> {
         let threshold = model.map_or(1.0, |model| model.threshold().value());
         let began = Instant::now();
-        let mut interlocks = BTreeMap::new();
+        let (mut interlocks, mut thresholds) = (BTreeMap::new(), BTreeMap::new());
         for machine in &settings.machines {
             let rules = settings.interlock(machine, threshold);
+            // A machine may have one of its own.
+            if let Some(vote) = &rules.score_vote {
+                thresholds.insert(machine.id.clone(), vote.threshold);
+            }
             let interlock = Interlock::new(machine.id.clone(), rules, began).map_err(|faults| {
                 JudgeError::Settings(format!("machine {}: {faults:?}", machine.id))
             })?;
@@ -329,6 +335,7 @@ impl<'a> Bench<'a> {
             model,
             analysis: Analysis::new(settings, model),
             interlocks,
+            thresholds,
             windows: BTreeMap::new(),
             scored: settings.machines.iter().flat_map(|it| it.scored_sensors.clone()).collect(),
             began,
@@ -364,20 +371,13 @@ impl<'a> Bench<'a> {
         let now = self.moment(self.now);
         let Some(interlock) = self.interlocks.get_mut(&block.machine_id) else { return Ok(()) };
         let sensor = &block.sensor_id;
-        let mut actions = interlock.handle_block(block, now);
         let mut lines = Vec::new();
-        let threshold = self.model.map(|model| model.threshold().value());
-        let judged = self.analysis.handle_block(block, |window, features, score| {
+        let threshold = self.thresholds.get(&block.machine_id).copied();
+        let analysis = &mut self.analysis;
+        let seen = |window: &Window, features: &Features, score| {
             lines.push(line(&self.recording, sensor, window, features, score, threshold));
-            actions.extend(interlock.handle_features(
-                sensor,
-                |name| features.get_by_text(name),
-                now,
-            ));
-            if let Some(score) = score {
-                actions.extend(interlock.handle_score(sensor, score.value(), now));
-            }
-        });
+        };
+        let (actions, judged) = judge_block(analysis, interlock, block, Depth::Full, || now, seen);
         judged.map_err(|error| wrong(error.to_string()))?;
         let counts = self.windows.entry(sensor.clone()).or_default();
         *counts = (counts.0 + 1, counts.1 + lines.len() as u64);

@@ -25,7 +25,7 @@ use tracing::{debug, error, info, warn};
 use crate::actuation::messages::{RefusedRequest, ShownLatch};
 use crate::actuation::{Actuation, PathReport, TaskEnd, Told};
 use crate::admin::{Board, Part};
-use crate::analysis::{Analysis, Depth};
+use crate::analysis::{Analysis, Depth, judge_block};
 use crate::backlog::{Backlog, Piece, Pieces};
 use crate::config::{AfterRestart, Settings};
 use crate::kafka::now;
@@ -364,20 +364,10 @@ impl Protection {
         };
         let Some(interlock) = self.interlocks.get_mut(&machine_id) else { return };
         let sensor = &block.sensor_id;
-        let mut actions = interlock.handle_block(block, moment());
         let mut windows = 0;
-        let result = self.analysis.handle_block_to(block, depth, |_, features, score| {
-            windows += 1;
-            let now = moment();
-            actions.extend(interlock.handle_features(
-                sensor,
-                |name| features.get_by_text(name),
-                now,
-            ));
-            if let Some(score) = score {
-                actions.extend(interlock.handle_score(sensor, score.value(), now));
-            }
-        });
+        let seen = |_: &_, _: &_, _| windows += 1;
+        let analysis = &mut self.analysis;
+        let (actions, result) = judge_block(analysis, interlock, block, depth, moment, seen);
         metrics::counter!(telemetry::PROTECTION_WINDOWS).increment(windows);
         if let Err(error) = result {
             debug!(%sensor, %error, "block not judged");

@@ -47,6 +47,13 @@ impl Encoding {
     /// A content type that is neither JSON in UTF-8 nor protobuf.
     pub fn from_content_type(value: Option<&[u8]>) -> Result<Self, DecodeError> {
         let Some(value) = value else { return Ok(Self::Json) };
+        // As nearly all records have it: this is asked for each.
+        if value == CONTENT_TYPE_JSON.as_bytes() {
+            return Ok(Self::Json);
+        }
+        if value == CONTENT_TYPE_PROTOBUF.as_bytes() {
+            return Ok(Self::Protobuf);
+        }
         let mut parts = content_type_parts(value);
         let media_type = parts.next().unwrap_or_default().trim_ascii();
         if media_type.eq_ignore_ascii_case(CONTENT_TYPE_PROTOBUF.as_bytes()) {

@@ -19,6 +19,7 @@ use aggregator_core::rows::Offset;
 use aggregator_core::{Alert, AnomalyRow, Micros, PartitionState, ProcessingTime};
 use deltalake::arrow::array::RecordBatch;
 use deltalake::writer::{DeltaWriter as _, RecordBatchWriter};
+use futures_util::future::join_all;
 use metrics::counter;
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{debug, info, warn};
@@ -342,14 +343,16 @@ impl Tables {
     /// to every table read it back to the last checkpoint.
     async fn sum_logs_up(&self, commits: u64) {
         let all = self.side_tables.values().chain(&self.current).chain([&self.telemetry]);
-        for table in all {
+        // All at once: it is a start that waits.
+        join_all(all.map(|table| async {
             match within(self.operation_timeout, table.sum_up(commits)).await {
                 Ok(true) => info!(table = table.name(), "summed the log up"),
                 Ok(false) => {}
                 // The commits are there; it only takes longer to read them.
                 Err(error) => warn!(error = describe(&error), "the log is not summed up"),
             }
-        }
+        }))
+        .await;
     }
 
     async fn commit(

@@ -7,8 +7,8 @@ use super::*;
 const RATE_HZ: f64 = 1000.0;
 
 fn settings() -> Settings {
-    let mut file = tempfile::NamedTempFile::new().expect("a file");
-    let text = r#"
+    settings_of(
+        r#"
         [model]
         bundle-dir = ""
         [vibration]
@@ -22,7 +22,12 @@ fn settings() -> Settings {
           quantity = "rms-steady"
           above = 0.5
           on-delay = "1500ms"
-    "#;
+    "#,
+    )
+}
+
+fn settings_of(text: &str) -> Settings {
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
     file.write_all(text.as_bytes()).expect("written");
     Settings::load(Some(file.path())).expect("valid")
 }
@@ -40,8 +45,12 @@ fn block(second: f64, amplitude: f32, recording: &str) -> Vec<u8> {
 }
 
 fn judged(input: &[u8]) -> (Vec<Value>, Result<Tally, JudgeError>) {
+    judged_by(&settings(), input)
+}
+
+fn judged_by(settings: &Settings, input: &[u8]) -> (Vec<Value>, Result<Tally, JudgeError>) {
     let mut output = Vec::new();
-    let result = judge(&settings(), input, &mut output);
+    let result = judge(settings, input, &mut output);
     let text = String::from_utf8(output).expect("UTF-8");
     (text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect(), result)
 }
@@ -119,4 +128,28 @@ fn input_of_another_form_names_the_block_and_what_would_be_right() {
     let (lines, result) = judged(&[block(0.0, 0.1, ""), block(0.05, 0.1, "")].concat());
     assert_eq!(lines.len(), 2, "a block is a window here");
     assert_eq!(result.expect("judged").to_string(), "2 blocks judged, 2 windows");
+}
+
+#[test]
+fn a_window_is_abnormal_by_the_threshold_of_its_machine() {
+    let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("model/bundles/motor-v1");
+    let header = json!({
+        "sensor": "press-1/x", "start": "2026-03-01T12:00:00Z", "sample-rate-hz": 20_000.0, "samples": 2048,
+    });
+    let mut input = format!("{header}\n").into_bytes();
+    let sine = (0..2048).map(|index| 0.9 + 0.01 * (index as f32 * 0.37).sin());
+    input.extend(sine.flat_map(f32::to_le_bytes));
+    let abnormal = |threshold: f64| {
+        let settings = settings_of(&format!(
+            "[model]\nbundle-dir = {bundle:?}\n[[machines]]\nid = \"press-1\"\nscored-sensors = [\"press-1/x\"]\n\
+             score-threshold = {threshold:?}\n"
+        ));
+        let (lines, result) = judged_by(&settings, &input);
+        assert_eq!(result.expect("judged").windows, 1);
+        let window = &lines[0]["window"];
+        let score = window["score"].as_f64().expect("scored");
+        assert_eq!(window["abnormal"], score >= threshold, "{window}");
+        window["abnormal"].as_bool()
+    };
+    assert_eq!((abnormal(0.000_001), abnormal(1.0)), (Some(true), Some(false)));
 }
