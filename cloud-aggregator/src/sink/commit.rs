@@ -340,10 +340,9 @@ impl Tables {
     }
 
     /// A process that keeps ending before maintenance is due must not read a longer log at each start: every partition's questions
-    /// to every table read it back to the last checkpoint.
+    /// to every table read it back to the last checkpoint. All tables at once: it is a start that waits.
     async fn sum_logs_up(&self, commits: u64) {
         let all = self.side_tables.values().chain(&self.current).chain([&self.telemetry]);
-        // All at once: it is a start that waits.
         join_all(all.map(|table| async {
             match within(self.operation_timeout, table.sum_up(commits)).await {
                 Ok(true) => info!(table = table.name(), "summed the log up"),
