@@ -24,6 +24,8 @@ use shared_proto::model::{EventTime, MetricType, Reading, SensorId};
 
 const WINDOW_SAMPLES: usize = 2048;
 const THRESHOLD: f64 = 100.0;
+/// As by default; no recording here is scored.
+const SCORE_WIDTH: f64 = 0.05;
 const SECOND: i64 = 1_000_000;
 /// Where recordings without a calendar begin: 2026-03-01T00:00:00Z.
 const ORIGIN: i64 = 1_772_323_200 * SECOND;
@@ -125,6 +127,7 @@ fn filters() -> Outcome<Vec<Filter>> {
     let deadband = |percent, rules| DeadbandSettings {
         absolute: 0.0,
         percent,
+        score: SCORE_WIDTH,
         heartbeat: Duration::from_secs(60),
         always_above: always_above.clone(),
         sensors_max: 100_000,
@@ -136,6 +139,7 @@ fn filters() -> Outcome<Vec<Filter>> {
             metric_type: Some(MetricType::new(metric)?),
             absolute,
             percent,
+            score: SCORE_WIDTH,
             heartbeat: Duration::from_secs(600),
         })
     };

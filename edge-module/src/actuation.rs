@@ -25,7 +25,7 @@ use tracing::{debug, error, info, warn};
 use crate::admin::{Board, Part};
 use crate::config;
 use crate::telemetry;
-use messages::ShownLatch;
+use messages::{LearnOrder, ShownLatch};
 
 pub mod messages;
 pub mod modbus;
@@ -133,9 +133,11 @@ pub enum PathEvent {
         /// When we had it.
         received: Instant,
     },
+    /// A person lets the machine be learnt, or ends that.
+    Learn(LearnOrder),
     /// A person asks for something that cannot be understood.
     Unclear {
-        /// `reset` or `shelve`.
+        /// `reset`, `shelve` or `learn`.
         request: &'static str,
         /// What is wrong with it.
         reason: String,
@@ -190,11 +192,18 @@ pub enum Told {
         /// When we had it.
         received: Instant,
     },
+    /// A person lets the machine be learnt, or ends that.
+    Learn {
+        /// Which machine.
+        machine_id: MachineId,
+        /// Who, and how.
+        order: LearnOrder,
+    },
     /// A person asks for something that cannot be understood.
     Unclear {
         /// Which machine.
         machine_id: MachineId,
-        /// `reset` or `shelve`.
+        /// `reset`, `shelve` or `learn`.
         request: &'static str,
         /// What is wrong with it.
         reason: String,
@@ -363,6 +372,7 @@ impl Actuation {
             PathEvent::Shelve { request, received } => {
                 return Some(Told::Shelve { machine_id, request, received });
             }
+            PathEvent::Learn(order) => return Some(Told::Learn { machine_id, order }),
             PathEvent::Unclear { request, reason } => {
                 return Some(Told::Unclear { machine_id, request, reason });
             }
@@ -415,6 +425,7 @@ impl Actuation {
             | PathEvent::State { .. }
             | PathEvent::Reset { .. }
             | PathEvent::Shelve { .. }
+            | PathEvent::Learn(_)
             | PathEvent::Unclear { .. } => None,
         }
     }
@@ -449,7 +460,9 @@ impl PathEvent {
     /// Whether a person asks for something.
     const fn is_asked(&self) -> bool {
         match self {
-            Self::Reset { .. } | Self::Shelve { .. } | Self::Unclear { .. } => true,
+            Self::Reset { .. } | Self::Shelve { .. } | Self::Learn(_) | Self::Unclear { .. } => {
+                true
+            }
             Self::Ready
             | Self::Lost(_)
             | Self::Faulty(_)

@@ -10,12 +10,14 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use edge_core::baseline::{Baseline, LearnProgress};
 use edge_core::interlock::LatchSnapshot;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
-use shared_proto::model::{EventTime, MachineId};
+use shared_proto::model::{EventTime, MachineId, SensorId};
 use tokio::net::TcpListener;
 
+use crate::models::ShownModel;
 use crate::telemetry;
 
 mod connections;
@@ -70,9 +72,20 @@ struct Shown {
     /// Since when a part is at work and has not come back.
     busy: BTreeMap<Part, Instant>,
     latches: BTreeMap<MachineId, LatchSnapshot>,
-    model: Option<String>,
+    models: BTreeMap<String, ShownModel>,
     generation: u64,
     settings: ShownSettings,
+    learning: BTreeMap<MachineId, LearnProgress>,
+    baselines: BTreeMap<MachineId, ShownBaseline>,
+}
+
+/// What was learnt of a machine.
+#[derive(Clone, Debug, Serialize)]
+struct ShownBaseline {
+    learnt_at: String,
+    operator: String,
+    /// Thresholds by condition and sensor, as logits.
+    thresholds: BTreeMap<String, BTreeMap<SensorId, f64>>,
 }
 
 /// The settings in force, and what became of the last attempt to change them.
@@ -159,12 +172,38 @@ impl Board {
         });
     }
 
-    /// Shows what runs: the model's name and the journal's generation.
-    pub fn show_run(&self, model: Option<String>, generation: u64) {
-        self.with(|shown| {
-            shown.model = model;
-            shown.generation = generation;
+    /// Shows the journal's generation.
+    pub fn show_generation(&self, generation: u64) {
+        self.with(|shown| shown.generation = generation);
+    }
+
+    /// Shows how far machines are learnt.
+    pub fn show_learning(&self, learning: BTreeMap<MachineId, LearnProgress>) {
+        self.with(|shown| shown.learning = learning);
+    }
+
+    /// Shows what was learnt of a machine.
+    pub fn show_baseline(&self, baseline: &Baseline) {
+        let thresholds = baseline.conditions.iter().map(|(condition, sensors)| {
+            let of = sensors.iter().map(|(sensor, usual)| (sensor.clone(), usual.threshold_logit));
+            (condition.clone(), of.collect())
         });
+        let baseline_shown = ShownBaseline {
+            learnt_at: baseline.learnt_at.to_string(),
+            operator: baseline.operator.clone(),
+            thresholds: thresholds.collect(),
+        };
+        self.with(|shown| shown.baselines.insert(baseline.machine_id.clone(), baseline_shown));
+    }
+
+    /// Takes models off that the settings no longer name.
+    pub fn keep_models(&self, is_named: &dyn Fn(&str) -> bool) {
+        self.with(|shown| shown.models.retain(|name, _| is_named(name)));
+    }
+
+    /// Shows what is done about a model.
+    pub fn show_model(&self, name: &str, model: ShownModel) {
+        self.with(|shown| shown.models.insert(name.to_owned(), model));
     }
 
     /// One line for each part: `ok`, or why not.
@@ -237,7 +276,7 @@ struct StatusPage {
     device_id: String,
     version: &'static str,
     generation: u64,
-    model: Option<String>,
+    models: BTreeMap<String, ShownModel>,
     settings: ShownSettings,
     parts: BTreeMap<&'static str, String>,
     machines: Vec<MachineStatus>,
@@ -248,6 +287,10 @@ struct MachineStatus {
     state: &'static str,
     #[serde(flatten)]
     latch: LatchSnapshot,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    learning: Option<LearnProgress>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    baseline: Option<ShownBaseline>,
 }
 
 async fn status(State(pages): State<Pages>) -> Response {
@@ -255,7 +298,7 @@ async fn status(State(pages): State<Pages>) -> Response {
         device_id: pages.device_id.clone(),
         version: env!("CARGO_PKG_VERSION"),
         generation: shown.generation,
-        model: shown.model.clone(),
+        models: shown.models.clone(),
         settings: shown.settings.clone(),
         parts: shown
             .states()
@@ -264,7 +307,12 @@ async fn status(State(pages): State<Pages>) -> Response {
         machines: shown
             .latches
             .values()
-            .map(|latch| MachineStatus { state: latch.as_str(), latch: latch.clone() })
+            .map(|latch| MachineStatus {
+                state: latch.as_str(),
+                latch: latch.clone(),
+                learning: shown.learning.get(&latch.machine_id).cloned(),
+                baseline: shown.baselines.get(&latch.machine_id).cloned(),
+            })
             .collect(),
     });
     match serde_json::to_vec_pretty(&page) {

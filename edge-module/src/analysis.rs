@@ -2,18 +2,25 @@
 //!
 //! The stop path and the journal's path each own one of these; the code is pure, so both see the same numbers.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod latency;
 
-use edge_core::features::{FeatureExtractor, Features};
-use edge_core::interlock::{Action, Interlock, Moment};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use edge_core::baseline::SensorBaseline;
+use edge_core::explanation::{Contribution, Spread, contributions};
+use edge_core::features::{FeatureExtractor, FeatureName, Features};
+use edge_core::interlock::{Action, Interlock, Moment, WindowScore};
 use edge_core::vibration::{Window, WindowAssembler, WindowShape, WindowShapeError};
 use shared_proto::model::{SensorId, WaveformBlock};
 use tracing::{error, warn};
 
 use crate::config::{Machine, Settings};
 use crate::scoring::metadata::FeatureMetadata;
-use crate::scoring::{AnomalyScore, Bundle, Scorer};
+use crate::scoring::{AnomalyScore, Bundle, Models, Scorer};
 use crate::telemetry;
+
+pub use latency::{Latency, LatencySummary};
 
 /// How far a block is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,57 +69,155 @@ impl AnalysisError {
     }
 }
 
+/// What was learnt of one sensor's machine: the logit that the model's threshold moves to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Learnt<'a> {
+    /// Of the model that it was learnt with; it says nothing of another one.
+    pub model_sha256: &'a str,
+    /// Windows at or above it are abnormal on this machine.
+    pub threshold_logit: f64,
+}
+
+impl Learnt<'_> {
+    /// Whether it was learnt with this model.
+    #[must_use]
+    pub fn is_of(&self, bundle: &Bundle) -> bool {
+        self.model_sha256 == bundle.metadata().model_sha256
+    }
+}
+
+/// A window with all that was found of it.
+pub struct Judged<'a> {
+    /// The samples.
+    pub window: &'a Window,
+    /// Whose features, and spectrum if it has one, are those of the window.
+    pub extractor: &'a FeatureExtractor,
+    /// Where a model is in force and was asked.
+    pub score: Option<WindowScore>,
+}
+
+impl Judged<'_> {
+    /// The window's features.
+    #[must_use]
+    pub const fn features(&self) -> &Features {
+        self.extractor.features()
+    }
+}
+
 /// Windows, features and scores of many sensors.
 pub struct Analysis {
     default_shape: WindowShape,
     sample_rate_max: f64,
     sensors_max: usize,
-    model: Option<(Bundle, Box<dyn Scorer>)>,
-    scored: Vec<SensorId>,
+    /// Models that sensors are scored by; a place is free when nobody needs its model any more.
+    models: Vec<Option<Loaded>>,
+    /// Places in `models` by name.
+    places: BTreeMap<String, usize>,
+    /// Names of models by sensor.
+    scored: BTreeMap<SensorId, String>,
     /// Sensors with a limit on a band of their spectrum.
     band_limited: BTreeSet<SensorId>,
     sensors: BTreeMap<SensorId, SensorAnalysis>,
 }
 
+struct Loaded {
+    bundle: Bundle,
+    scorer: Box<dyn Scorer>,
+    /// The bundle's threshold as score and as logit.
+    threshold: (f64, f64),
+    /// From the samples of a window to its score.
+    latency: Latency,
+}
+
 struct SensorAnalysis {
     assembler: WindowAssembler,
+    /// Place of its model.
+    model: Option<usize>,
+    /// The model that scores it from its first whole window on, where windows of another shape have to fill first.
+    successor: Option<(usize, WindowAssembler)>,
     extractor: Option<(f64, FeatureExtractor)>,
     /// Without bands, for [`Depth::Limits`].
     plain_extractor: Option<(f64, FeatureExtractor)>,
     discarded: u64,
-    is_scored: bool,
     is_band_limited: bool,
     is_mismatch_reported: bool,
 }
 
 impl Analysis {
-    /// An analysis that has seen nothing; sensors that machines name as scored get the model's windows.
+    /// An analysis that has seen nothing; sensors that machines name as scored get their model's windows.
     #[must_use]
-    pub fn new(settings: &Settings, model: Option<&Bundle>) -> Self {
-        let model = model.and_then(|bundle| match bundle.scorer() {
-            Ok(scorer) => Some((bundle.clone(), scorer)),
-            Err(error) => {
-                error!(%error, "no interpreter for the model; limits alone protect");
-                None
-            }
-        });
-        let scored = settings.machines.iter().flat_map(|machine| machine.scored_sensors.clone());
-        Self {
+    pub fn new(settings: &Settings, models: &Models) -> Self {
+        let mut this = Self {
             default_shape: settings.window_shape(),
             sample_rate_max: settings.vibration.sample_rate_max,
             sensors_max: settings.vibration.sensors_max,
-            scored: if model.is_some() { scored.collect() } else { Vec::new() },
-            model,
+            models: Vec::new(),
+            places: BTreeMap::new(),
+            scored: settings.model_of_sensor(),
             band_limited: band_limited(&settings.machines),
             sensors: BTreeMap::new(),
+        };
+        for (name, bundle) in models {
+            match bundle.scorer() {
+                Ok(scorer) => this.set_model(name, bundle.clone(), scorer),
+                Err(error) => {
+                    error!(model = name, %error, "no interpreter for the model; limits alone protect");
+                }
+            }
+        }
+        this
+    }
+
+    /// Puts a model in force under this name; its scorer comes ready, so that nothing is waited for here. No window is lost: sensors whose
+    /// windows have another shape now are scored by the model before until the first whole window of the new one.
+    pub fn set_model(&mut self, name: &str, bundle: Bundle, scorer: Box<dyn Scorer>) {
+        let threshold = bundle.threshold().value();
+        let threshold = (threshold, (threshold / (1.0 - threshold)).ln());
+        let shape = shape_of(&bundle, self.default_shape);
+        let latency = Latency::default();
+        let loaded = Some(Loaded { bundle, scorer, threshold, latency });
+        let place = match self.models.iter().position(Option::is_none) {
+            Some(free) => {
+                self.models[free] = loaded;
+                free
+            }
+            None => {
+                self.models.push(loaded);
+                self.models.len() - 1
+            }
+        };
+        let before = self.places.insert(name.to_owned(), place);
+        for (sensor, analysis) in &mut self.sensors {
+            if self.scored.get(sensor).is_none_or(|scored| scored != name) {
+                continue;
+            }
+            let has_same_shape = analysis.assembler.shape() == shape;
+            analysis.successor = match WindowAssembler::new(shape) {
+                Ok(assembler) if !has_same_shape => Some((place, assembler)),
+                Ok(_) | Err(_) => {
+                    analysis.follow(place);
+                    None
+                }
+            };
+        }
+        if let Some(before) = before {
+            self.free_unused(before);
         }
     }
 
-    /// Changes which sensors the model scores. One that is scored from now on, or no more, starts another window.
-    pub fn set_scored(&mut self, scored: Vec<SensorId>) {
-        self.scored = if self.model.is_some() { scored } else { Vec::new() };
+    /// Drops a model that no sensor is scored by any more.
+    fn free_unused(&mut self, place: usize) {
+        let is_used = self.sensors.values().any(|sensor| sensor.model == Some(place));
+        if !is_used && !self.places.values().any(|used| *used == place) {
+            self.models[place] = None;
+        }
+    }
+
+    /// Changes which sensors are scored, and by which model. One whose model is another starts another window.
+    pub fn set_scored(&mut self, scored: BTreeMap<SensorId, String>) {
+        let before = std::mem::replace(&mut self.scored, scored);
         let scored = &self.scored;
-        self.sensors.retain(|sensor, analysis| analysis.is_scored == scored.contains(sensor));
+        self.sensors.retain(|sensor, _| before.get(sensor) == scored.get(sensor));
     }
 
     /// Changes which sensors have a limit on a band of their spectrum.
@@ -129,16 +234,70 @@ impl Analysis {
         self.sensors.len()
     }
 
-    /// Takes a block and hands each window that it completes to `judge`, oldest first.
+    /// What the last windows took that the model of this name has scored.
+    #[must_use]
+    pub fn latency(&self, name: &str) -> Option<&Latency> {
+        Some(&self.models.get(*self.places.get(name)?)?.as_ref()?.latency)
+    }
+
+    /// Takes a model out of force; its sensors are not scored.
+    pub fn remove_model(&mut self, name: &str) {
+        let Some(place) = self.places.remove(name) else { return };
+        self.models[place] = None;
+        self.sensors.retain(|_, sensor| sensor.model != Some(place));
+    }
+
+    /// The bundle that scores a sensor now.
+    #[must_use]
+    pub fn bundle_of(&self, sensor: &SensorId) -> Option<&Bundle> {
+        let place = match self.sensors.get(sensor) {
+            Some(sensor) => sensor.model,
+            None => self.places.get(self.scored.get(sensor)?).copied(),
+        };
+        Some(&self.models.get(place?)?.as_ref()?.bundle)
+    }
+
+    /// By how much each feature drove the score of a window of this sensor; nothing where that is not known. What is usual was learnt of the
+    /// machine, or else it is the bundle's. Runs the model once for each of its features: not before a stop is ordered.
+    pub fn contributions(
+        &mut self,
+        sensor: &SensorId,
+        features: &Features,
+        learnt: Option<&SensorBaseline>,
+    ) -> Vec<Contribution> {
+        let place = match self.sensors.get(sensor) {
+            Some(sensor) => sensor.model,
+            None => None,
+        };
+        let model = place.and_then(|place| self.models.get_mut(place)?.as_mut());
+        let Some(Loaded { bundle, scorer, .. }) = model else { return Vec::new() };
+        let metadata = bundle.metadata();
+        let learnt = learnt.filter(|learnt| learnt.model_sha256 == metadata.model_sha256);
+        let usual = |name: FeatureName| {
+            let text = name.to_string();
+            if let Some(spread) = learnt.and_then(|learnt| learnt.features.get(&text)) {
+                return Some(Spread { mean: spread.mean, deviation: spread.deviation });
+            }
+            let calibration = metadata.calibration.as_ref()?;
+            let (mean, deviation) =
+                (*calibration.mean.get(&text)?, *calibration.deviation.get(&text)?);
+            Some(Spread { mean, deviation })
+        };
+        let mut logit = |features: &Features| scorer.logit(features).ok();
+        contributions(features, &metadata.features.order, &usual, &mut logit)
+    }
+
+    /// Takes a block and hands each window that it completes to `judge`, oldest first. `learnt` is what is known of the sensor's machine.
     ///
     /// # Errors
     /// The block is over a limit; nothing of it was taken.
     pub fn handle_block(
         &mut self,
         block: &WaveformBlock,
-        judge: impl FnMut(&Window, &Features, Option<AnomalyScore>),
+        learnt: Option<Learnt<'_>>,
+        judge: impl FnMut(&Judged<'_>),
     ) -> Result<(), AnalysisError> {
-        self.handle_block_to(block, Depth::Full, judge)
+        self.handle_block_to(block, Depth::Full, learnt, judge)
     }
 
     /// Like [`Self::handle_block`], leaving out what `depth` does not ask for.
@@ -149,7 +308,8 @@ impl Analysis {
         &mut self,
         block: &WaveformBlock,
         depth: Depth,
-        mut judge: impl FnMut(&Window, &Features, Option<AnomalyScore>),
+        learnt: Option<Learnt<'_>>,
+        mut judge: impl FnMut(&Judged<'_>),
     ) -> Result<(), AnalysisError> {
         if block.sample_rate_hz > self.sample_rate_max {
             return Err(AnalysisError::SampleRate {
@@ -162,46 +322,26 @@ impl Analysis {
             self.admit(&block.sensor_id)?;
         }
         let Some(sensor) = self.sensors.get_mut(&block.sensor_id) else { return Ok(()) };
-        let model = self.model.as_mut().filter(|_| sensor.is_scored);
-        let (bundle, mut scorer) = match (model, depth) {
-            (Some((bundle, scorer)), Depth::Full) => (Some(&*bundle), Some(scorer)),
-            (Some((bundle, _)), Depth::Limits) if sensor.is_band_limited => (Some(&*bundle), None),
-            (Some(_), Depth::Limits) | (None, _) => (None, None),
-        };
-        let extractor = match (bundle, depth) {
-            (None, Depth::Limits) => &mut sensor.plain_extractor,
-            (Some(_), _) | (None, Depth::Full) => &mut sensor.extractor,
-        };
-        for window in sensor.assembler.handle_block(block) {
-            let wanted = bundle.map(|bundle| &bundle.metadata().features);
-            let Some(features) = features_of(extractor, &window, wanted) else {
-                continue;
-            };
-            let mut score = None;
-            if let (Some(bundle), Some(scorer)) = (bundle, scorer.as_mut()) {
-                match bundle.check_sensor(
-                    block.sensor_id.as_str(),
-                    window.sample_rate_hz,
-                    window.samples.len(),
-                    block.unit.as_deref(),
-                ) {
-                    Ok(()) => score = scored(scorer.as_mut(), features, &block.sensor_id),
-                    Err(error) => {
-                        metrics::counter!(telemetry::SCORE_FAILURES, "reason" => "shape")
-                            .increment(1);
-                        if !std::mem::replace(&mut sensor.is_mismatch_reported, true) {
-                            error!(sensor = %block.sensor_id, %error, "the model cannot score this sensor; limits alone protect");
-                        }
-                    }
-                }
-            }
-            judge(&window, features, score);
-        }
+        let task = Task { block, depth, learnt };
+        let model = sensor.model.and_then(|place| self.models.get_mut(place)?.as_mut());
+        sensor.judge_windows(model, task, &mut judge);
         let discarded = sensor.assembler.discarded().samples();
         if discarded > sensor.discarded {
             metrics::counter!(telemetry::VIBRATION_SAMPLES_DISCARDED)
                 .increment(discarded - sensor.discarded);
             sensor.discarded = discarded;
+        }
+        if let Some(successor) = &mut sensor.successor
+            && successor.1.handle_block(block).count() > 0
+            && let Some((place, assembler)) = sensor.successor.take()
+        {
+            let before = sensor.model;
+            sensor.assembler = assembler;
+            sensor.discarded = sensor.assembler.discarded().samples();
+            sensor.follow(place);
+            if let Some(before) = before {
+                self.free_unused(before);
+            }
         }
         Ok(())
     }
@@ -213,27 +353,122 @@ impl Analysis {
                 limit: self.sensors_max,
             });
         }
-        let is_scored = self.scored.contains(sensor_id);
-        let shape = match &self.model {
-            Some((bundle, _)) if is_scored => WindowShape {
-                window_samples: bundle.metadata().input.window_samples,
-                hop_samples: bundle.metadata().input.hop_samples,
-                gap_tolerance_samples: self.default_shape.gap_tolerance_samples,
-            },
-            Some(_) | None => self.default_shape,
-        };
+        let model = self.scored.get(sensor_id).and_then(|name| self.places.get(name)).copied();
+        let loaded = model.and_then(|place| self.models.get(place)?.as_ref());
+        let shape =
+            loaded.map_or(self.default_shape, |it| shape_of(&it.bundle, self.default_shape));
         let assembler = WindowAssembler::new(shape)?;
         let analysis = SensorAnalysis {
             assembler,
+            model,
+            successor: None,
             extractor: None,
             plain_extractor: None,
             discarded: 0,
-            is_scored,
             is_band_limited: self.band_limited.contains(sensor_id),
             is_mismatch_reported: false,
         };
         self.sensors.insert(sensor_id.clone(), analysis);
         Ok(())
+    }
+}
+
+/// A block, and how it is to be judged.
+#[derive(Clone, Copy)]
+struct Task<'a> {
+    block: &'a WaveformBlock,
+    depth: Depth,
+    learnt: Option<Learnt<'a>>,
+}
+
+impl SensorAnalysis {
+    /// Is scored by another model from the next window on.
+    fn follow(&mut self, place: usize) {
+        self.model = Some(place);
+        self.extractor = None;
+        self.plain_extractor = None;
+        self.is_mismatch_reported = false;
+    }
+
+    fn judge_windows(
+        &mut self,
+        model: Option<&mut Loaded>,
+        task: Task<'_>,
+        judge: &mut impl FnMut(&Judged<'_>),
+    ) {
+        let Task { block, depth, learnt } = task;
+        let (mut model, is_scored) = match (model, depth) {
+            (Some(model), Depth::Full) => (Some(model), true),
+            (Some(model), Depth::Limits) if self.is_band_limited => (Some(model), false),
+            (Some(_), Depth::Limits) | (None, _) => (None, false),
+        };
+        let extractor = match (&model, depth) {
+            (None, Depth::Limits) => &mut self.plain_extractor,
+            (Some(_), _) | (None, Depth::Full) => &mut self.extractor,
+        };
+        for window in self.assembler.handle_block(block) {
+            let began = Instant::now();
+            let wanted = model.as_ref().map(|model| &model.bundle.metadata().features);
+            let Some(extractor) = extract(extractor, &window, wanted) else { continue };
+            let features = extractor.features();
+            let mut score = None;
+            if let Some(model) = model.as_mut().filter(|_| is_scored) {
+                let unit = block.unit.as_deref();
+                let (rate, samples) = (window.sample_rate_hz, window.samples.len());
+                let sensor = &block.sensor_id;
+                match model.bundle.check_sensor(sensor.as_str(), rate, samples, unit) {
+                    Ok(()) => {
+                        score = model.score(features, sensor, learnt);
+                        let took = began.elapsed();
+                        model.latency.push(took);
+                        metrics::histogram!(telemetry::SCORE_LATENCY).record(took);
+                    }
+                    Err(error) => {
+                        metrics::counter!(telemetry::SCORE_FAILURES, "reason" => "shape")
+                            .increment(1);
+                        if !std::mem::replace(&mut self.is_mismatch_reported, true) {
+                            error!(%sensor, %error, "the model cannot score this sensor; limits alone protect");
+                        }
+                    }
+                }
+            }
+            judge(&Judged { window: &window, extractor, score });
+        }
+    }
+}
+
+impl Loaded {
+    /// The score of one window, moved to the scale of the bundle's threshold by as much as the learnt one differs from it.
+    fn score(
+        &mut self,
+        features: &Features,
+        sensor: &SensorId,
+        learnt: Option<Learnt<'_>>,
+    ) -> Option<WindowScore> {
+        let logit = match self.scorer.logit(features) {
+            Ok(logit) => logit,
+            Err(error) => {
+                metrics::counter!(telemetry::SCORE_FAILURES, "reason" => "inference").increment(1);
+                warn!(%sensor, %error, "window not scored");
+                return None;
+            }
+        };
+        let (threshold, threshold_logit) = self.threshold;
+        let of_this_model = learnt.filter(|learnt| learnt.is_of(&self.bundle));
+        let moved = of_this_model
+            .filter(|_| threshold_logit.is_finite())
+            .map_or(0.0, |learnt| learnt.threshold_logit - threshold_logit);
+        let score = AnomalyScore::from_logit(logit - moved)?.value();
+        Some(WindowScore { logit, score, threshold })
+    }
+}
+
+fn shape_of(bundle: &Bundle, default: WindowShape) -> WindowShape {
+    let input = &bundle.metadata().input;
+    WindowShape {
+        window_samples: input.window_samples,
+        hop_samples: input.hop_samples,
+        gap_tolerance_samples: default.gap_tolerance_samples,
     }
 }
 
@@ -245,19 +480,19 @@ pub fn judge_block(
     analysis: &mut Analysis,
     interlock: &mut Interlock,
     block: &WaveformBlock,
-    depth: Depth,
+    (depth, learnt): (Depth, Option<Learnt<'_>>),
     now: impl Fn() -> Moment,
-    mut seen: impl FnMut(&Window, &Features, Option<AnomalyScore>),
+    mut seen: impl FnMut(&Judged<'_>),
 ) -> (Vec<Action>, Result<(), AnalysisError>) {
     let sensor = &block.sensor_id;
     let mut actions = interlock.handle_block(block, now());
-    let result = analysis.handle_block_to(block, depth, |window, features, score| {
-        seen(window, features, score);
+    let result = analysis.handle_block_to(block, depth, learnt, |judged| {
+        seen(judged);
         let now = now();
-        let feature = |name: &str| features.get_by_text(name);
+        let feature = |name: &str| judged.features().get_by_text(name);
         actions.extend(interlock.handle_features(sensor, feature, now));
-        if let Some(score) = score {
-            actions.extend(interlock.handle_score(sensor, score.value(), now));
+        if let Some(score) = judged.score {
+            actions.extend(interlock.handle_score(sensor, score, now));
         }
     });
     (actions, result)
@@ -273,11 +508,11 @@ pub fn band_limited(machines: &[Machine]) -> BTreeSet<SensorId> {
 }
 
 /// Plans anew when the sensor's rate changes.
-fn features_of<'a>(
+fn extract<'a>(
     extractor: &'a mut Option<(f64, FeatureExtractor)>,
     window: &Window,
     wanted: Option<&FeatureMetadata>,
-) -> Option<&'a Features> {
+) -> Option<&'a FeatureExtractor> {
     let rate = window.sample_rate_hz;
     if extractor.as_ref().is_none_or(|(planned_rate, _)| *planned_rate != rate) {
         let samples = window.samples.len();
@@ -294,16 +529,9 @@ fn features_of<'a>(
         }
     }
     let (_, extractor) = extractor.as_mut()?;
-    extractor.extract(&window.samples).ok()
+    extractor.extract(&window.samples).ok()?;
+    Some(extractor)
 }
 
-fn scored(scorer: &mut dyn Scorer, features: &Features, sensor: &SensorId) -> Option<AnomalyScore> {
-    match scorer.score(features) {
-        Ok(score) => Some(score),
-        Err(error) => {
-            metrics::counter!(telemetry::SCORE_FAILURES, "reason" => "inference").increment(1);
-            warn!(%sensor, %error, "window not scored");
-            None
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

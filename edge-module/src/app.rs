@@ -13,6 +13,8 @@
 //!
 //! A panic on the protection thread ends the process: the machine side must take our silence as a trip.
 
+mod lines;
+
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -28,24 +30,27 @@ use tracing::{error, info, warn};
 
 use crate::actuation::Actuation;
 use crate::admin::{self, Board, Part};
+use crate::calibration::{BaselineFolder, Baselines};
 use crate::cli::{EXIT_CONFIG, EXIT_DATA_DIR, EXIT_FAILURE, say};
-use crate::config::{Keys, Settings};
-use crate::data_dir::{DataDir, Latches};
+use crate::config::{Keys, Model, Settings};
+use crate::data_dir::{DataDir, Latches, read_patiently};
 use crate::intake::InputTopics;
 use crate::journal::{Connections, Delivered, JournalCommand, Recorder, chain, durable_at_start};
 use crate::kafka::{Forwarder, Start, now};
 use crate::latch::{LatchFolder, RestoredLatch, write_all};
+use crate::models::{Initial, ModelManager};
 use crate::mqtt::acknowledgements::Acknowledgements;
 use crate::mqtt::sensors::SensorSessions;
 use crate::mqtt::source::{Session, SessionEvent, SessionKind};
 use crate::protection::{self, Protection, Sinks};
 use crate::recognition::{InputLog, Noted, Recognition};
 use crate::recording::{self, Recording};
-use crate::reload::{Reached, Reloader};
-use crate::scoring::Bundle;
+use crate::reload::Reloader;
+use crate::scoring::{Bundle, Models, load_models};
 use crate::store::{Journal, JournalSettings, Lane, SegmentedJournal, generation_folder};
 use crate::supervise::run_again_after_panic;
 use crate::telemetry::{self, LogFilter};
+use lines::{BaselineLines, ModelLines, connect_settings, keep_baselines};
 
 /// Messages between the recording session and its path. Small: what waits here is not acknowledged.
 const SESSION_QUEUE_LENGTH: usize = 256;
@@ -64,27 +69,23 @@ const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Checks what `run` would need, without running.
 #[must_use]
 pub fn check(settings: Settings) -> ExitCode {
-    match load_model(&settings) {
-        Ok(model) => {
-            let beyond = model.as_ref().map(|model| beyond(&settings, model)).unwrap_or_default();
-            if !beyond.is_empty() {
-                say(format_args!("wrong settings\n{}", beyond.join("\n")));
-                return ExitCode::from(EXIT_CONFIG);
-            }
-            let model = model.map_or("none".to_owned(), |model| model.identity());
-            let machines = settings.describe_machines();
-            let lines: String = machines.iter().map(|line| format!("\n  {line}")).collect();
-            let (device, count) = (&settings.device.id, settings.machines.len());
-            say(format_args!(
-                "settings are valid: device {device}, {count} machines, model {model}{lines}"
-            ));
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            say(format_args!("wrong settings\nmodel.bundle-dir: {error:#}"));
-            ExitCode::from(EXIT_CONFIG)
-        }
+    let (models, refused) = load_models(&settings);
+    let faults = refused.iter().map(|(name, error)| format!("{}: {error}", Model::key(name)));
+    let faults: Vec<String> = faults.chain(beyond(&settings, &models)).collect();
+    if !faults.is_empty() {
+        say(format_args!("wrong settings\n{}", faults.join("\n")));
+        return ExitCode::from(EXIT_CONFIG);
     }
+    let named = models.iter().map(|(name, bundle)| format!("{name} = {}", bundle.identity()));
+    let named = named.collect::<Vec<_>>().join(", ");
+    let named = if named.is_empty() { "none".to_owned() } else { named };
+    let machines = settings.describe_machines();
+    let lines: String = machines.iter().map(|line| format!("\n  {line}")).collect();
+    let (device, count) = (&settings.device.id, settings.machines.len());
+    say(format_args!(
+        "settings are valid: device {device}, {count} machines, models {named}{lines}"
+    ));
+    ExitCode::SUCCESS
 }
 
 /// Asks the running module's `/healthz`.
@@ -146,41 +147,50 @@ pub fn run(settings: Settings, keys: Keys, file: Option<PathBuf>) -> ExitCode {
     }
 }
 
-fn load_model(settings: &Settings) -> anyhow::Result<Option<Bundle>> {
-    let folder = &settings.model.bundle_dir;
-    if folder.as_os_str().is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(Bundle::load(folder)?))
-}
-
 /// A model that does not pass is no reason to leave the machines without their limits.
-fn model_or_event(settings: &Settings) -> (Option<Bundle>, Option<MachineEvent>) {
-    match load_model(settings) {
-        Ok(model) => {
-            let beyond = model.as_ref().map(|model| beyond(settings, model));
-            for limit in beyond.unwrap_or_default() {
-                error!(limit, "a limit is judged by nobody");
-            }
-            (model, None)
-        }
-        Err(error) => {
-            error!(error = format!("{error:#}"), "model refused; limits alone protect");
-            let details = MachineEventDetails {
-                cause: Some("self-test".to_owned()),
-                detail: Some(format!("{error:#}")),
-                ..MachineEventDetails::default()
-            };
-            (None, Some(own_event(settings, MachineEventType::ModelRefused, details)))
-        }
+fn models_and_events(settings: &Settings) -> (Initial, Vec<MachineEvent>) {
+    let initial = Initial::load(settings);
+    for limit in beyond(settings, &initial.models) {
+        error!(limit, "a limit is judged by nobody");
     }
+    let events = initial.refused.iter().map(|(model, error)| {
+        match initial.models.get(model).map(Bundle::identity) {
+            Some(before) => {
+                error!(model, %error, before, "model refused; the one before is in force")
+            }
+            None => error!(model, %error, "model refused; limits alone protect its sensors"),
+        }
+        let details = MachineEventDetails {
+            cause: Some("self-test".to_owned()),
+            detail: Some(format!("{model}: {error}")),
+            ..MachineEventDetails::default()
+        };
+        own_event(settings, MachineEventType::ModelRefused, details)
+    });
+    let events = events.collect();
+    (initial, events)
 }
 
-/// Limits on what the model does not compute.
-fn beyond(settings: &Settings, model: &Bundle) -> Vec<String> {
-    let features = &model.metadata().features;
-    let bands = features.band_edges_hz.len().saturating_sub(1);
-    settings.beyond_model(bands, features.line_hz.is_some())
+/// Limits on what the model of their sensor does not compute.
+fn beyond(settings: &Settings, models: &Models) -> Vec<String> {
+    settings.beyond_models(|name| {
+        let features = &models.get(name)?.metadata().features;
+        let bands = features.band_edges_hz.len().saturating_sub(1);
+        Some((bands, features.line_hz.is_some()))
+    })
+}
+
+/// The models in force, for people.
+fn names(models: &Models) -> Option<String> {
+    let names: Vec<String> = models.values().map(Bundle::identity).collect();
+    (!names.is_empty()).then(|| names.join(", "))
+}
+
+fn read_baselines(settings: &Settings) -> Baselines {
+    let folder = BaselineFolder::at(&settings.device.data_dir);
+    let machines: Vec<MachineId> =
+        settings.machines.iter().map(|machine| machine.id.clone()).collect();
+    read_patiently("baselines", move || folder.read_all(&machines)).unwrap_or_default()
 }
 
 fn own_event(
@@ -223,6 +233,8 @@ struct StopPath {
     reloader: Reloader,
     historical_after: watch::Receiver<Duration>,
     recording: recording::Links,
+    models: ModelLines,
+    baselines: BaselineLines,
 }
 
 /// What records and sends, made when the journal is open.
@@ -246,14 +258,19 @@ fn run_tasks(
         .block_on(admin::bind(settings.admin.listen))
         .with_context(|| format!("admin.listen {} cannot be bound", settings.admin.listen))?;
     info!(%address, "admin pages");
-    let (model, refusal) = model_or_event(settings);
+    let (initial, refusals) = models_and_events(settings);
+    let baselines = read_baselines(settings);
+    for kept in baselines.values() {
+        board.show_baseline(&kept.baseline);
+    }
     let stops = Stops {
         intake: watch::Sender::new(false),
         forwarder: watch::Sender::new(false),
         journal: watch::Sender::new(false),
     };
     // First the machines are protected; a journal that does not open must not delay that.
-    let path = start_stop_path(settings, sources, model.clone(), latches, &stops, &board)?;
+    let path =
+        start_stop_path(settings, sources, (&initial.models, &baselines), latches, &stops, &board)?;
     yield_to_stop_path(settings.protection.background_nice);
     let device_id = settings.device.id.to_string();
     let result = runtime.block_on(async {
@@ -270,8 +287,17 @@ fn run_tasks(
         };
         let result = match opened {
             Ok(Some(journal)) => {
-                run_with_journal(settings, journal, model, refusal, path, stops, signals, &board)
-                    .await
+                run_with_journal(
+                    settings,
+                    journal,
+                    (initial, baselines),
+                    refusals,
+                    path,
+                    stops,
+                    signals,
+                    &board,
+                )
+                .await
             }
             ended => {
                 stops.intake.send_replace(true);
@@ -306,8 +332,8 @@ fn go_first(nice: i8) {
 async fn run_with_journal(
     settings: &Settings,
     journal: SegmentedJournal,
-    model: Option<Bundle>,
-    refusal: Option<MachineEvent>,
+    (initial, baselines): (Initial, Baselines),
+    refusals: Vec<MachineEvent>,
     path: StopPath,
     stops: Stops,
     mut signals: Signals,
@@ -321,27 +347,36 @@ async fn run_with_journal(
         reloader,
         historical_after,
         recording,
+        models,
+        baselines: baseline_lines,
     } = path;
-    let model_name = model.as_ref().map(Bundle::identity);
-    let details = MachineEventDetails { model: model_name, ..MachineEventDetails::default() };
+    let details =
+        MachineEventDetails { model: names(&initial.models), ..MachineEventDetails::default() };
     let started = own_event(settings, MachineEventType::Started, details);
-    for event in [Some(started), refusal].into_iter().flatten() {
+    for event in std::iter::once(started).chain(refusals) {
         if events.try_send(event).is_err() {
             warn!("the start is not journalled: the queue of machine events is full");
         }
     }
     let lines = (event_receiver, historical_after, recording);
     let Rest { session, recording, commands, threads } =
-        start_rest(settings, journal, model.as_ref(), lines, &stops, board)?;
+        start_rest(settings, journal, (&initial.models, &baselines), lines, &stops, board)?;
     let (session_events, session_receiver) = mpsc::channel(SESSION_QUEUE_LENGTH);
     let (client, acknowledgements) = (session.client(), session.acknowledgements());
     let session = tokio::spawn(session.run(session_events));
     let recording = tokio::spawn(recording.run(session_receiver, stops.intake.subscribe()));
     let reloader = tokio::spawn(reloader.run(stops.intake.subscribe()));
+    let ModelLines { reached, settings: newest, troubles } = models;
+    let manager = ModelManager::new(settings.clone(), initial, own_name(settings), reached);
+    let manager = tokio::spawn(manager.run(newest, troubles, stops.intake.subscribe()));
+    let folder = BaselineFolder::at(&settings.device.data_dir);
+    let keeper = tokio::spawn(keep_baselines(folder, baseline_lines));
     let result = signals.wait_for_end(&protection, Some(&threads), board).await;
     stops.intake.send_replace(true);
     let leaving = recording.await.ok().map(|events| Leaving { client, acknowledgements, events });
     drop(reloader.await);
+    drop(manager.await);
+    keeper.abort();
     let finished =
         finish(settings, events, commands, leaving, stops, threads, protection, latches).await;
     session.abort();
@@ -397,52 +432,11 @@ async fn open_patiently(settings: &Settings, board: &Board) -> SegmentedJournal 
     }
 }
 
-/// Ends of the channels by which other settings reach the paths, and trips the samples around them.
-struct Lines {
-    historical_after: watch::Receiver<Duration>,
-    protection: protection::Links,
-    recording: recording::Links,
-}
-
-/// Settings have one place in each channel: who sends the next waits for the answer to the one before.
-fn connect_settings(
-    settings: &Settings,
-    sources: Sources,
-    model: Option<&Bundle>,
-    latches: &LatchFolder,
-    events: &mpsc::Sender<MachineEvent>,
-    board: &Board,
-) -> (Reloader, Lines) {
-    let (machines, new_machines) = mpsc::channel(1);
-    let (filters, new_filters) = mpsc::channel(1);
-    let (requests, snapshots) = mpsc::channel(settings.waveforms.queue_length);
-    let (age, historical_after) = watch::channel(settings.kafka.historical_after);
-    let reached = Reached {
-        protection: machines,
-        recording: filters,
-        historical_after: age,
-        log_filter: sources.log_filter,
-        events: events.clone(),
-        board: board.clone(),
-    };
-    let threshold = model.map_or(1.0, |model| model.threshold().value());
-    let in_force = (settings.clone(), sources.keys);
-    let latches = latches.clone();
-    let reloader =
-        Reloader::new(sources.file, in_force, threshold, latches, own_name(settings), reached);
-    let lines = Lines {
-        historical_after,
-        protection: protection::Links { snapshots: requests, settings: new_machines },
-        recording: recording::Links { snapshots, settings: new_filters },
-    };
-    (reloader, lines)
-}
-
 /// Starts what protects the machines.
 fn start_stop_path(
     settings: &Settings,
     sources: Sources,
-    model: Option<Bundle>,
+    known: (&Models, &Baselines),
     latches: Latches,
     stops: &Stops,
     board: &Board,
@@ -452,8 +446,7 @@ fn start_stop_path(
     for latch in orphans {
         error!(machine_id = %latch.machine_id, state = latch.as_str(), "a trip is latched on a machine that the settings do not name: it is not watched; its latch is kept");
     }
-    let (reloader, lines) =
-        connect_settings(settings, sources, model.as_ref(), &latch_folder, &events, board);
+    let (reloader, lines) = connect_settings(settings, sources, &latch_folder, &events, board);
     let (latches, latch_receiver) = std::sync::mpsc::sync_channel(LATCH_QUEUE_LENGTH);
     let sinks = Sinks { events: events.clone(), latches, board: board.clone() };
     let intake = stops.intake.subscribe();
@@ -461,7 +454,7 @@ fn start_stop_path(
         latches: spawn_latches(latch_folder.clone(), latch_receiver, board.clone())?,
         protection: spawn_protection(
             settings.clone(),
-            model,
+            known,
             restored,
             sinks,
             lines.protection,
@@ -472,6 +465,8 @@ fn start_stop_path(
         reloader,
         historical_after: lines.historical_after,
         recording: lines.recording,
+        models: lines.models,
+        baselines: lines.baselines,
     })
 }
 
@@ -479,24 +474,23 @@ fn start_stop_path(
 fn start_rest(
     settings: &Settings,
     journal: SegmentedJournal,
-    model: Option<&Bundle>,
+    known: (&Models, &Baselines),
     lines: (mpsc::Receiver<MachineEvent>, watch::Receiver<Duration>, recording::Links),
     stops: &Stops,
     board: &Board,
 ) -> anyhow::Result<Rest> {
     let (event_receiver, historical_after, links) = lines;
     let (generation, next_sequence) = (journal.generation(), journal.next_sequence().0);
-    let model_name = model.map(Bundle::identity);
-    board.show_run(model_name.clone(), generation.0);
+    board.show_generation(generation.0);
     let (device_id, machines) = (&settings.device.id, settings.machines.len());
-    info!(%device_id, generation = generation.0, next_sequence, model = model_name, machines, "edge module starts");
+    info!(%device_id, generation = generation.0, next_sequence, models = names(known.0), machines, "edge module starts");
     let (commands, command_receiver) = mpsc::channel(settings.journal.queue_length);
     let filters = InputTopics::new(&settings.mqtt).filters();
     let session = Session::new(settings, SessionKind::Recording, filters)?;
     let reader = journal.reader();
     let (inputs, noted) = open_inputs(&generation_folder(&settings.device.data_dir, generation));
     let recognition = Recognition::new(&*reader, &noted);
-    let recording = Recording::new(settings, model, recognition, commands.clone(), board.clone())?
+    let recording = Recording::new(settings, known, recognition, commands.clone(), board.clone())?
         .linked(links);
     let durable = watch::Sender::new(durable_at_start(&journal));
     let (delivered, delivered_receiver) = watch::channel(Delivered::default());
@@ -736,7 +730,7 @@ fn spawn_latches(
 
 fn spawn_protection(
     settings: Settings,
-    model: Option<Bundle>,
+    known: (&Models, &Baselines),
     restored: Vec<RestoredLatch>,
     sinks: Sinks,
     links: protection::Links,
@@ -744,8 +738,7 @@ fn spawn_protection(
 ) -> anyhow::Result<JoinHandle<()>> {
     let mut sensors = SensorSessions::new(&settings)?;
     let (actuation, paths) = Actuation::new(&settings, sinks.board.clone())?;
-    let protection =
-        Protection::new(&settings, model.as_ref(), restored, actuation, sinks)?.linked(links);
+    let protection = Protection::new(&settings, known, restored, actuation, sinks)?.linked(links);
     let heartbeat_interval = settings.protection.heartbeat_interval;
     let nice = settings.protection.nice;
     spawn("protection", move || {

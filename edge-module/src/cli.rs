@@ -37,8 +37,35 @@ pub enum Command {
     /// end of the block that decided, or of a delay. As on the machine, a trip is latched: for the rest of its recording nothing more trips. Nothing is
     /// journalled, sent or stopped. Exit code 65: the input is not of this form.
     Judge(JudgeArguments),
+    /// Say what drove a trip by a model's score, and draw its spectrum: works beside a running module.
+    Explain(ExplainArguments),
+    /// Show what was learnt of the machines: spreads and thresholds by operating condition and sensor.
+    Baseline(BaselineArguments),
     /// Look at, check, export or repair the journal of a module that does not run.
     Journal(JournalArguments),
+}
+
+/// Which trip, and where the picture goes.
+#[derive(Debug, Args)]
+pub struct ExplainArguments {
+    /// Where the settings are; explanations lie in `device.data-dir`.
+    #[command(flatten)]
+    pub config: ConfigArgument,
+    /// A trip's id or its beginning, the file of a machine event, or "latest".
+    pub event: String,
+    /// A picture, as SVG.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// Which machine.
+#[derive(Debug, Args)]
+pub struct BaselineArguments {
+    /// Where the settings are; baselines lie in `device.data-dir`.
+    #[command(flatten)]
+    pub config: ConfigArgument,
+    /// A machine of the settings; without one, all of them.
+    pub machine: Option<String>,
 }
 
 /// Which rules, and where the answer goes.

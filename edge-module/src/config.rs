@@ -13,19 +13,25 @@ use config::{Case, Config, ConfigError, Environment, File, FileFormat, Value, Va
 use edge_core::interlock::{DuringStartup, RuleAction};
 use serde::Deserialize;
 use shared_proto::Encoding;
-use shared_proto::model::{DeviceId, MachineId, MetricType, SensorId};
+use shared_proto::model::{DeviceId, MetricType, SensorId};
 
 mod actuator;
+mod bearing;
 mod filters;
 mod keys;
+mod learning;
 mod machine;
+mod model;
 mod plausible;
 mod types;
 mod validate;
 
 pub use actuator::{Actuator, ModbusTcp};
+pub use bearing::Bearing;
 pub use keys::Keys;
-pub use machine::Sensor;
+pub use learning::{Condition, ConditionRange, Learning};
+pub use machine::{Machine, Sensor};
+pub use model::{DEFAULT_MODEL, Model, ScoredSensor};
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
 /// Every key that an entry of a list of tables may have: the default file has none.
@@ -42,6 +48,18 @@ trip-on-silence = "1s"
 on-fault = "alarm"
 startup-suppression = "0s"
 dry-run = false
+conditions-stale-after = "1m"
+shaft-speed-sensor = ""
+shaft-rpm = 1.0
+[[machines.bearings]]
+name = ""
+rolling-elements = 2
+element-diameter = 1.0
+pitch-diameter = 2.0
+contact-angle-deg = 0.0
+[[machines.conditions]]
+name = ""
+ranges = [{ sensor = "", min = 0.0, max = 1.0 }]
 [[machines.limits]]
 name = ""
 sensor = ""
@@ -84,6 +102,7 @@ sensor-prefix = ""
 metric-type = ""
 absolute = 0.0
 percent = 0.0
+score = 0.0
 heartbeat = "1s"
 [[aggregation]]
 sensor-prefix = ""
@@ -93,8 +112,8 @@ value = "mean"
 statistics = []
 "#;
 /// Tables whose keys are free, such as librdkafka's properties.
-const FREE_TABLES: [&str; 3] =
-    ["kafka.properties", "kafka.property-files", "deadband.always-above"];
+const FREE_TABLES: [&str; 4] =
+    ["kafka.properties", "kafka.property-files", "deadband.always-above", "model.bundles"];
 
 /// Why there are no settings.
 #[derive(Debug, thiserror::Error)]
@@ -166,6 +185,8 @@ pub struct Settings {
     pub vibration: Vibration,
     /// `[model]`.
     pub model: Model,
+    /// `[learning]`.
+    pub learning: Learning,
     /// `[[machines]]`.
     pub machines: Vec<Machine>,
     /// `[deadband]`.
@@ -241,6 +262,8 @@ pub struct Protection {
     pub reset_topic: String,
     /// A person's shelving.
     pub shelve_topic: String,
+    /// Where a person lets a machine be learnt.
+    pub learn_topic: String,
     /// Longest shelving; 0: none.
     #[serde(with = "humantime_serde")]
     pub shelving_max: Duration,
@@ -314,73 +337,6 @@ pub struct Vibration {
     pub sensors_max: usize,
 }
 
-/// `[model]`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Model {
-    /// Folder of the bundle; empty: none.
-    pub bundle_dir: PathBuf,
-}
-
-/// One entry of `[[machines]]`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Machine {
-    /// Its name.
-    pub id: MachineId,
-    /// Vibration sensors that the model scores.
-    #[serde(default)]
-    pub scored_sensors: Vec<SensorId>,
-    /// Votes that trip.
-    #[serde(default = "default_votes")]
-    pub votes: u32,
-    /// Windows that vote.
-    #[serde(default = "default_of")]
-    pub of: u32,
-    /// Instead of the bundle's threshold.
-    #[serde(default)]
-    pub score_threshold: Option<f64>,
-    /// What enough votes do.
-    #[serde(default)]
-    pub score_action: RuleAction,
-    /// Whether votes act while the machine starts.
-    #[serde(default)]
-    pub score_during_startup: DuringStartup,
-    /// Silence that trips.
-    #[serde(default, with = "humantime_serde")]
-    pub trip_on_silence: Option<Duration>,
-    /// What faults of its sensors do.
-    #[serde(default = "default_on_fault")]
-    pub on_fault: RuleAction,
-    /// How long rules that say so wait for a start.
-    #[serde(default, with = "humantime_serde")]
-    pub startup_suppression: Duration,
-    /// Judges and reports, stops nothing.
-    #[serde(default)]
-    pub dry_run: bool,
-    /// Fixed limits.
-    #[serde(default)]
-    pub limits: Vec<Limit>,
-    /// Conditions of sensors.
-    #[serde(default)]
-    pub sensors: Vec<Sensor>,
-    /// Ways to stop it, in order; none: the broker of `[mqtt]`.
-    #[serde(default)]
-    pub actuators: Vec<Actuator>,
-}
-
-const fn default_on_fault() -> RuleAction {
-    RuleAction::Alarm
-}
-
-const fn default_votes() -> u32 {
-    3
-}
-
-const fn default_of() -> u32 {
-    5
-}
-
 /// One entry of `[[machines.limits]]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -422,6 +378,8 @@ pub struct Deadband {
     pub absolute: f64,
     /// Of the last value sent.
     pub percent: f64,
+    /// Of the model's answer, 0 to 1.
+    pub score: f64,
     /// Send at least this often.
     #[serde(with = "humantime_serde")]
     pub heartbeat: Duration,
@@ -449,6 +407,9 @@ pub struct DeadbandRule {
     /// Of the last value sent.
     #[serde(default)]
     pub percent: f64,
+    /// Of the model's answer, 0 to 1. Absent: as in `[deadband]`.
+    #[serde(default)]
+    pub score: Option<f64>,
     /// Absent: as in `[deadband]`.
     #[serde(default, with = "humantime_serde")]
     pub heartbeat: Option<Duration>,

@@ -21,6 +21,26 @@ pub const PATIENCE: Duration = Duration::from_secs(3);
 /// How often is looked whether it was taken.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Reads something on a thread of its own and waits for it for [`PATIENCE`] at most: a disk that does not answer must not keep the
+/// machines without protection. `None`: it was not read in time.
+pub fn read_patiently<T: Send + 'static>(
+    what: &'static str,
+    read: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (sender, done) = sync_channel(1);
+    // Without anybody who waits it is too late.
+    let read = move || drop(sender.send(read()));
+    if let Err(error) = std::thread::Builder::new().name(what.to_owned()).spawn(read) {
+        error!(%error, what, "not read");
+        return None;
+    }
+    let result = done.recv_timeout(PATIENCE);
+    if let Err(error) = &result {
+        error!(%error, what, "not read: the disk of device.data-dir does not answer");
+    }
+    result.ok()
+}
+
 /// What is known of the machines at the start.
 pub struct Latches {
     /// Where they are kept.

@@ -12,23 +12,21 @@
 //! | 74 | the output cannot be written, or the input not be read |
 //! | 78 | wrong settings, or the model bundle is refused |
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read as _, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use edge_core::features::Features;
 use edge_core::interlock::{Action, Interlock, Moment, TripCause};
-use edge_core::vibration::Window;
 use serde::{Deserialize, Serialize};
 use shared_proto::model::{EventTime, MachineId, SensorId, WaveformBlock};
 
-use crate::analysis::{Analysis, Depth, judge_block};
+use crate::analysis::{Analysis, Depth, Judged, judge_block};
 use crate::cli::{EXIT_CONFIG, say};
 use crate::config::Settings;
-use crate::scoring::{AnomalyScore, Bundle};
+use crate::scoring::{Models, load_models};
 
 /// Exit code for input of another form (`EX_DATAERR` of sysexits.h).
 pub const EXIT_DATA: u8 = 65;
@@ -154,15 +152,10 @@ pub fn judge(
     mut input: impl BufRead,
     mut output: impl Write,
 ) -> Result<Tally, JudgeError> {
-    let folder = &settings.model.bundle_dir;
-    let model = match folder.as_os_str().is_empty() {
-        true => None,
-        false => {
-            let failed =
-                |error: crate::scoring::BundleError| JudgeError::Settings(error.to_string());
-            Some(Bundle::load(folder).map_err(failed)?)
-        }
-    };
+    let (models, refused) = load_models(settings);
+    if let Some((name, error)) = refused.into_iter().next() {
+        return Err(JudgeError::Settings(format!("model {name}: {error}")));
+    }
     let mut bench: Option<Bench<'_>> = None;
     let mut tally = Tally::default();
     let mut number = 0;
@@ -178,7 +171,7 @@ pub fn judge(
             if let Some(bench) = &bench {
                 tally.add(bench);
             }
-            bench = Some(Bench::new(settings, model.as_ref(), &header, &block)?);
+            bench = Some(Bench::new(settings, &models, &header, &block)?);
         }
         let Some(bench) = &mut bench else { break Ok(()) };
         if let Err(error) = bench.judge(&block, number, &mut output) {
@@ -284,7 +277,7 @@ fn next_block(
 
 fn machine_of(settings: &Settings, sensor: &SensorId) -> Option<MachineId> {
     let names = |machine: &&crate::config::Machine| {
-        machine.scored_sensors.contains(sensor)
+        machine.model_of(sensor).is_some()
             || machine.limits.iter().any(|limit| limit.sensor == *sensor)
     };
     settings.machines.iter().find(names).map(|machine| machine.id.clone())
@@ -293,15 +286,15 @@ fn machine_of(settings: &Settings, sensor: &SensorId) -> Option<MachineId> {
 /// One recording under judgement.
 struct Bench<'a> {
     recording: String,
-    model: Option<&'a Bundle>,
+    models: &'a Models,
     analysis: Analysis,
     interlocks: BTreeMap<MachineId, Interlock>,
-    /// Scores from which on a window counts, of machines with votes.
+    /// Scores from which on a window counts, of machines that have one of their own.
     thresholds: BTreeMap<MachineId, f64>,
     /// Blocks and windows of each sensor.
     windows: BTreeMap<SensorId, (u64, u64)>,
-    /// Sensors that the model judges.
-    scored: BTreeSet<SensorId>,
+    /// Names of models by the sensors that they judge.
+    scored: BTreeMap<SensorId, String>,
     began: Instant,
     /// The moment of `began` in the recording.
     start: EventTime,
@@ -312,19 +305,15 @@ struct Bench<'a> {
 impl<'a> Bench<'a> {
     fn new(
         settings: &Settings,
-        model: Option<&'a Bundle>,
+        models: &'a Models,
         header: &Header,
         first: &WaveformBlock,
     ) -> Result<Self, JudgeError> {
-        let threshold = model.map_or(1.0, |model| model.threshold().value());
         let began = Instant::now();
         let (mut interlocks, mut thresholds) = (BTreeMap::new(), BTreeMap::new());
         for machine in &settings.machines {
-            let rules = settings.interlock(machine, threshold);
-            // A machine may have one of its own.
-            if let Some(vote) = &rules.score_vote {
-                thresholds.insert(machine.id.clone(), vote.threshold);
-            }
+            let rules = settings.interlock(machine);
+            thresholds.extend(machine.score_threshold.map(|it| (machine.id.clone(), it)));
             let interlock = Interlock::new(machine.id.clone(), rules, began).map_err(|faults| {
                 JudgeError::Settings(format!("machine {}: {faults:?}", machine.id))
             })?;
@@ -332,12 +321,12 @@ impl<'a> Bench<'a> {
         }
         Ok(Self {
             recording: header.recording.clone(),
-            model,
-            analysis: Analysis::new(settings, model),
+            models,
+            analysis: Analysis::new(settings, models),
             interlocks,
             thresholds,
             windows: BTreeMap::new(),
-            scored: settings.machines.iter().flat_map(|it| it.scored_sensors.clone()).collect(),
+            scored: settings.model_of_sensor(),
             began,
             start: first.first_sample,
             now: first.first_sample,
@@ -359,7 +348,8 @@ impl<'a> Bench<'a> {
                 self.now
             )));
         }
-        if let Some(model) = self.model.filter(|_| self.scored.contains(&block.sensor_id)) {
+        let model = self.scored.get(&block.sensor_id).and_then(|name| self.models.get(name));
+        if let Some(model) = model {
             // As `run` does it, only louder: there the limits still protect, here nothing would be judged.
             let (rate, samples) = (block.sample_rate_hz, model.metadata().input.window_samples);
             model
@@ -374,10 +364,11 @@ impl<'a> Bench<'a> {
         let mut lines = Vec::new();
         let threshold = self.thresholds.get(&block.machine_id).copied();
         let analysis = &mut self.analysis;
-        let seen = |window: &Window, features: &Features, score| {
-            lines.push(line(&self.recording, sensor, window, features, score, threshold));
+        let seen = |judged: &Judged<'_>| {
+            lines.push(line(&self.recording, sensor, judged, threshold));
         };
-        let (actions, judged) = judge_block(analysis, interlock, block, Depth::Full, || now, seen);
+        let (actions, judged) =
+            judge_block(analysis, interlock, block, (Depth::Full, None), || now, seen);
         judged.map_err(|error| wrong(error.to_string()))?;
         let counts = self.windows.entry(sensor.clone()).or_default();
         *counts = (counts.0 + 1, counts.1 + lines.len() as u64);
@@ -417,20 +408,18 @@ impl<'a> Bench<'a> {
 fn line<'a>(
     recording: &'a str,
     sensor: &'a SensorId,
-    window: &Window,
-    features: &Features,
-    score: Option<AnomalyScore>,
+    judged: &Judged<'_>,
     threshold: Option<f64>,
 ) -> Line<'a> {
-    let score = score.map(AnomalyScore::value);
+    let (window, score) = (judged.window, judged.score);
     Line::Window {
         recording,
         sensor,
         start: window.first_sample.to_string(),
         end: window.end().to_string(),
-        features: features.iter().map(|(name, value)| (name.to_string(), value)).collect(),
-        score,
-        abnormal: score.zip(threshold).map(|(score, threshold)| score >= threshold),
+        features: judged.features().iter().map(|(name, value)| (name.to_string(), value)).collect(),
+        score: score.map(|window| window.score),
+        abnormal: score.map(|window| window.score >= threshold.unwrap_or(window.threshold)),
     }
 }
 

@@ -7,9 +7,10 @@ use crate::config::Keys;
 use crate::telemetry;
 
 /// Numbers among the settings that limit nothing.
-pub const NOT_LIMITS: [&str; 6] = [
+pub const NOT_LIMITS: [&str; 7] = [
     "deadband.absolute",
     "deadband.percent",
+    "deadband.score",
     "mqtt.port",
     "protection.background-nice",
     "protection.nice",

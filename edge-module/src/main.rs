@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use edge_module::cli::{Cli, Command, ConfigArgument, EXIT_CONFIG, say};
 use edge_module::config::{Keys, Settings};
-use edge_module::{app, journal_tool, judge, log_output};
+use edge_module::{app, baseline_tool, explain, journal_tool, judge, log_output};
 
 fn main() -> ExitCode {
     match Cli::parse().command {
@@ -21,6 +21,12 @@ fn main() -> ExitCode {
         }
         Command::Judge(arguments) => with_settings(&arguments.config, |settings, _| {
             judge::run(&settings, arguments.output.as_deref())
+        }),
+        Command::Explain(arguments) => with_settings(&arguments.config, |settings, _| {
+            explain::run(settings, &arguments.event, arguments.out.clone())
+        }),
+        Command::Baseline(arguments) => with_settings(&arguments.config, |settings, _| {
+            baseline_tool::run(&settings, arguments.machine.as_deref())
         }),
         Command::Journal(arguments) => with_settings(&arguments.config, |settings, _| {
             journal_tool::run(&settings, &arguments.action)

@@ -4,14 +4,15 @@
 //! What it owes to others it hands over without waiting: machine events to the journal and latches to their files go into
 //! bounded queues; events that do not fit are kept here, the oldest dropped and counted past `event-queue-length`.
 
+mod commissioning;
 mod reload;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
+use edge_core::features::Features;
 use edge_core::interlock::{
     Action, Interlock, LatchSnapshot, Moment, ShelveRequest, StopProgress, TripCause,
 };
@@ -25,16 +26,20 @@ use tracing::{debug, error, info, warn};
 use crate::actuation::messages::{RefusedRequest, ShownLatch};
 use crate::actuation::{Actuation, PathReport, TaskEnd, Told};
 use crate::admin::{Board, Part};
-use crate::analysis::{Analysis, Depth, judge_block};
+use crate::analysis::{Analysis, Depth, Judged, judge_block};
 use crate::backlog::{Backlog, Piece, Pieces};
-use crate::config::{AfterRestart, Settings};
+use crate::calibration::{Baselines, Calibration};
+use crate::config::{AfterRestart, Learning, Settings};
 use crate::kafka::now;
 use crate::latch::RestoredLatch;
 use crate::mqtt::sensors::{SensorEvent, SensorSessions};
-use crate::scoring::Bundle;
+use crate::scoring::{Bundle, Models};
 use crate::telemetry;
+use commissioning::Runs;
+use reload::{Change, WatchedModel};
 use report::cause_details;
 
+pub use commissioning::NotKept;
 pub use reload::{Links, NewMachines};
 
 /// The longest sleep of the loop: a deadline that is missed by a bug is missed by no more than this.
@@ -43,6 +48,8 @@ const TIMEOUT_MAX: Duration = Duration::from_millis(500);
 const REFUSAL_INTERVAL: Duration = Duration::from_millis(500);
 /// What a sensor sends in vain is logged at most this often; each is counted.
 const MISMATCH_LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// Features told with a trip that a score brought about.
+const CONTRIBUTIONS_MAX: usize = 8;
 /// The longest time for which messages are taken in before one unit of what waits is done.
 const TAKE_IN_MAX: Duration = Duration::from_millis(1);
 
@@ -50,7 +57,6 @@ const TAKE_IN_MAX: Duration = Duration::from_millis(1);
 pub struct Protection {
     backlog: Backlog,
     analysis: Analysis,
-    model: Option<Arc<str>>,
     interlocks: BTreeMap<MachineId, Interlock>,
     machine_of_sensor: BTreeMap<SensorId, MachineId>,
     actuation: Actuation,
@@ -71,6 +77,15 @@ pub struct Protection {
     refused_at: BTreeMap<MachineId, Instant>,
     mismatch_logged: Option<Instant>,
     links: Option<Links>,
+    /// Models that came into force a short time ago.
+    watched_models: Vec<WatchedModel>,
+    /// What was learnt of the machines.
+    calibration: Calibration,
+    /// Machines that are being learnt.
+    runs: Runs,
+    learning: Learning,
+    /// Features of the last window of each sensor that voted.
+    abnormal: BTreeMap<SensorId, Features>,
 }
 
 /// Where decisions are told.
@@ -96,19 +111,18 @@ impl Protection {
     /// An interlock's settings, which were validated before, are refused.
     pub fn new(
         settings: &Settings,
-        model: Option<&Bundle>,
+        (models, baselines): (&Models, &Baselines),
         restored: Vec<RestoredLatch>,
         actuation: Actuation,
         sinks: Sinks,
     ) -> anyhow::Result<Self> {
-        let threshold = model.map_or(1.0, |model| model.threshold().value());
         let mut interlocks = BTreeMap::new();
         let mut machine_of_sensor = BTreeMap::new();
         for machine in &settings.machines {
-            let interlock_settings = settings.interlock(machine, threshold);
+            let interlock_settings = settings.interlock(machine);
             let interlock = Interlock::new(machine.id.clone(), interlock_settings, Instant::now())
                 .map_err(|faults| anyhow::anyhow!("machine {}: {faults:?}", machine.id))?;
-            for sensor in interlock.sensors() {
+            for sensor in interlock.sensors().chain(machine.condition_sensors()) {
                 machine_of_sensor.insert(sensor.clone(), machine.id.clone());
             }
             if interlock.is_dry_run() {
@@ -119,8 +133,7 @@ impl Protection {
         let watched = machine_of_sensor.keys().cloned().collect();
         let mut this = Self {
             backlog: Backlog::new(settings, watched),
-            analysis: Analysis::new(settings, model),
-            model: model.map(|model| model.identity().into()),
+            analysis: Analysis::new(settings, models),
             interlocks,
             machine_of_sensor,
             actuation,
@@ -136,6 +149,11 @@ impl Protection {
             refused_at: BTreeMap::new(),
             mismatch_logged: None,
             links: None,
+            watched_models: Vec::new(),
+            calibration: Calibration::new(settings, baselines),
+            runs: Runs::new(),
+            learning: settings.learning.clone(),
+            abnormal: BTreeMap::new(),
         };
         this.restore(restored);
         match settings.protection.after_restart {
@@ -203,10 +221,18 @@ impl Protection {
                         return;
                     }
                 },
-                _ = heartbeat.tick() => self.send_heartbeats(),
-                Some(change) = reload::next_change(&mut self.links) => {
-                    self.apply_settings(change, &mut sensors, &mut tasks);
+                _ = heartbeat.tick() => {
+                    self.send_heartbeats();
+                    self.watch_models();
+                    self.show_learning();
                 }
+                Some(change) = reload::next_change(&mut self.links) => match change {
+                    Change::Machines(change) => {
+                        self.apply_settings(change, &mut sensors, &mut tasks);
+                    }
+                    Change::Model(model) => self.apply_model(model),
+                    Change::Baseline(kept) => self.handle_kept(kept),
+                },
                 Some(report) = machine_side.recv() => self.handle_path(report),
                 event = sensors.recv() => self.handle_sensors(event),
                 () = std::future::ready(()), if !self.backlog.is_empty() => {}
@@ -257,12 +283,14 @@ impl Protection {
         self.interlocks
             .values()
             .filter_map(Interlock::poll_timeout)
+            .chain(self.next_learning_timeout())
             .min()
             .map_or(latest, |at| at.min(latest))
     }
 
     fn handle_timeouts(&mut self) {
         let now = Instant::now();
+        self.handle_learning_timeouts(now);
         let due: Vec<MachineId> = self
             .interlocks
             .iter()
@@ -301,6 +329,7 @@ impl Protection {
                         .increment(1);
                 }
                 Piece::Reading(reading) => {
+                    self.calibration.handle_reading(&reading.sensor_id, reading.value, received);
                     self.judge_one(&reading.sensor_id, received, |interlock, now| {
                         interlock.handle_reading(&reading.sensor_id, &reading, now)
                     });
@@ -324,6 +353,9 @@ impl Protection {
     /// Tells of a sensor whose rules look at something else than it sends: it would be watched by nobody, and silent to nobody.
     fn notice_mismatch(&mut self, sensor: &SensorId, is_reading: bool) {
         let machine_id = self.machine_of_sensor.get(sensor);
+        if is_reading && self.calibration.uses(sensor) {
+            return;
+        }
         let Some(interlock) = machine_id.and_then(|id| self.interlocks.get(id)) else { return };
         let is_judged = match is_reading {
             true => interlock.judges_values(sensor),
@@ -364,10 +396,23 @@ impl Protection {
         };
         let Some(interlock) = self.interlocks.get_mut(&machine_id) else { return };
         let sensor = &block.sensor_id;
-        let mut windows = 0;
-        let seen = |_: &_, _: &_, _| windows += 1;
+        let (mut windows, mut outcome) = (0, None);
+        let (calibration, now) = (&self.calibration, Instant::now());
+        let condition = calibration.current(&machine_id, now);
+        let runs = &mut self.runs;
+        let abnormal = &mut self.abnormal;
+        let seen = |judged: &Judged<'_>| {
+            windows += 1;
+            let window = (judged.features(), judged.score);
+            if judged.score.is_some_and(|score| score.is_abnormal()) {
+                abnormal.insert(sensor.clone(), judged.features().clone());
+            }
+            let over = commissioning::take_window(runs, &machine_id, sensor, condition, window);
+            outcome = outcome.take().or(over);
+        };
         let analysis = &mut self.analysis;
-        let (actions, result) = judge_block(analysis, interlock, block, depth, moment, seen);
+        let how = (depth, calibration.learnt(&machine_id, sensor, now));
+        let (actions, result) = judge_block(analysis, interlock, block, how, moment, seen);
         metrics::counter!(telemetry::PROTECTION_WINDOWS).increment(windows);
         if let Err(error) = result {
             debug!(%sensor, %error, "block not judged");
@@ -375,6 +420,7 @@ impl Protection {
         if !actions.is_empty() {
             self.perform(&machine_id, actions, received);
         }
+        self.end_if_over(&machine_id, outcome);
     }
 
     fn handle_path(&mut self, report: PathReport) {
@@ -389,11 +435,13 @@ impl Protection {
                 let actions = interlock.handle_machine_state(state, moment());
                 self.confirming_path = path;
                 self.perform(&machine_id, actions, received);
+                self.tell_learner_state(&machine_id, state);
             }
             Some(Told::Reset { machine_id, operator }) => self.reset(&machine_id, &operator),
             Some(Told::Shelve { machine_id, request, received }) => {
                 self.shelve(&machine_id, &request, received);
             }
+            Some(Told::Learn { machine_id, order }) => self.learn(&machine_id, &order),
             Some(Told::Unclear { machine_id, request, reason }) => {
                 self.refuse_unclear(&machine_id, request, reason);
             }
@@ -447,6 +495,7 @@ impl Protection {
     /// Performs what an interlock decided. The stop command is the first action and leaves first.
     fn perform(&mut self, machine_id: &MachineId, actions: Vec<Action>, received: Instant) {
         let is_latch_changed = !actions.is_empty();
+        self.tell_learner(machine_id, &actions);
         for action in actions {
             match action {
                 Action::SendStop { trip_id, attempt, reach } => {
@@ -500,9 +549,10 @@ impl Protection {
     ) {
         error!(%machine_id, trip_id, cause = cause.as_str(), details = %cause, "trip: stop ordered");
         metrics::counter!(telemetry::INTERLOCK_TRIPS, "cause" => cause.as_str()).increment(1);
-        self.ask_for_snapshot(machine_id, trip_id, MachineEventType::Trip);
+        self.ask_for_snapshot(machine_id, trip_id, Some(cause), false);
+        let model = cause.sensor().and_then(|sensor| self.analysis.bundle_of(sensor));
         let details = MachineEventDetails {
-            model: self.model.as_deref().map(str::to_owned),
+            model: model.map(Bundle::identity),
             detail: Some(format!("trip {trip_id}")),
             trip_id: Some(trip_id.to_owned()),
             ..cause_details(cause)
@@ -519,11 +569,25 @@ impl Protection {
         let latency = written.saturating_duration_since(trip.received);
         if let Some(mut event) = trip.event.take() {
             event.details.command_latency_micros = Some(micros(latency));
+            event.details.contributions = self.drivers(machine_id, &event);
             let detail = event.details.detail.get_or_insert_default();
             detail.push_str(&format!(", ordered by {path}"));
             metrics::histogram!(telemetry::STOP_COMMAND_LATENCY).record(latency);
             self.waiting_events.push_back(event);
         }
+    }
+
+    /// What drove the score that stopped a machine, when the stop is on its way.
+    fn drivers(&mut self, machine_id: &MachineId, event: &MachineEvent) -> Option<String> {
+        event.details.score?;
+        let sensor = event.details.sensor_id.as_ref()?;
+        let features = self.abnormal.get(sensor)?;
+        let usual = self.calibration.usual(machine_id, sensor, Instant::now());
+        let contributions = self.analysis.contributions(sensor, features, usual);
+        let largest = contributions.iter().take(CONTRIBUTIONS_MAX);
+        let texts = largest.map(|it| format!("{}={:.2}", it.feature, it.logit));
+        let text = texts.collect::<Vec<_>>().join(",");
+        (!text.is_empty()).then_some(text)
     }
 
     fn confirm_stop(

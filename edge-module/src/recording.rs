@@ -8,6 +8,9 @@
 //! late, or seconds while a full disk holds it, which `waveforms.after` allows for. What was before the trip goes to the
 //! journal at once, what comes after in pieces of a second.
 
+mod drifts;
+mod explaining;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,29 +18,35 @@ use std::time::{Duration, Instant};
 use edge_core::aggregate::{Aggregate, Aggregator};
 use edge_core::deadband::{Deadband, Verdict};
 use edge_core::features::Features;
+use edge_core::interlock::{TripCause, WindowScore};
 use edge_core::snapshot::{SnapshotCounts, Snapshots};
 use rumqttc::Publish;
 use shared_proto::Encoding;
 use shared_proto::codec;
 use shared_proto::model::{
-    DeadLetter, MachineId, MetricType, Reading, SensorId, WaveformBlock, WaveformSnapshot,
+    DeadLetter, EventTime, MachineId, MetricType, Reading, SensorId, WaveformBlock,
+    WaveformSnapshot,
 };
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{error, info, warn};
 
 use crate::admin::{Board, Part};
 use crate::analysis::Analysis;
+use crate::calibration::{Baselines, Calibration, KeptBaseline, MachineConditions};
 use crate::config::{Settings, Waveforms};
 use crate::intake::{Input, InputTopics, Refusal, encoding_of};
 use crate::journal::{Intake, JournalCommand, check_size};
 use crate::kafka::now;
 use crate::limits::show_use;
+use crate::models::{Shadow, ShadowOrder};
 use crate::mqtt::acknowledgements::Receipt;
 use crate::mqtt::source::{SessionEvent, check_refused};
 use crate::recognition::{InputMark, Recognition};
-use crate::scoring::{AnomalyScore, Bundle};
+use crate::scoring::Models;
 use crate::store::{Entry, Lane};
 use crate::telemetry;
+use drifts::Drifts;
+use explaining::Explaining;
 
 /// Refused input is logged at most this often; each is counted.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -47,7 +56,7 @@ const ASTRAY_LOG_INTERVAL: Duration = Duration::from_secs(10);
 const SHOW_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Asks for the samples around a moment that has just been.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SnapshotRequest {
     /// Of all waveform sensors of this machine.
     pub machine_id: MachineId,
@@ -55,6 +64,10 @@ pub struct SnapshotRequest {
     pub trip_id: String,
     /// An alarm has a snapshot only if the settings say so.
     pub is_alarm: bool,
+    /// Why a machine tripped.
+    pub cause: Option<TripCause>,
+    /// When.
+    pub time: EventTime,
 }
 
 /// Bounded channels to this path.
@@ -63,12 +76,16 @@ pub struct Links {
     pub snapshots: mpsc::Receiver<SnapshotRequest>,
     /// Other settings.
     pub settings: mpsc::Receiver<NewFilters>,
+    /// Models that score beside those in force, or take their place.
+    pub models: mpsc::Receiver<ShadowOrder>,
+    /// What was learnt and is kept.
+    pub baselines: mpsc::Receiver<Arc<KeptBaseline>>,
 }
 
 /// Other settings, built and checked, ready to be put in force.
 pub struct NewFilters {
     machines: Machines,
-    scored: Vec<SensorId>,
+    scored: BTreeMap<SensorId, String>,
     deadband: Deadband,
     aggregator: Aggregator,
     snapshots: Snapshots,
@@ -88,8 +105,7 @@ impl NewFilters {
         let snapshots = Snapshots::new(settings.snapshot_settings())
             .map_err(|faults| anyhow::anyhow!("waveforms: {faults:?}"))?;
         let machines = Machines::new(settings);
-        let scored =
-            settings.machines.iter().flat_map(|machine| machine.scored_sensors.clone()).collect();
+        let scored = settings.model_of_sensor();
         let settings = settings.clone();
         Ok(Self { machines, scored, deadband, aggregator, snapshots, settings })
     }
@@ -106,7 +122,7 @@ impl Machines {
         let mut of_sensor = BTreeMap::new();
         for machine in &settings.machines {
             let limited = machine.limits.iter().map(|limit| &limit.sensor);
-            for sensor in limited.chain(&machine.scored_sensors) {
+            for sensor in limited.chain(machine.scored()) {
                 of_sensor.insert(sensor.clone(), machine.id.clone());
             }
         }
@@ -142,6 +158,12 @@ pub struct Recording {
     board: Board,
     refusal_logged: Option<Instant>,
     astray_logged: Option<Instant>,
+    /// Models beside those in force, by name.
+    shadows: BTreeMap<String, Shadow>,
+    /// What was learnt of the machines.
+    calibration: Calibration,
+    drifts: Drifts,
+    explaining: Explaining,
 }
 
 impl Recording {
@@ -151,7 +173,7 @@ impl Recording {
     /// The dead band's settings, which were validated before, are refused.
     pub fn new(
         settings: &Settings,
-        model: Option<&Bundle>,
+        (models, baselines): (&Models, &Baselines),
         recognition: Recognition,
         commands: mpsc::Sender<JournalCommand>,
         board: Board,
@@ -159,7 +181,7 @@ impl Recording {
         let filters = NewFilters::new(settings)?;
         Ok(Self {
             inputs: InputTopics::new(&settings.mqtt),
-            analysis: Analysis::new(settings, model),
+            analysis: Analysis::new(settings, models),
             deadband: filters.deadband,
             aggregator: filters.aggregator,
             snapshots: filters.snapshots,
@@ -176,6 +198,10 @@ impl Recording {
             board,
             refusal_logged: None,
             astray_logged: None,
+            shadows: BTreeMap::new(),
+            calibration: Calibration::new(settings, baselines),
+            drifts: Drifts::default(),
+            explaining: Explaining::new(settings),
         })
     }
 
@@ -197,7 +223,11 @@ impl Recording {
         show.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut is_open = true;
         while is_open && !*stop.borrow() {
-            let due = [self.aggregator.poll_timeout(), self.snapshots.poll_timeout()];
+            let due = [
+                self.aggregator.poll_timeout(),
+                self.snapshots.poll_timeout(),
+                self.explaining.poll_timeout(),
+            ];
             let due = due.into_iter().flatten().min();
             is_open = tokio::select! {
                 biased;
@@ -245,6 +275,11 @@ impl Recording {
     async fn handle_link(&mut self, link: Link, stop: &mut watch::Receiver<bool>) -> bool {
         match link {
             Link::Snapshot(request) => {
+                if let Some(cause) = request.cause.clone() {
+                    let (machine_id, trip_id) = (&request.machine_id, &request.trip_id);
+                    let (machine_id, trip_id) = (machine_id.clone(), trip_id.clone());
+                    self.explaining.handle_trip(machine_id, trip_id, cause, request.time);
+                }
                 let is_wanted =
                     self.waveforms.enabled && (!request.is_alarm || self.waveforms.on_alarm);
                 if !is_wanted {
@@ -258,11 +293,40 @@ impl Recording {
                 self.hand_over_pieces(pieces, stop).await
             }
             Link::Settings(filters) => self.replace_filters(*filters, stop).await,
+            Link::Baseline(kept) => {
+                self.drifts.forget(&kept.baseline.machine_id);
+                self.calibration.set_baseline(kept);
+                true
+            }
+            Link::Model(order) => {
+                self.handle_model(*order);
+                true
+            }
+        }
+    }
+
+    fn handle_model(&mut self, order: ShadowOrder) {
+        match order {
+            ShadowOrder::Begin { name, bundle } => {
+                let shadow = Shadow::new(&self.settings, &name, bundle);
+                self.shadows.insert(name, shadow);
+            }
+            ShadowOrder::Report { name, budget, answer } => {
+                let report = self.shadows.get(&name).map(|shadow| shadow.report(budget));
+                // Whoever asked may have given up.
+                drop(answer.send(report));
+            }
+            ShadowOrder::End { name } => drop(self.shadows.remove(&name)),
+            ShadowOrder::Switch { name, bundle, scorer } => {
+                self.shadows.remove(&name);
+                self.analysis.set_model(&name, bundle, scorer);
+            }
         }
     }
 
     async fn handle_timeouts(&mut self, stop: &mut watch::Receiver<bool>) -> bool {
         let now = Instant::now();
+        self.explaining.handle_timeout(now, &mut self.analysis, &self.calibration);
         let mut records = Vec::new();
         for aggregate in self.aggregator.handle_timeout(now) {
             self.record_aggregate(&aggregate, &mut records);
@@ -290,6 +354,9 @@ impl Recording {
             self.deadband = deadband;
         }
         self.analysis.set_scored(scored);
+        for machine_id in self.calibration.replace(MachineConditions::of(&settings)) {
+            self.drifts.forget(&machine_id);
+        }
         let pieces = if settings.waveforms.enabled {
             let pieces = self.snapshots.keep_machines(&machines.ids);
             if let Err(faults) = self.snapshots.replace_settings(settings.snapshot_settings()) {
@@ -303,6 +370,7 @@ impl Recording {
             pieces
         };
         self.machines = machines;
+        self.explaining.set_machines(&settings);
         self.waveforms = settings.waveforms.clone();
         self.settings = settings;
         (records.is_empty() || self.hand_over(records, stop).await)
@@ -405,7 +473,7 @@ impl Recording {
                             }
                             let mut reading = decoded.reading;
                             self.complete(&mut reading, &publish.topic);
-                            self.record(&reading, may_be_known, &mut records);
+                            self.record(&reading, may_be_known, false, &mut records);
                         }
                     }
                 }
@@ -444,20 +512,34 @@ impl Recording {
         }
     }
 
-    fn record(&mut self, reading: &Reading, may_be_known: bool, records: &mut Vec<Entry>) {
+    /// `is_vote`: of a window that voted. The cloud sees each of them: neither folded nor held back.
+    fn record(
+        &mut self,
+        reading: &Reading,
+        may_be_known: bool,
+        is_vote: bool,
+        records: &mut Vec<Entry>,
+    ) {
         if may_be_known && self.recognition.is_known(reading) {
             metrics::counter!(telemetry::INPUT_REDELIVERED).increment(1);
             return;
         }
         metrics::counter!(telemetry::READINGS).increment(1);
+        if !reading.historical {
+            self.calibration.handle_reading(&reading.sensor_id, reading.value, Instant::now());
+            self.explaining.handle_reading(&reading.sensor_id, reading.value);
+        }
         let payload = codec::encode_reading(reading, Encoding::Protobuf);
+        if is_vote {
+            return self.filter(reading, payload, true, records);
+        }
         let bytes = payload.len() as u64;
         let outcome = self.aggregator.handle_reading(reading, bytes, Instant::now());
         if let Some(aggregate) = outcome.closed {
             self.record_aggregate(&aggregate, records);
         }
         if outcome.is_passed {
-            self.filter(reading, payload, records);
+            self.filter(reading, payload, false, records);
         } else {
             self.recognition.note_reading(reading);
         }
@@ -467,11 +549,21 @@ impl Recording {
         let payload = codec::encode_reading(&aggregate.reading, Encoding::Protobuf);
         let bytes = aggregate.bytes.saturating_sub(payload.len() as u64);
         count_saved("aggregation", aggregate.readings.saturating_sub(1), bytes);
-        self.filter(&aggregate.reading, payload, records);
+        self.filter(&aggregate.reading, payload, false, records);
     }
 
-    fn filter(&mut self, reading: &Reading, payload: Vec<u8>, records: &mut Vec<Entry>) {
-        match self.deadband.handle(reading) {
+    fn filter(
+        &mut self,
+        reading: &Reading,
+        payload: Vec<u8>,
+        is_vote: bool,
+        records: &mut Vec<Entry>,
+    ) {
+        let verdict = match is_vote {
+            true => self.deadband.handle_forced(reading),
+            false => self.deadband.handle(reading),
+        };
+        match verdict {
             Verdict::Filter => {
                 metrics::counter!(telemetry::READINGS_FILTERED).increment(1);
                 count_saved("deadband", 1, payload.len() as u64);
@@ -504,7 +596,23 @@ impl Recording {
     ) {
         let mut readings = Vec::new();
         let vibration = self.vibration.clone();
-        let result = self.analysis.handle_block(block, |window, features, score| {
+        let mut shadow = self.shadows.values_mut().find(|it| it.scores(&block.sensor_id));
+        let machine_id = self.machines.of_sensor.get(&block.sensor_id);
+        let (calibration, now) = (&self.calibration, Instant::now());
+        let learnt = machine_id.and_then(|id| calibration.learnt(id, &block.sensor_id, now));
+        let bundle = self.analysis.bundle_of(&block.sensor_id);
+        let is_learnt = learnt.zip(bundle).is_some_and(|(learnt, bundle)| learnt.is_of(bundle));
+        let drifts = &mut self.drifts;
+        let explaining = &mut self.explaining;
+        let result = self.analysis.handle_block(block, learnt, |judged| {
+            let (window, features, score) = (judged.window, judged.features(), judged.score);
+            explaining.handle_window(&block.sensor_id, judged);
+            if let Some(shadow) = &mut shadow {
+                shadow.note_in_force(&block.sensor_id, score);
+            }
+            if let (Some(id), Some(score), true) = (machine_id, score, is_learnt) {
+                drifts.note(calibration, id, &block.sensor_id, score, now);
+            }
             let mut reading = Reading::new(
                 block.sensor_id.clone(),
                 window.first_sample,
@@ -514,14 +622,17 @@ impl Recording {
             reading.machine_id = Some(block.machine_id.clone());
             reading.unit.clone_from(&block.unit);
             reading.features = named(features, score);
-            readings.push(reading);
+            readings.push((reading, score.is_some_and(|score| score.is_abnormal())));
         });
+        if let Some(shadow) = shadow {
+            shadow.handle_block(block);
+        }
         if let Err(error) = result {
             let refusal = Refusal { reason: error.reason(), detail: error.to_string() };
             self.refuse(&refusal, publish, &publish.payload, records);
         }
-        for reading in readings {
-            self.record(&reading, publish.dup || publish.retain, records);
+        for (reading, is_vote) in readings {
+            self.record(&reading, publish.dup || publish.retain, is_vote, records);
         }
     }
 
@@ -556,6 +667,8 @@ impl Recording {
 enum Link {
     Snapshot(SnapshotRequest),
     Settings(Box<NewFilters>),
+    Model(Box<ShadowOrder>),
+    Baseline(Arc<KeptBaseline>),
 }
 
 /// The next request or settings, if anybody may send some.
@@ -564,6 +677,8 @@ async fn next_of(links: &mut Option<Links>) -> Option<Link> {
     tokio::select! {
         Some(request) = links.snapshots.recv() => Some(Link::Snapshot(request)),
         Some(settings) = links.settings.recv() => Some(Link::Settings(Box::new(settings))),
+        Some(order) = links.models.recv() => Some(Link::Model(Box::new(order))),
+        Some(kept) = links.baselines.recv() => Some(Link::Baseline(kept)),
         else => None,
     }
 }
@@ -587,12 +702,12 @@ fn count_saved(reason: &'static str, records: u64, bytes: u64) {
 
 fn named(
     features: &Features,
-    score: Option<AnomalyScore>,
+    score: Option<WindowScore>,
 ) -> std::collections::BTreeMap<String, f64> {
     let mut named: std::collections::BTreeMap<String, f64> =
         features.iter().map(|(name, value)| (name.to_string(), value)).collect();
     if let Some(score) = score {
-        named.insert("score".to_owned(), score.value());
+        named.insert("score".to_owned(), score.score);
     }
     named
 }

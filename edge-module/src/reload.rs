@@ -4,7 +4,7 @@
 //! in a row see the same. What was read is checked whole and put in force whole, or refused whole: the settings before stay
 //! in force, a machine event and `/status` say why.
 //!
-//! Live: machines with their rules, `[deadband]`, `[[aggregation]]`, `[waveforms]` but its queue, `telemetry.filter`,
+//! Live: machines with their rules, `[model]` ([`crate::models`]), `[learning]`, `[deadband]`, `[[aggregation]]`, `[waveforms]` but its queue, `telemetry.filter`,
 //! `kafka.historical-after`. Everything else needs a restart and refuses the whole change by naming its keys. Everything is
 //! built here; the stop path gets it through a channel of one place and swaps it in between two inputs. It alone may still
 //! refuse: a machine whose trip is latched cannot be removed, and its `actuators` cannot change. No change arms a machine.
@@ -26,6 +26,7 @@ use tracing::{error, info, warn};
 use crate::actuation::machines_max;
 use crate::admin::Board;
 use crate::analysis::band_limited;
+use crate::calibration::MachineConditions;
 use crate::config::{Keys, Machine, Settings};
 use crate::kafka::now;
 use crate::latch::LatchFolder;
@@ -40,8 +41,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest detail of an event, in bytes.
 const DETAIL_BYTES_MAX: usize = 2_048;
 /// Keys, or beginnings of keys, that can change while the module runs.
-const LIVE: [&str; 6] = [
+const LIVE: [&str; 8] = [
     "machines",
+    "model",
+    "learning",
     "deadband",
     "aggregation",
     "waveforms",
@@ -117,6 +120,8 @@ pub struct Reached {
     pub protection: mpsc::Sender<NewMachines>,
     /// The journal's path.
     pub recording: mpsc::Sender<NewFilters>,
+    /// Models.
+    pub models: watch::Sender<Settings>,
     /// The forwarder.
     pub historical_after: watch::Sender<Duration>,
     /// The log.
@@ -132,7 +137,6 @@ pub struct Reloader {
     file: Option<PathBuf>,
     settings: Settings,
     keys: Keys,
-    threshold: f64,
     machines_max: usize,
     latches: LatchFolder,
     machine_id: MachineId,
@@ -183,12 +187,11 @@ impl Stamp {
 }
 
 impl Reloader {
-    /// Knows the settings that the module was started with. `threshold` is the model's, `machine_id` the device's own name.
+    /// Knows the settings that the module was started with; `machine_id` is the device's own name.
     #[must_use]
     pub fn new(
         file: Option<PathBuf>,
         (settings, keys): (Settings, Keys),
-        threshold: f64,
         latches: LatchFolder,
         machine_id: MachineId,
         reached: Reached,
@@ -200,7 +203,6 @@ impl Reloader {
             machines_max: machines_max(&settings),
             settings,
             keys,
-            threshold,
             latches,
             machine_id,
             reached,
@@ -304,6 +306,7 @@ impl Reloader {
         };
         self.change_machines(&settings).await?;
         place.send(filters);
+        self.reached.models.send_replace(settings.clone());
         self.reached.historical_after.send_replace(settings.kafka.historical_after);
         if let Err(error) = self.reached.log_filter.set(&settings.telemetry.filter) {
             warn!(error, "telemetry.filter stays as it was");
@@ -319,7 +322,7 @@ impl Reloader {
             return Err(ReloadError::TooManyMachines { count, max });
         }
         let (answer, answered) = oneshot::channel();
-        let change = new_machines(&self.settings, settings, self.threshold, &self.latches, answer)
+        let change = new_machines(&self.settings, settings, &self.latches, answer)
             .map_err(|faults| ReloadError::Invalid(faults.join("\n")))?;
         if change.is_empty() {
             return Ok(());
@@ -349,7 +352,6 @@ impl Reloader {
 pub fn new_machines(
     old: &Settings,
     new: &Settings,
-    threshold: f64,
     latches: &LatchFolder,
     answer: oneshot::Sender<Result<(), Vec<MachineId>>>,
 ) -> Result<NewMachines, Vec<String>> {
@@ -361,11 +363,12 @@ pub fn new_machines(
     let mut machine_of_sensor: BTreeMap<SensorId, MachineId> = BTreeMap::new();
     let mut faults = Vec::new();
     for (id, machine) in &after {
-        let rules = new.interlock(machine, threshold);
-        for sensor in rules.silence.iter().flat_map(|silence| &silence.sensors) {
+        let rules = new.interlock(machine);
+        let watched = rules.silence.iter().flat_map(|silence| &silence.sensors);
+        for sensor in watched.chain(machine.condition_sensors()) {
             machine_of_sensor.insert(sensor.clone(), id.clone());
         }
-        let rules_before = before.get(id).map(|machine| old.interlock(machine, threshold));
+        let rules_before = before.get(id).map(|machine| old.interlock(machine));
         if rules_before.as_ref() == Some(&rules) {
             continue;
         }
@@ -387,7 +390,11 @@ pub fn new_machines(
     };
     let rewired = after.keys().filter(is_rewired).cloned().collect();
     let paths = after.iter().map(|(id, machine)| (id.clone(), machine.paths())).collect();
-    let scored = new.machines.iter().flat_map(|machine| machine.scored_sensors.clone()).collect();
+    let scored = new.model_of_sensor();
+    let conditions = MachineConditions::of(new);
+    let is_learnt_otherwise = scored != old.model_of_sensor()
+        || conditions != MachineConditions::of(old)
+        || new.learning != old.learning;
     let band_limited = band_limited(&new.machines);
     Ok(NewMachines {
         added,
@@ -396,6 +403,9 @@ pub fn new_machines(
         rewired,
         machine_of_sensor,
         scored,
+        conditions,
+        learning: new.learning.clone(),
+        is_learnt_otherwise,
         band_limited,
         paths,
         answer,

@@ -61,6 +61,13 @@ metrics_of_this_program! {
     VIBRATION_SAMPLES_DISCARDED = "vibration_samples_discarded_total";
     /// Windows that the model could not score, by `reason`.
     SCORE_FAILURES = "score_failures_total";
+    /// Samples of a window to its score, in seconds.
+    SCORE_LATENCY = "score_latency_seconds";
+    /// Population stability index of a sensor's scores against those that were learnt of its machine, by `machine_id` and `sensor_id`: below
+    /// 0.1 as learnt, above 0.25 much changed. Only of machines that were learnt.
+    SCORE_DRIFT = "score_drift_index";
+    /// Models that came into force while the module ran, or were refused, by `result`.
+    MODEL_CHANGES = "model_changes_total";
     /// Trips, by `cause`.
     INTERLOCK_TRIPS = "interlock_trips_total";
     /// Stops that were not confirmed in time.
@@ -136,7 +143,7 @@ const CAUSES: (&str, &[&str]) =
 
 /// Every counter. Each shows as 0 before it counts, so that an alarm on its rise sees the first rise, too. Values of `reason` and
 /// `kind` that are not here come with what they count.
-pub const COUNTERS: [(&str, Labels); 36] = [
+pub const COUNTERS: [(&str, Labels); 37] = [
     (MQTT_MESSAGES, &[("session", &["protection", "recording"])]),
     (MQTT_DISCONNECTS, &[("session", &["protection", "recording", "actuator"])]),
     (MQTT_SESSIONS_DISCARDED, &[]),
@@ -160,6 +167,7 @@ pub const COUNTERS: [(&str, Labels); 36] = [
     (PROTECTION_WINDOWS, &[]),
     (VIBRATION_SAMPLES_DISCARDED, &[]),
     (SCORE_FAILURES, &[("reason", &["shape", "inference"])]),
+    (MODEL_CHANGES, &[("result", &["changed", "refused"])]),
     (INTERLOCK_TRIPS, &[CAUSES]),
     (INTERLOCK_STOPS_NOT_CONFIRMED, &[]),
     (INTERLOCK_SUPPRESSED, &[("reason", &["startup", "shelved", "dry-run"])]),

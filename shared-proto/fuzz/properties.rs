@@ -281,6 +281,7 @@ fn slow_event(bytes: &[u8]) -> Option<MachineEvent> {
             operator: fields.word("operator")?,
             delivered_sequence: fields.count("delivered_sequence")?,
             waveform_sequences: fields.word("waveform_sequences")?,
+            contributions: fields.word("contributions")?,
         },
     })
 }

@@ -442,6 +442,7 @@ fn machine_event_from_protobuf(message: v1::MachineEvent) -> Result<MachineEvent
             operator: present(message.operator),
             delivered_sequence: message.delivered_sequence,
             waveform_sequences: present(message.waveform_sequences),
+            contributions: present(message.contributions),
         },
     })
 }
@@ -481,6 +482,7 @@ pub fn encode_machine_event(event: &MachineEvent, encoding: Encoding) -> Vec<u8>
                 operator: details.operator.unwrap_or_default(),
                 delivered_sequence: details.delivered_sequence,
                 waveform_sequences: details.waveform_sequences.unwrap_or_default(),
+                contributions: details.contributions.unwrap_or_default(),
             }
             .encode_to_vec()
         }
@@ -577,6 +579,7 @@ fn without_empty(details: MachineEventDetails) -> MachineEventDetails {
         trip_id: present(details.trip_id),
         operator: present(details.operator),
         waveform_sequences: present(details.waveform_sequences),
+        contributions: present(details.contributions),
         ..details
     }
 }
@@ -695,6 +698,9 @@ const fn event_type_to_protobuf(event_type: MachineEventType) -> v1::MachineEven
         MachineEventType::SettingsChanged => v1::MachineEventType::SettingsChanged,
         MachineEventType::SettingsRefused => v1::MachineEventType::SettingsRefused,
         MachineEventType::GapClosed => v1::MachineEventType::GapClosed,
+        MachineEventType::LearningStarted => v1::MachineEventType::LearningStarted,
+        MachineEventType::BaselineLearnt => v1::MachineEventType::BaselineLearnt,
+        MachineEventType::LearningRefused => v1::MachineEventType::LearningRefused,
     }
 }
 
@@ -724,6 +730,9 @@ fn event_type_from_protobuf(value: i32) -> Result<MachineEventType, DecodeError>
         Ok(v1::MachineEventType::SettingsChanged) => Ok(MachineEventType::SettingsChanged),
         Ok(v1::MachineEventType::SettingsRefused) => Ok(MachineEventType::SettingsRefused),
         Ok(v1::MachineEventType::GapClosed) => Ok(MachineEventType::GapClosed),
+        Ok(v1::MachineEventType::LearningStarted) => Ok(MachineEventType::LearningStarted),
+        Ok(v1::MachineEventType::BaselineLearnt) => Ok(MachineEventType::BaselineLearnt),
+        Ok(v1::MachineEventType::LearningRefused) => Ok(MachineEventType::LearningRefused),
     }
 }
 

@@ -446,6 +446,12 @@ pub enum MachineEventType {
     SettingsRefused,
     /// Records that were missing have come, or are told as lost.
     GapClosed,
+    /// A person lets the module learn what is usual of a machine.
+    LearningStarted,
+    /// What is usual of a machine was learnt and is in force.
+    BaselineLearnt,
+    /// Learning was refused or cut short; what was learnt before stays in force.
+    LearningRefused,
 }
 
 impl MachineEventType {
@@ -475,6 +481,9 @@ impl MachineEventType {
             Self::SettingsChanged => "settings-changed",
             Self::SettingsRefused => "settings-refused",
             Self::GapClosed => "gap-closed",
+            Self::LearningStarted => "learning-started",
+            Self::BaselineLearnt => "baseline-learnt",
+            Self::LearningRefused => "learning-refused",
         }
     }
 }
@@ -557,6 +566,10 @@ pub struct MachineEventDetails {
     /// Of a ledger: which sequences from `first_sequence` to `last_sequence` are waveforms, as ranges: `5-9,12`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waveform_sequences: Option<String>,
+    /// Of a trip by a score: by how much the score's logit (natural logarithmic odds) would fall if a feature of the window were as usual,
+    /// largest first: `band-06=2.10,band-07=0.80`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contributions: Option<String>,
 }
 
 /// Input that can never be processed, with its reason and its bytes.

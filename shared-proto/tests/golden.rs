@@ -130,6 +130,30 @@ fn machine_event_of_a_person() {
 }
 
 #[test]
+fn machine_event_of_a_score() {
+    let event = MachineEvent {
+        event_type: MachineEventType::Trip,
+        machine_id: MachineId::new("press-1").expect("valid"),
+        timestamp: time(),
+        identity: identity(46),
+        historical: false,
+        details: MachineEventDetails {
+            cause: Some("score".to_owned()),
+            score: Some(0.9975),
+            contributions: Some("band-06=2.10,band-07=-0.80".to_owned()),
+            ..MachineEventDetails::default()
+        },
+    };
+    for (name, encoding) in [
+        ("machine_event_of_a_score.json", Encoding::Json),
+        ("machine_event_of_a_score.bin", Encoding::Protobuf),
+    ] {
+        let golden = check(name, &encode_machine_event(&event, encoding));
+        assert_eq!(decode_machine_event(&golden, encoding).expect("readable"), event);
+    }
+}
+
+#[test]
 fn ledger() {
     let event = MachineEvent {
         event_type: MachineEventType::Ledger,

@@ -21,6 +21,7 @@ mod lake_disk;
 mod lake_upkeep;
 mod live_settings;
 mod model_evaluation;
+mod models;
 mod offline_gateway;
 mod operation;
 mod outages;

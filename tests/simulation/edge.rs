@@ -376,6 +376,7 @@ fn new_deadband() -> Deadband {
     Deadband::new(DeadbandSettings {
         absolute: 1.0,
         percent: 0.0,
+        score: 0.05,
         heartbeat: Duration::from_secs(10),
         always_above: BTreeMap::from([(temperature, THRESHOLD)]),
         sensors_max: 100,

@@ -193,6 +193,7 @@ fn machine_event_columns() -> Vec<StructField> {
         column("operator", PrimitiveType::String),
         column("delivered_sequence", PrimitiveType::Long),
         column("waveform_sequences", PrimitiveType::String),
+        column("contributions", PrimitiveType::String),
     ];
     columns.extend(source_columns());
     columns.push(column("received_at", PrimitiveType::Timestamp));
@@ -588,6 +589,7 @@ pub fn machine_event_batch(
     columns.longs("delivered_sequence", events().map(|row| long(row.details.delivered_sequence)));
     let waveforms = events().map(|row| row.details.waveform_sequences.as_deref());
     columns.texts("waveform_sequences", waveforms);
+    columns.texts("contributions", events().map(|row| row.details.contributions.as_deref()));
     let sources: Vec<_> = rows.iter().map(|(source, row)| (*source, row.offset.0)).collect();
     columns.sources(&sources);
     columns.times("received_at", events().map(|row| row.received_at.micros()));

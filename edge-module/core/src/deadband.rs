@@ -3,6 +3,9 @@
 //! A value above its metric's threshold is always sent, and so is the first one after it that is not above:
 //! a count of values above the threshold is the same with and without the filter, and an open excursion is
 //! seen to end.
+//!
+//! A window's reading carries the model's answer as a feature, which may change while the value stays as it is. It has a
+//! width of its own; what must reach the cloud at any score, such as a window that votes for a trip, the caller forces.
 
 #[cfg(test)]
 mod tests;
@@ -12,6 +15,9 @@ use std::time::Duration;
 
 use shared_proto::model::{EventTime, MetricType, Quality, Reading, SensorId};
 
+/// Feature with the model's answer for a window, 0 to 1.
+pub const SCORE_FEATURE: &str = "score";
+
 /// How much is held back.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeadbandSettings {
@@ -19,6 +25,8 @@ pub struct DeadbandSettings {
     pub absolute: f64,
     /// Largest change that is held back, in percent of the last value sent. Both 0: everything is sent.
     pub percent: f64,
+    /// Largest change of [`SCORE_FEATURE`] that is held back, 0 to 1. 0: every change is sent; 1: none for its size.
+    pub score: f64,
     /// Something is sent at least this often in event time, above 0.
     pub heartbeat: Duration,
     /// Values above this are always sent, by metric type.
@@ -40,6 +48,8 @@ pub struct DeadbandRule {
     pub absolute: f64,
     /// As [`DeadbandSettings::percent`].
     pub percent: f64,
+    /// As [`DeadbandSettings::score`].
+    pub score: f64,
     /// As [`DeadbandSettings::heartbeat`].
     pub heartbeat: Duration,
 }
@@ -49,6 +59,7 @@ pub struct DeadbandRule {
 struct Widths {
     absolute: f64,
     percent: f64,
+    score: f64,
     heartbeat: Duration,
 }
 
@@ -58,6 +69,9 @@ impl Widths {
             if !width.is_finite() || width < 0.0 {
                 faults.push(DeadbandFault::Width { what, width });
             }
+        }
+        if !(0.0..=1.0).contains(&self.score) {
+            faults.push(DeadbandFault::ScoreWidth { width: self.score });
         }
         if self.heartbeat.is_zero() {
             faults.push(DeadbandFault::HeartbeatZero);
@@ -76,8 +90,14 @@ pub enum DeadbandFault {
         /// The width found.
         width: f64,
     },
+    /// A width of the score that is no part of its scale.
+    #[error("dead band score is {width}; it must be from 0 to 1")]
+    ScoreWidth {
+        /// The width found.
+        width: f64,
+    },
     /// A heartbeat that sends everything.
-    #[error("dead band heartbeat is 0; to send everything set both widths to 0")]
+    #[error("dead band heartbeat is 0; to send everything set absolute and percent to 0")]
     HeartbeatZero,
     /// A threshold that no value can be compared with.
     #[error("dead band always-above of {metric} is {threshold}, which is not finite")]
@@ -110,7 +130,12 @@ impl DeadbandSettings {
     }
 
     const fn general(&self) -> Widths {
-        Widths { absolute: self.absolute, percent: self.percent, heartbeat: self.heartbeat }
+        Widths {
+            absolute: self.absolute,
+            percent: self.percent,
+            score: self.score,
+            heartbeat: self.heartbeat,
+        }
     }
 
     fn widths_of(&self, reading: &Reading) -> Widths {
@@ -124,7 +149,12 @@ impl DeadbandSettings {
 
 impl DeadbandRule {
     const fn widths(&self) -> Widths {
-        Widths { absolute: self.absolute, percent: self.percent, heartbeat: self.heartbeat }
+        Widths {
+            absolute: self.absolute,
+            percent: self.percent,
+            score: self.score,
+            heartbeat: self.heartbeat,
+        }
     }
 }
 
@@ -140,7 +170,7 @@ pub enum Verdict {
 /// Why a reading is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
-    /// Both widths are 0.
+    /// Both widths of the value are 0.
     Unfiltered,
     /// More sensors than are remembered.
     NotRemembered,
@@ -150,6 +180,10 @@ pub enum Reason {
     AboveThreshold,
     /// First one that is not above, after one that was.
     BackBelowThreshold,
+    /// The caller said that it must be sent.
+    Forced,
+    /// First one that need not be sent, after one that had to be.
+    NoLongerForced,
     /// The producer's opinion of the value changed.
     QualityChanged,
     /// Older than the last one sent: its clock went back, or it came out of order.
@@ -158,6 +192,10 @@ pub enum Reason {
     Heartbeat,
     /// The change is wider than the dead band.
     Changed,
+    /// It has a score and the last one sent had none, or the other way round.
+    ScoreCameOrWent,
+    /// The score's change is wider than its width.
+    ScoreChanged,
 }
 
 impl Reason {
@@ -170,10 +208,14 @@ impl Reason {
             Self::First => "first",
             Self::AboveThreshold => "above-threshold",
             Self::BackBelowThreshold => "back-below-threshold",
+            Self::Forced => "forced",
+            Self::NoLongerForced => "no-longer-forced",
             Self::QualityChanged => "quality-changed",
             Self::TimeWentBack => "time-went-back",
             Self::Heartbeat => "heartbeat",
             Self::Changed => "changed",
+            Self::ScoreCameOrWent => "score-came-or-went",
+            Self::ScoreChanged => "score-changed",
         }
     }
 }
@@ -202,10 +244,19 @@ pub struct Deadband {
 #[derive(Debug)]
 struct LastSent {
     metric_type: MetricType,
+    news: News,
+}
+
+/// What can be new about a reading. One is kept for each sensor and metric.
+#[derive(Clone, Copy, Debug)]
+struct News {
     value: f64,
+    /// Not a number: there is none. A feature is finite, and an `Option` would take eight bytes more.
+    score: f64,
     timestamp: EventTime,
     quality: Option<Quality>,
     is_above: bool,
+    is_forced: bool,
 }
 
 impl Deadband {
@@ -226,15 +277,14 @@ impl Deadband {
     /// Judges a reading and remembers it if it is to be sent.
     #[must_use]
     pub fn handle(&mut self, reading: &Reading) -> Verdict {
-        let verdict = self.judge(reading);
-        match verdict {
-            Verdict::Send(reason) => {
-                self.counts.sent += 1;
-                self.counts.not_remembered += u64::from(reason == Reason::NotRemembered);
-            }
-            Verdict::Filter => self.counts.filtered += 1,
-        }
-        verdict
+        self.count(reading, false)
+    }
+
+    /// Remembers a reading that must be sent whatever its value and score; never filters. The next one of its sensor and metric
+    /// is sent, too, so that whoever reads the topic sees the end of what forced this one.
+    #[must_use]
+    pub fn handle_forced(&mut self, reading: &Reading) -> Verdict {
+        self.count(reading, true)
     }
 
     /// What passed so far.
@@ -249,54 +299,83 @@ impl Deadband {
         self.remembered
     }
 
-    fn judge(&mut self, reading: &Reading) -> Verdict {
+    fn count(&mut self, reading: &Reading, is_forced: bool) -> Verdict {
+        let verdict = self.judge(reading, is_forced);
+        match verdict {
+            Verdict::Send(reason) => {
+                self.counts.sent += 1;
+                self.counts.not_remembered += u64::from(reason == Reason::NotRemembered);
+            }
+            Verdict::Filter => self.counts.filtered += 1,
+        }
+        verdict
+    }
+
+    fn judge(&mut self, reading: &Reading, is_forced: bool) -> Verdict {
         let widths = self.settings.widths_of(reading);
         if widths.absolute == 0.0 && widths.percent == 0.0 {
             return Verdict::Send(Reason::Unfiltered);
         }
         let threshold = self.settings.always_above.get(&reading.metric_type);
-        let is_above = threshold.is_some_and(|threshold| reading.value > *threshold);
+        let news = News {
+            value: reading.value,
+            score: reading.features.get(SCORE_FEATURE).copied().unwrap_or(f64::NAN),
+            timestamp: reading.timestamp,
+            quality: reading.quality,
+            is_above: threshold.is_some_and(|threshold| reading.value > *threshold),
+            is_forced,
+        };
         let found = self.last_sent.get_mut(&reading.sensor_id).and_then(|metrics| {
             metrics.iter_mut().find(|last| last.metric_type == reading.metric_type)
         });
-        let Some(last) = found else { return self.remember(reading, is_above) };
-        let since_micros = reading.timestamp.micros_since(last.timestamp);
-        let heartbeat_micros = i64::try_from(widths.heartbeat.as_micros()).unwrap_or(i64::MAX);
-        let width = widths.absolute.max(widths.percent / 100.0 * last.value.abs());
-        let reason = if is_above {
-            Reason::AboveThreshold
-        } else if last.is_above {
-            Reason::BackBelowThreshold
-        } else if reading.quality != last.quality {
-            Reason::QualityChanged
-        } else if since_micros < 0 {
-            Reason::TimeWentBack
-        } else if since_micros >= heartbeat_micros {
-            Reason::Heartbeat
-        } else if (reading.value - last.value).abs() <= width {
-            return Verdict::Filter;
-        } else {
-            Reason::Changed
-        };
-        last.value = reading.value;
-        last.timestamp = reading.timestamp;
-        last.quality = reading.quality;
-        last.is_above = is_above;
+        let Some(last) = found else { return self.remember(reading, news) };
+        let Some(reason) = news.reason(&last.news, &widths) else { return Verdict::Filter };
+        last.news = news;
         Verdict::Send(reason)
     }
 
-    fn remember(&mut self, reading: &Reading, is_above: bool) -> Verdict {
+    fn remember(&mut self, reading: &Reading, news: News) -> Verdict {
         if self.remembered >= self.settings.sensors_max {
             return Verdict::Send(Reason::NotRemembered);
         }
         self.remembered += 1;
-        self.last_sent.entry(reading.sensor_id.clone()).or_default().push(LastSent {
-            metric_type: reading.metric_type.clone(),
-            value: reading.value,
-            timestamp: reading.timestamp,
-            quality: reading.quality,
-            is_above,
-        });
+        let metric_type = reading.metric_type.clone();
+        let metrics = self.last_sent.entry(reading.sensor_id.clone()).or_default();
+        metrics.push(LastSent { metric_type, news });
         Verdict::Send(Reason::First)
+    }
+}
+
+impl News {
+    /// Why it is to be sent after `last`, if it is.
+    fn reason(&self, last: &Self, widths: &Widths) -> Option<Reason> {
+        let since_micros = self.timestamp.micros_since(last.timestamp);
+        let heartbeat_micros = i64::try_from(widths.heartbeat.as_micros()).unwrap_or(i64::MAX);
+        let width = widths.absolute.max(widths.percent / 100.0 * last.value.abs());
+        let is_within = (self.value - last.value).abs() <= width;
+        if self.is_above {
+            Some(Reason::AboveThreshold)
+        } else if last.is_above {
+            Some(Reason::BackBelowThreshold)
+        } else if self.is_forced {
+            Some(Reason::Forced)
+        } else if last.is_forced {
+            Some(Reason::NoLongerForced)
+        } else if self.quality != last.quality {
+            Some(Reason::QualityChanged)
+        } else if since_micros < 0 {
+            Some(Reason::TimeWentBack)
+        } else if since_micros >= heartbeat_micros {
+            Some(Reason::Heartbeat)
+        } else if !is_within {
+            Some(Reason::Changed)
+        } else if self.score.is_nan() != last.score.is_nan() {
+            Some(Reason::ScoreCameOrWent)
+        } else if (self.score - last.score).abs() > widths.score {
+            // Without both scores the difference is not a number, which is above nothing.
+            Some(Reason::ScoreChanged)
+        } else {
+            None
+        }
     }
 }

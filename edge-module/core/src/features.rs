@@ -371,6 +371,20 @@ impl FeatureExtractor {
         Ok(&self.features)
     }
 
+    /// Of the window that was extracted last.
+    #[must_use]
+    pub const fn features(&self) -> &Features {
+        &self.features
+    }
+
+    /// P of each bin from 0 to half the rate, by the definition above, of the window that was extracted last; in the square of the
+    /// samples' unit. Empty without bands and a line, where no spectrum is computed.
+    pub fn power_spectrum(&self) -> impl ExactSizeIterator<Item = f64> + '_ {
+        let has_spectrum = !self.bands.is_empty() || self.line.is_some();
+        let bins = if has_spectrum { self.spectrum.len() } else { 0 };
+        (0..bins).map(|bin| self.power(bin))
+    }
+
     /// Fills `centred` and the scalars.
     fn moments(&mut self, samples: &[f32]) {
         let count = samples.len() as f64;

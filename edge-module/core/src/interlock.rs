@@ -50,6 +50,7 @@ pub use settings::{
     SettingsFault, Silence, VOTE_WINDOWS_MAX, WAIT_MAX,
 };
 pub use shelving::{REASON_CHARACTERS_MAX, ShelveRefused, ShelveRequest, ShelvedRule, UnshelvedBy};
+pub use vote::WindowScore;
 
 pub use crate::condition::SensorFaultKind;
 use crate::condition::{Condition, FaultChange, Measured};
@@ -275,17 +276,22 @@ impl Interlock {
         actions
     }
 
-    /// Counts the model's score of one window, 0 to 1. A score is no sign of life: it is ours.
+    /// Counts the model's score of one window. A score is no sign of life: it is ours.
     #[must_use = "a stop may have to be sent"]
-    pub fn handle_score(&mut self, sensor: &SensorId, score: f64, now: Moment) -> Vec<Action> {
+    pub fn handle_score(
+        &mut self,
+        sensor: &SensorId,
+        window: WindowScore,
+        now: Moment,
+    ) -> Vec<Action> {
         let mut actions = self.catch_up(now);
         let Some(rule) = &self.settings.score_vote else { return actions };
         let Some(watched) = self.sensors.get_mut(sensor) else { return actions };
         let Some(votes) = &mut watched.votes else { return actions };
         let mut changes = Vec::new();
-        watched.condition.handle_score(score.is_finite(), &mut changes);
-        if score.is_finite() && watched.condition.is_usable() {
-            votes.push(score, rule.threshold);
+        watched.condition.handle_score(window.score.is_finite(), &mut changes);
+        if window.score.is_finite() && watched.condition.is_usable() {
+            votes.push(window.score, rule.threshold.unwrap_or(window.threshold));
         }
         self.settle(sensor, &changes, now, &mut actions);
         actions

@@ -6,12 +6,17 @@
 //! raw samples around a trip, `outbox` keeps the books of what is owed to the cloud, and `ledger` tells the cloud what to expect.
 
 pub mod aggregate;
+pub mod baseline;
+pub mod bearing;
 pub mod condition;
 pub mod deadband;
+pub mod drift;
+pub mod explanation;
 pub mod fair;
 pub mod features;
 pub mod interlock;
 pub mod ledger;
+pub mod operation;
 pub mod outbox;
 pub mod snapshot;
 pub mod vibration;

@@ -11,7 +11,7 @@ use edge_core::condition::{
 };
 use edge_core::interlock::{
     ConfirmationSettings, DuringStartup, Interlock, InterlockSettings, LimitRule, Moment, Quantity,
-    RuleAction, ScoreVote, SensorRule, Silence,
+    RuleAction, ScoreVote, SensorRule, Silence, WindowScore,
 };
 use shared_proto::model::{EventTime, MachineId, SensorId, WaveformBlock};
 
@@ -67,7 +67,7 @@ fn settings(sensor: &SensorId) -> InterlockSettings {
         ],
         score_vote: Some(ScoreVote {
             sensors: vec![sensor.clone()],
-            threshold: 0.5,
+            threshold: None,
             votes: 3,
             of: 5,
             action: RuleAction::Trip,
@@ -104,6 +104,7 @@ fn inputs_that_change_nothing_allocate_nothing() {
         unit: None,
         samples: vec![0.5; 1000],
     };
+    let window = WindowScore { logit: -2.2, score: 0.1, threshold: 0.5 };
     let mut run = |value: f64, rms: f64, rounds: u32| {
         let before = COUNT.get();
         let mut actions = 0;
@@ -118,7 +119,7 @@ fn inputs_that_change_nothing_allocate_nothing() {
             actions += interlock.handle_reading(&sensor, measured, now).len();
             actions += interlock.handle_block(&block, now).len();
             actions += interlock.handle_features(&sensor, |_| Some(rms), now).len();
-            actions += interlock.handle_score(&sensor, 0.1, now).len();
+            actions += interlock.handle_score(&sensor, window, now).len();
         }
         (COUNT.get() - before, actions)
     };

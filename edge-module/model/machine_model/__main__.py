@@ -1,4 +1,4 @@
-"""The commands: train, export, evaluate, golden."""
+"""The commands: train, export, evaluate, golden, pack."""
 
 import argparse
 import json
@@ -70,6 +70,13 @@ def parser():
 
     golden = commands.add_parser("golden", help="write ../core/tests/golden/features.json")
     golden.set_defaults(run=run_golden)
+
+    pack = commands.add_parser(
+        "pack", help="make one file of a bundle, for a disk or a server, and print its sha256"
+    )
+    pack.add_argument("folder", type=pathlib.Path, metavar="FOLDER", help="the bundle")
+    pack.add_argument("file", type=pathlib.Path, metavar="FILE", help="the tar to write")
+    pack.set_defaults(run=run_pack)
     return top
 
 
@@ -92,7 +99,9 @@ def run_train(arguments):
         )
         return
     windows = motor.Windows(load_motor(data_folder(data_of(arguments), "adi_motor")))
-    models = motor.fit(windows, range(len(windows.recordings)))
+    rows = range(len(windows.recordings))
+    models = motor.fit(windows, rows)
+    shape_margin, line_margin = motor.commissioning_margins(windows, rows, models)
     print(
         json.dumps(
             {
@@ -100,8 +109,12 @@ def run_train(arguments):
                     "weights": [round(float(weight), 6) for weight in models.shape.weights],
                     "bias": round(models.shape.bias, 6),
                     "threshold-logit": round(models.shape.threshold, 6),
+                    "margin-logit": round(shape_margin, 4),
                 },
-                "line": {"threshold-db": round(models.line_threshold * motor.DECIBEL, 4)},
+                "line": {
+                    "threshold-db": round(models.line_threshold * motor.DECIBEL, 4),
+                    "margin-logit": round(line_margin, 4),
+                },
                 "held-out": motor.cross_validate(windows),
             },
             indent=1,
@@ -127,6 +140,12 @@ def run_golden(_arguments):
     from . import golden
 
     golden.write()
+
+
+def run_pack(arguments):
+    from . import pack
+
+    print(pack.pack(arguments.folder, arguments.file))
 
 
 if __name__ == "__main__":

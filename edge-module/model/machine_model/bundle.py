@@ -25,6 +25,8 @@ FORMAT = 1
 SCORE_TOLERANCE = 1e-4
 FEATURE_TOLERANCE = 1e-6
 CONVERSION_TOLERANCE = 1e-3
+# What the edge module takes as a margin.
+MARGIN_LOGIT_MIN, MARGIN_LOGIT_MAX = 0.01, 50.0
 SELF_TEST_SAMPLES = 256
 SELF_TEST_EDGES_HZ = [100.0, 800.0, 3000.0, 10_000.1]
 SELF_TEST_LINE_HZ = [100.0, 2000.0]
@@ -110,6 +112,9 @@ def export(recordings, folder):
     shape_weights = shape.weights - shape.weights.mean()
     slope = motor.DECIBEL / motor.LINE_DECIBELS_PER_LOGIT
     healthy_line = windows.line[recordings.abnormal == 0]
+    shape_margin, line_margin = motor.commissioning_margins(
+        windows, range(len(recordings)), models
+    )
     return [
         write(
             folder / "motor-shape-v2",
@@ -128,6 +133,8 @@ def export(recordings, folder):
                 "threshold-logit": shape.threshold,
                 "flat": np.full(motor.BANDS, np.log(BAND_ENERGY_EPSILON)),
                 "false-alarm-rate": float((negatives >= shape.threshold).mean()),
+                # The level is not in the shape: what is abnormal here is abnormal on another machine.
+                "commissioning": {"margin-logit": shape_margin, "judges-level": False},
                 "chosen-on": {
                     "negatives": len(negatives),
                     "faults": len(positives),
@@ -154,6 +161,8 @@ def export(recordings, folder):
                 "threshold-logit": 0.0,
                 "flat": np.array([np.log(LINE_POWER_EPSILON)]),
                 "false-alarm-rate": motor.line_false_alarms(windows, range(len(recordings))),
+                # Volts of this sensor, mounting and motor: on another machine the threshold says nothing.
+                "commissioning": {"margin-logit": line_margin, "judges-level": True},
                 "chosen-on": {
                     "healthy": healthy_line.size,
                     "imbalance": int(windows.line[windows.is_imbalance].size),
@@ -231,6 +240,7 @@ def write(folder, recordings, model):
             "licence": LICENCE,
         },
         "calibration": calibration(recordings, extractor.names, features, model["order"]),
+        "commissioning": commissioning(model),
         "self-test": {
             "score-tolerance": SCORE_TOLERANCE,
             "feature-tolerance": FEATURE_TOLERANCE,
@@ -316,6 +326,17 @@ def calibration(recordings, names, features, order):
         "windows": int(healthy.sum()) * features.shape[1],
         **levels([names[index] for index in chosen], features[healthy][..., chosen]),
     }
+
+
+def commissioning(model):
+    """What the edge module needs to set a machine's own threshold; refuses a margin that it would refuse."""
+    margin = round(model["commissioning"]["margin-logit"], 4)
+    if not MARGIN_LOGIT_MIN <= margin <= MARGIN_LOGIT_MAX:
+        raise SystemExit(
+            f"{model['name']}: the threshold lies {margin} logits above the highest healthy window, "
+            f"{MARGIN_LOGIT_MIN} to {MARGIN_LOGIT_MAX} are allowed"
+        )
+    return {**model["commissioning"], "margin-logit": margin}
 
 
 def levels(names, features):

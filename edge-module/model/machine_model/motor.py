@@ -249,6 +249,27 @@ def line_false_alarms(windows, rows):
     return float(np.concatenate(above).mean())
 
 
+def commissioning_margins(windows, rows, models):
+    """How far each threshold lies above the highest healthy logit, of the shape and of the line.
+
+    The threshold of a machine is set as far above the highest logit learnt on it. The shape's healthy windows are scored
+    by models that never saw their speed, since a model never saw the machine that it is commissioned on either: scores
+    of the training are lower. Of the line nothing is fitted to healthy windows but the threshold, so nothing is held out.
+    """
+    rows = list(rows)
+    of = lambda some: [row for row in some if windows.recordings.abnormal[row] == 0]
+    held_out = np.concatenate(
+        [
+            fit_shape(windows, split.train).logits(
+                flat(windows.energies[of(split.test)])[:, UNSCALED]
+            )
+            for split in by_speed(windows.recordings, tuple(rows))
+        ]
+    )
+    line = line_logits(windows.line[of(rows)], models.line_threshold)
+    return models.shape.threshold - float(held_out.max()), -float(line.max())
+
+
 def fit(windows, rows):
     """Both models with their thresholds, from these recordings alone."""
     threshold, _, _ = choose_shape_threshold(windows, rows)

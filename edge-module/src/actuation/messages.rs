@@ -8,6 +8,7 @@
 //! | `plant/{machine}/state` | in | `{"state":"running" \| "stopping" \| "stopped"}` | as the machine likes |
 //! | `plant/{machine}/reset` | in | `{"operator":"name"}` | ignored if retained |
 //! | `plant/{machine}/shelve` | in | `{"operator":"name","rule":…,"for":"2h","reason":…}` | ignored if retained |
+//! | `plant/{machine}/learn` | in | `{"operator":"name","for":"10m"}`, and perhaps `"within":"2h"`, `"replace":true` | ignored if retained |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -35,6 +36,21 @@ pub enum Report {
     },
     /// A person takes a rule out of force, or puts it in force again.
     Shelve(ShelveRequest),
+    /// A person lets the machine be learnt, or ends that.
+    Learn(LearnOrder),
+}
+
+/// What a person wants to be learnt of a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LearnOrder {
+    /// Who.
+    pub operator: String,
+    /// Running time of each condition; 0: learning ends.
+    pub duration: Duration,
+    /// Longest time for all of it, if it is not that of the settings.
+    pub within: Option<Duration>,
+    /// The machine is another than the one learnt before.
+    pub is_replacing: bool,
 }
 
 /// Why a report is none.
@@ -74,7 +90,7 @@ pub enum ReportError {
         topic: String,
     },
     /// A person's word that lay in the broker.
-    #[error("{topic}: a retained reset or shelving is ignored; publish it without the retain flag")]
+    #[error("{topic}: a retained request is ignored; publish it without the retain flag")]
     Retained {
         /// Where it came in.
         topic: String,
@@ -84,7 +100,7 @@ pub enum ReportError {
 /// A request of a person that was not granted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RefusedRequest {
-    /// `reset` or `shelve`.
+    /// `reset`, `shelve` or `learn`.
     pub request: &'static str,
     /// Who asked.
     pub operator: String,
@@ -108,6 +124,7 @@ enum ReportKind {
     State,
     Reset,
     Shelve,
+    Learn,
 }
 
 /// Topics of all machines, both ways.
@@ -138,6 +155,7 @@ impl Topics {
         for machine in reset {
             topics.add(protection, machine, &protection.reset_topic, ReportKind::Reset);
             topics.add(protection, machine, &protection.shelve_topic, ReportKind::Shelve);
+            topics.add(protection, machine, &protection.learn_topic, ReportKind::Learn);
         }
         topics
     }
@@ -201,6 +219,7 @@ impl Topics {
             ReportKind::State => return None,
             ReportKind::Reset => "reset",
             ReportKind::Shelve => "shelve",
+            ReportKind::Learn => "learn",
         };
         Some((machine_id, request))
     }
@@ -236,7 +255,7 @@ impl Topics {
                     .map_err(|source| ReportError::Json { topic, expected, source })?;
                 Report::State(state.state)
             }
-            ReportKind::Reset | ReportKind::Shelve if is_retained => {
+            ReportKind::Reset | ReportKind::Shelve | ReportKind::Learn if is_retained => {
                 return Err(ReportError::Retained { topic });
             }
             ReportKind::Reset => {
@@ -250,6 +269,7 @@ impl Topics {
                 Report::Reset { operator: reset.operator }
             }
             ReportKind::Shelve => Report::Shelve(parse_shelving(topic, payload)?),
+            ReportKind::Learn => Report::Learn(parse_learning(topic, payload)?),
         };
         Ok((machine.clone(), report))
     }
@@ -271,6 +291,17 @@ fn parse_shelving(topic: String, payload: &[u8]) -> Result<ShelveRequest, Report
     Ok(ShelveRequest { operator, rule, duration, reason })
 }
 
+fn parse_learning(topic: String, payload: &[u8]) -> Result<LearnOrder, ReportError> {
+    let expected = "{\"operator\":\"name\",\"for\":\"10m\"}";
+    let learning: LearnPayload = serde_json::from_slice(payload)
+        .map_err(|source| ReportError::Json { topic: topic.clone(), expected, source })?;
+    if !is_length(&learning.operator, OPERATOR_CHARACTERS_MAX) {
+        return Err(ReportError::Operator { topic });
+    }
+    let LearnPayload { operator, duration, within, replace } = learning;
+    Ok(LearnOrder { operator, duration, within, is_replacing: replace })
+}
+
 /// Whether there is text, and not too much.
 fn is_length(text: &str, characters_max: usize) -> bool {
     (1..=characters_max).contains(&text.trim().chars().count())
@@ -284,6 +315,19 @@ struct ShelvePayload {
     duration: Duration,
     #[serde(default)]
     reason: String,
+}
+
+/// A key that is not understood is refused: whoever writes "replaces" means something.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LearnPayload {
+    operator: String,
+    #[serde(rename = "for", with = "humantime_serde")]
+    duration: Duration,
+    #[serde(default, with = "humantime_serde")]
+    within: Option<Duration>,
+    #[serde(default)]
+    replace: bool,
 }
 
 #[derive(Deserialize)]
@@ -349,16 +393,11 @@ mod tests {
         check("plant/press-1/state", r#"{"state":"stopped"}"#, true, "press-1 State(Stopped)");
         check("plant/press-1/state", r#"{"state":"asleep"}"#, false, "expected {\"state\"");
         check("plant/press-1/reset", r#"{"operator":"Kim"}"#, false, "Reset { operator: \"Kim\" }");
-        check(
-            "plant/press-1/reset",
-            r#"{"operator":"Kim"}"#,
-            true,
-            "retained reset or shelving is ignored",
-        );
+        check("plant/press-1/reset", r#"{"operator":"Kim"}"#, true, "retained request is ignored");
         check("plant/press-1/reset", r#"{"operator":" "}"#, false, "operator is empty");
         let shelving = r#"{"operator":"Kim","rule":"hot","for":"2h","reason":"probe is out"}"#;
         check("plant/press-1/shelve", shelving, false, "rule: \"hot\", duration: 7200s");
-        check("plant/press-1/shelve", shelving, true, "retained reset or shelving is ignored");
+        check("plant/press-1/shelve", shelving, true, "retained request is ignored");
         let unshelving = r#"{"operator":"Kim","rule":"hot","for":"0s"}"#;
         check("plant/press-1/shelve", unshelving, false, "duration: 0ns");
         let check_shelving = |change: (&str, &str), expected: &str| {
@@ -366,6 +405,19 @@ mod tests {
         };
         check_shelving(("probe is out", " "), "reason is empty");
         check_shelving(("Kim", ""), "operator is empty");
+        let learning = r#"{"operator":"Kim","for":"10m","within":"2h","replace":true}"#;
+        check("plant/press-1/learn", learning, false, "duration: 600s, within: Some(7200s)");
+        check("plant/press-1/learn", learning, true, "retained request is ignored");
+        let check_learning = |change: (&str, &str), expected: &str| {
+            check("plant/press-1/learn", &learning.replace(change.0, change.1), false, expected);
+        };
+        check_learning(
+            ("\"within\":\"2h\",\"replace\":true", "\"within\":\"2h\""),
+            "is_replacing: false",
+        );
+        check_learning(("Kim", " "), "operator is empty");
+        check_learning(("replace", "replaces"), "expected {\"operator\"");
+        check_learning(("10m", "soon"), "expected {\"operator\"");
         check_shelving(("2h", "soon"), "expected {\"operator\"");
         check_shelving(("2h", "-2h"), "expected {\"operator\"");
         check("plant/press-2/state", r#"{"state":"stopped"}"#, false, "no configured machine");

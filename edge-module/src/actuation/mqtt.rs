@@ -473,6 +473,9 @@ impl Link {
             Ok((machine_id, Report::Shelve(request))) => {
                 self.tell_asked(machine_id, PathEvent::Shelve { request, received });
             }
+            Ok((machine_id, Report::Learn(order))) => {
+                self.tell_asked(machine_id, PathEvent::Learn(order));
+            }
             Err(error) => {
                 let reason = crate::journal::chain(&error);
                 metrics::counter!(telemetry::INPUT_REFUSED, "reason" => "machine-report")

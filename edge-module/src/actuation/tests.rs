@@ -7,7 +7,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::*;
+use crate::calibration::Baselines;
 use crate::config::Settings;
+use crate::scoring::Models;
 
 const DEADLINE: Duration = Duration::from_secs(2);
 
@@ -258,8 +260,9 @@ async fn heartbeats_come_from_the_judging_loop_alone() {
     let (events, _events) = mpsc::channel(16);
     let (latches, _latches) = std::sync::mpsc::sync_channel(16);
     let sinks = crate::protection::Sinks { events, latches, board: Board::default() };
+    let known = (&Models::new(), &Baselines::new());
     let protection =
-        crate::protection::Protection::new(&settings, None, Vec::new(), actuation, sinks)
+        crate::protection::Protection::new(&settings, known, Vec::new(), actuation, sinks)
             .expect("valid settings");
     // Not started: no sensor says anything.
     let sensors =

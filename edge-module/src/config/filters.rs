@@ -54,11 +54,13 @@ impl Settings {
             metric_type: rule.metric_type.clone(),
             absolute: rule.absolute,
             percent: rule.percent,
+            score: rule.score.unwrap_or(self.deadband.score),
             heartbeat: rule.heartbeat.unwrap_or(self.deadband.heartbeat),
         });
         DeadbandSettings {
             absolute: self.deadband.absolute,
             percent: self.deadband.percent,
+            score: self.deadband.score,
             heartbeat: self.deadband.heartbeat,
             always_above: self.deadband.always_above.clone(),
             sensors_max: self.deadband.sensors_max,

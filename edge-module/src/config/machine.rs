@@ -6,19 +6,97 @@ use edge_core::condition::{
     ConditionSettings, FrozenRule, MeasuringRange, RateRule, SaturationRule,
 };
 use edge_core::interlock::{
-    ConfirmationSettings, InterlockSettings, LimitRule, Quantity, RuleAction, ScoreVote,
-    SensorRule, Silence,
+    ConfirmationSettings, DuringStartup, InterlockSettings, LimitRule, Quantity, RuleAction,
+    ScoreVote, SensorRule, Silence,
 };
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-use shared_proto::model::SensorId;
+use shared_proto::model::{MachineId, SensorId};
 
-use super::{Limit, Machine, Settings};
+use super::{Actuator, Bearing, Condition, Limit, ScoredSensor, Settings};
 
 /// Silence after which a sensor is reported when its machine has no limit of its own.
 const SILENCE_REPORTED_AFTER: Duration = Duration::from_secs(60);
 /// Bytes of the SHA-256 that name a version of a machine's rules.
 const RULE_VERSION_BYTES: usize = 6;
+
+/// One entry of `[[machines]]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Machine {
+    /// Its name.
+    pub id: MachineId,
+    /// Vibration sensors that a model scores.
+    #[serde(default)]
+    pub scored_sensors: Vec<ScoredSensor>,
+    /// Votes that trip.
+    #[serde(default = "default_votes")]
+    pub votes: u32,
+    /// Windows that vote.
+    #[serde(default = "default_of")]
+    pub of: u32,
+    /// Instead of the bundle's threshold.
+    #[serde(default)]
+    pub score_threshold: Option<f64>,
+    /// What enough votes do.
+    #[serde(default)]
+    pub score_action: RuleAction,
+    /// Whether votes act while the machine starts.
+    #[serde(default)]
+    pub score_during_startup: DuringStartup,
+    /// Silence that trips.
+    #[serde(default, with = "humantime_serde")]
+    pub trip_on_silence: Option<Duration>,
+    /// What faults of its sensors do.
+    #[serde(default = "default_on_fault")]
+    pub on_fault: RuleAction,
+    /// How long rules that say so wait for a start.
+    #[serde(default, with = "humantime_serde")]
+    pub startup_suppression: Duration,
+    /// Judges and reports, stops nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Operating conditions that are learnt apart.
+    #[serde(default)]
+    pub conditions: Vec<Condition>,
+    /// How long a reading tells the condition.
+    #[serde(default = "default_conditions_stale_after", with = "humantime_serde")]
+    pub conditions_stale_after: Duration,
+    /// Bearings, for explanations of trips.
+    #[serde(default)]
+    pub bearings: Vec<Bearing>,
+    /// Sensor of the shaft's speed, in turns a minute.
+    #[serde(default)]
+    pub shaft_speed_sensor: Option<SensorId>,
+    /// The shaft's speed where nobody measures it, in turns a minute.
+    #[serde(default)]
+    pub shaft_rpm: Option<f64>,
+    /// Fixed limits.
+    #[serde(default)]
+    pub limits: Vec<Limit>,
+    /// Conditions of sensors.
+    #[serde(default)]
+    pub sensors: Vec<Sensor>,
+    /// Ways to stop it, in order; none: the broker of `[mqtt]`.
+    #[serde(default)]
+    pub actuators: Vec<Actuator>,
+}
+
+const fn default_on_fault() -> RuleAction {
+    RuleAction::Alarm
+}
+
+const fn default_votes() -> u32 {
+    3
+}
+
+const fn default_conditions_stale_after() -> Duration {
+    Duration::from_secs(60)
+}
+
+const fn default_of() -> u32 {
+    5
+}
 
 /// One entry of `[[machines.sensors]]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -80,15 +158,15 @@ const fn default_recovers_after() -> Duration {
 }
 
 impl Settings {
-    /// The interlock of one machine as the core wants it; `threshold` is the score's.
+    /// The interlock of one machine as the core wants it.
     #[must_use]
-    pub fn interlock(&self, machine: &Machine, threshold: f64) -> InterlockSettings {
+    pub fn interlock(&self, machine: &Machine) -> InterlockSettings {
         let sensors = machine.watched_sensors();
         let mut settings = InterlockSettings {
             limits: machine.limits.iter().map(Limit::rule).collect(),
             score_vote: (!machine.scored_sensors.is_empty()).then(|| ScoreVote {
-                sensors: machine.scored_sensors.clone(),
-                threshold: machine.score_threshold.unwrap_or(threshold),
+                sensors: machine.scored().cloned().collect(),
+                threshold: machine.score_threshold,
                 votes: machine.votes,
                 of: machine.of,
                 action: machine.score_action,
@@ -121,7 +199,7 @@ impl Machine {
         let limited = self.limits.iter().map(|limit| &limit.sensor);
         let conditioned = self.sensors.iter().map(|sensor| &sensor.id);
         let mut sensors: Vec<_> =
-            limited.chain(&self.scored_sensors).chain(conditioned).cloned().collect();
+            limited.chain(self.scored()).chain(conditioned).cloned().collect();
         sensors.sort_unstable();
         sensors.dedup();
         sensors

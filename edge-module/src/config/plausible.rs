@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::validate::{Faults, overlap};
-use super::{Limit, Machine, Settings};
+use super::{DEFAULT_MODEL, Limit, Machine, ScoredSensor, Settings};
 
 const MACHINE: &str = "{machine}";
 
@@ -33,7 +33,11 @@ impl Settings {
         for machine in &self.machines {
             let limits = machine.limits.iter().map(describe_limit).collect::<Vec<_>>();
             let limits = if limits.is_empty() { "none".to_owned() } else { limits.join("; ") };
-            let scored = machine.scored_sensors.iter().map(ToString::to_string);
+            let scored = machine.scored_sensors.iter().map(|ScoredSensor { sensor, model }| {
+                let is_named = model != DEFAULT_MODEL;
+                let by = if is_named { format!(" by {model}") } else { String::new() };
+                format!("{sensor}{by}")
+            });
             let scored = scored.collect::<Vec<_>>().join(", ");
             let scored = if scored.is_empty() { "none".to_owned() } else { scored };
             let dry = if machine.dry_run { ", DRY RUN: nothing is stopped" } else { "" };
@@ -43,15 +47,17 @@ impl Settings {
         lines
     }
 
-    /// Limits on what the model of the bundle does not compute: bands by their number, and the line.
+    /// Limits on what the model of their sensor does not compute: bands by their number, and the line. `computes` says of a model's
+    /// name how many bands it has and whether it looks for a line; nothing of one that is not there.
     #[must_use]
-    pub fn beyond_model(&self, bands: usize, has_line: bool) -> Vec<String> {
+    pub fn beyond_models(&self, computes: impl Fn(&str) -> Option<(usize, bool)>) -> Vec<String> {
         let limits = self
             .machines
             .iter()
-            .flat_map(|machine| machine.limits.iter().map(move |limit| (&machine.id, limit)));
-        let complaint = |(machine, limit): (&shared_proto::model::MachineId, &Limit)| {
-            let (name, quantity) = (&limit.name, &limit.quantity);
+            .flat_map(|machine| machine.limits.iter().map(move |limit| (machine, limit)));
+        let complaint = |(machine, limit): (&Machine, &Limit)| {
+            let (bands, has_line) = computes(machine.model_of(&limit.sensor)?)?;
+            let (machine, name, quantity) = (&machine.id, &limit.name, &limit.quantity);
             if quantity == "line" && !has_line {
                 return Some(format!(
                     "machine {machine}, limit {name}: line: the model does not look for one (features.line-hz of its bundle)"
@@ -68,7 +74,7 @@ impl Settings {
 
 fn check_limit(path: &str, machine: &Machine, limit: &Limit, faults: &mut Faults) {
     let is_of_model = limit.quantity.starts_with("band-") || limit.quantity == "line";
-    if is_of_model && !machine.scored_sensors.contains(&limit.sensor) {
+    if is_of_model && machine.model_of(&limit.sensor).is_none() {
         let text = format!(
             "{:?}: bands and line are those of the model: add {} to scored-sensors",
             limit.quantity, limit.sensor
@@ -121,7 +127,7 @@ fn describe_limit(limit: &Limit) -> String {
 
 fn notes(machine: &Machine) -> impl Iterator<Item = String> {
     let named: BTreeSet<_> =
-        machine.limits.iter().map(|limit| &limit.sensor).chain(&machine.scored_sensors).collect();
+        machine.limits.iter().map(|limit| &limit.sensor).chain(machine.scored()).collect();
     let unnamed = machine.sensors.iter().filter(move |sensor| !named.contains(&sensor.id));
     let unnamed = unnamed.map(|sensor| {
         format!("sensor {} has conditions, and no limit or model looks at it", sensor.id)
@@ -183,8 +189,8 @@ mod tests {
         let settings =
             load(&format!("scored-sensors = [\"s\"]\n{band}[model]\nbundle-dir = \"b\"\n"))
                 .expect("valid");
-        assert_eq!(settings.beyond_model(9, false), [""; 0]);
-        let beyond = settings.beyond_model(8, true).concat();
+        assert_eq!(settings.beyond_models(|_| Some((9, false))), [""; 0]);
+        let beyond = settings.beyond_models(|_| Some((8, true))).concat();
         assert!(beyond.contains("limit hum: band-08: the model has 8 bands"), "{beyond}");
         let line = band.replace("band-08", "line");
         let faults = load(&line).expect_err("no model scores it");
@@ -192,8 +198,8 @@ mod tests {
         let settings =
             load(&format!("scored-sensors = [\"s\"]\n{line}[model]\nbundle-dir = \"b\"\n"))
                 .expect("valid");
-        assert_eq!(settings.beyond_model(0, true), [""; 0]);
-        let beyond = settings.beyond_model(8, false).concat();
+        assert_eq!(settings.beyond_models(|_| Some((0, true))), [""; 0]);
+        let beyond = settings.beyond_models(|_| Some((8, false))).concat();
         assert!(beyond.contains("limit hum: line: the model does not look for one"), "{beyond}");
     }
 

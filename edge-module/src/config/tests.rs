@@ -55,7 +55,7 @@ quantity = "rms"
 above = 0.96
 "#;
     let settings = with(file, &[]).expect("valid");
-    let interlock = settings.interlock(&settings.machines[0], 0.5);
+    let interlock = settings.interlock(&settings.machines[0]);
     assert_eq!(interlock.limits[0].above, Some(0.96));
     assert_eq!(interlock.score_vote, None);
     assert!(interlock.silence.expect("watched").trips);
@@ -122,7 +122,7 @@ quantity = "loudness"
         "machines[0]: limit a has neither",
         "machines[0]: votes 6 of 5",
         "machines[0].limits.quantity: \"loudness\"",
-        "machines[0].scored-sensors: needs a model",
+        "machines[0].scored-sensors: press-1/bearing needs the model \"default\": set model.bundle-dir",
     ] {
         assert!(text.contains(part), "{part} is missing in:\n{text}");
     }
@@ -144,6 +144,7 @@ fn a_sensor_belongs_to_one_machine() {
 fn filters_by_sensor_and_metric_reach_the_core() {
     let file = r#"
 [deadband]
+score = 0.1
 heartbeat = "30s"
 [[deadband.rules]]
 sensor-prefix = "press-1/"
@@ -162,6 +163,7 @@ before = "9s"
     assert_eq!(deadband.rules.len(), 1);
     assert_eq!(deadband.rules[0].absolute, 0.5);
     assert_eq!(deadband.rules[0].heartbeat, Duration::from_secs(30), "as in [deadband]");
+    assert_eq!((deadband.score, deadband.rules[0].score), (0.1, 0.1), "as in [deadband]");
     let aggregation = settings.aggregation_settings();
     assert_eq!(aggregation.rules[0].interval, Duration::from_secs(10));
     assert_eq!(aggregation.rules[0].statistics.len(), 2);
@@ -313,7 +315,7 @@ fn rules_and_conditions_of_a_machine_become_an_interlock() {
 
     let settings = with(FULL_MACHINE, &[]).expect("valid");
     assert_eq!(settings.protection.after_restart, AfterRestart::Tripped);
-    let interlock = settings.interlock(&settings.machines[0], 0.5);
+    let interlock = settings.interlock(&settings.machines[0]);
     let hot = &interlock.limits[0];
     assert_eq!((hot.hysteresis, hot.on_delay), (5.0, Duration::from_secs(3)));
     assert_eq!((hot.action, hot.during_startup), (RuleAction::Alarm, DuringStartup::Suppress));
@@ -336,7 +338,7 @@ fn rules_and_conditions_of_a_machine_become_an_interlock() {
 fn a_rule_version_names_what_the_rules_mean() {
     let version = |text: &str| {
         let settings = with(text, &[]).expect("valid");
-        settings.interlock(&settings.machines[0], 0.5).rule_version
+        settings.interlock(&settings.machines[0]).rule_version
     };
     let full = version(FULL_MACHINE);
     assert_eq!(full.len(), 12);

@@ -8,7 +8,10 @@ use edge_core::vibration::WindowShape;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaError;
 
-use super::{Actuator, Fault, Machine, ModbusTcp, Protection, Settings, read_secret};
+use super::{
+    Actuator, DEFAULT_MODEL, Fault, Machine, ModbusTcp, Protection, ScoredSensor, Settings,
+    read_secret,
+};
 use crate::intake::MACHINE_PLACEHOLDER;
 
 /// Properties that the promises of the forwarder rest on.
@@ -59,12 +62,13 @@ impl Faults {
 
 impl Protection {
     /// Its own topics, with their keys.
-    pub(super) const fn topics(&self) -> [(&'static str, &String); 6] {
+    pub(super) const fn topics(&self) -> [(&'static str, &String); 7] {
         [
             ("protection.command-topic", &self.command_topic),
             ("protection.state-topic", &self.state_topic),
             ("protection.reset-topic", &self.reset_topic),
             ("protection.shelve-topic", &self.shelve_topic),
+            ("protection.learn-topic", &self.learn_topic),
             ("protection.interlock-topic", &self.interlock_topic),
             ("protection.heartbeat-topic", &self.heartbeat_topic),
         ]
@@ -79,6 +83,12 @@ impl Settings {
         self.check_protection(&mut faults);
         self.check_vibration(&mut faults);
         self.check_machines(&mut faults);
+        for (key, text) in self.model.faults() {
+            faults.add(key, text);
+        }
+        for (key, text) in self.learning.faults() {
+            faults.add(key, text);
+        }
         self.check_plausible(&mut faults);
         self.check_storage(&mut faults);
         self.check_filters(&mut faults);
@@ -232,14 +242,14 @@ impl Settings {
             }
             let limited = machine.limits.iter().map(|limit| &limit.sensor);
             let conditioned = machine.sensors.iter().map(|sensor| &sensor.id);
-            for sensor in limited.chain(&machine.scored_sensors).chain(conditioned) {
+            let named = limited.chain(machine.scored()).chain(conditioned);
+            for sensor in named.chain(machine.condition_sensors()) {
                 let other = machine_of_sensor.entry(sensor).or_insert(&machine.id);
                 if **other != machine.id {
                     faults.add(&path, format!("sensor {sensor} already protects {other}; a sensor belongs to one machine"));
                 }
             }
-            let threshold = machine.score_threshold.unwrap_or(1.0);
-            if let Err(found) = self.interlock(machine, threshold).validate() {
+            if let Err(found) = self.interlock(machine).validate() {
                 for fault in found {
                     faults.add(&path, fault.to_string());
                 }
@@ -250,11 +260,29 @@ impl Settings {
             }
             check_startup(&path, machine, faults);
             check_sensors(&path, machine, faults);
-            if !machine.scored_sensors.is_empty() && self.model.bundle_dir.as_os_str().is_empty() {
-                faults.add(
-                    format!("{path}.scored-sensors"),
-                    "needs a model: set model.bundle-dir, or leave this empty",
-                );
+            self.check_models(&path, machine, faults);
+            for (key, fault) in machine.bearing_faults() {
+                faults.add(format!("{path}.{key}"), fault);
+            }
+            for fault in machine.condition_faults() {
+                faults.add(format!("{path}.conditions"), fault);
+            }
+        }
+    }
+
+    fn check_models(&self, path: &str, machine: &Machine, faults: &mut Faults) {
+        let key = format!("{path}.scored-sensors");
+        let sources = self.model.sources();
+        for (index, ScoredSensor { sensor, model }) in machine.scored_sensors.iter().enumerate() {
+            if machine.scored_sensors[..index].iter().any(|other| other.sensor == *sensor) {
+                faults.add(&key, format!("names {sensor} twice"));
+            }
+            if !sources.contains_key(model.as_str()) && !self.model.bundles.contains_key(model) {
+                let remedy = match model.as_str() {
+                    DEFAULT_MODEL => "set model.bundle-dir, or leave this empty".to_owned(),
+                    name => format!("set model.bundles.{name}"),
+                };
+                faults.add(&key, format!("{sensor} needs the model {model:?}: {remedy}"));
             }
         }
     }

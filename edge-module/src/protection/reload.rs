@@ -3,19 +3,23 @@
 //! swap between two inputs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use edge_core::interlock::Interlock;
-use shared_proto::model::{MachineEventType, MachineId, SensorId};
+use edge_core::interlock::{Interlock, TripCause};
+use shared_proto::model::{MachineId, SensorId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use super::Protection;
+use super::{NotKept, Protection};
 use crate::actuation::TaskEnd;
 use crate::admin::Part;
-use crate::config::Actuator;
+use crate::calibration::{KeptBaseline, MachineConditions};
+use crate::config::{Actuator, Learning};
+use crate::kafka::now;
 use crate::latch::RestoredLatch;
+use crate::models::{NewModel, Trouble};
 use crate::mqtt::sensors::SensorSessions;
 use crate::recording::SnapshotRequest;
 use crate::telemetry;
@@ -26,6 +30,28 @@ pub struct Links {
     pub snapshots: mpsc::Sender<SnapshotRequest>,
     /// Other settings.
     pub settings: mpsc::Receiver<NewMachines>,
+    /// Other models.
+    pub models: mpsc::Receiver<NewModel>,
+    /// Models that do not do.
+    pub troubles: mpsc::Sender<Trouble>,
+    /// What was learnt, to be kept.
+    pub baselines: mpsc::Sender<KeptBaseline>,
+    /// What was kept, or could not be.
+    pub kept: mpsc::Receiver<Result<Arc<KeptBaseline>, NotKept>>,
+}
+
+/// What is to be put in force.
+pub(super) enum Change {
+    Machines(NewMachines),
+    Model(NewModel),
+    Baseline(Result<Arc<KeptBaseline>, NotKept>),
+}
+
+/// A model under watch.
+pub(super) struct WatchedModel {
+    pub(super) name: String,
+    /// How long a window may take.
+    budget: Duration,
 }
 
 /// Other machines, ready to be put in force.
@@ -40,8 +66,14 @@ pub struct NewMachines {
     pub rewired: Vec<MachineId>,
     /// Sensors of all machines.
     pub machine_of_sensor: BTreeMap<SensorId, MachineId>,
-    /// Sensors that the model scores.
-    pub scored: Vec<SensorId>,
+    /// Names of models by the sensors that they score.
+    pub scored: BTreeMap<SensorId, String>,
+    /// Operating conditions of all machines.
+    pub conditions: BTreeMap<MachineId, MachineConditions>,
+    /// How machines are learnt.
+    pub learning: Learning,
+    /// Whether models, conditions or learning are others than before.
+    pub is_learnt_otherwise: bool,
     /// Sensors with a limit on a band of their spectrum.
     pub band_limited: BTreeSet<SensorId>,
     /// Paths of all machines.
@@ -55,15 +87,19 @@ impl NewMachines {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let of_rules = self.added.is_empty() && self.replaced.is_empty();
-        of_rules && self.removed.is_empty() && self.rewired.is_empty()
+        let of_machines = of_rules && self.removed.is_empty() && self.rewired.is_empty();
+        of_machines && !self.is_learnt_otherwise
     }
 }
 
-/// The next settings, if anybody may send some.
-pub(super) async fn next_change(links: &mut Option<Links>) -> Option<NewMachines> {
-    match links {
-        Some(links) => links.settings.recv().await,
-        None => None,
+/// The next settings or model, if anybody may send some.
+pub(super) async fn next_change(links: &mut Option<Links>) -> Option<Change> {
+    let links = links.as_mut()?;
+    tokio::select! {
+        Some(machines) = links.settings.recv() => Some(Change::Machines(machines)),
+        Some(model) = links.models.recv() => Some(Change::Model(model)),
+        Some(kept) = links.kept.recv() => Some(Change::Baseline(kept)),
+        else => None,
     }
 }
 
@@ -100,6 +136,9 @@ impl Protection {
         }
         self.backlog.set_watched(change.machine_of_sensor.keys().cloned().collect());
         self.machine_of_sensor = change.machine_of_sensor;
+        let changed = self.calibration.replace(change.conditions);
+        self.stop_learning(&changed);
+        self.learning = change.learning;
         self.analysis.set_scored(change.scored);
         self.analysis.set_band_limited(change.band_limited);
         sensors.replace(change.paths.keys(), tasks);
@@ -125,6 +164,41 @@ impl Protection {
         drop(answer.send(Ok(())));
     }
 
+    /// Puts a model in force, without losing a window.
+    pub(super) fn apply_model(&mut self, model: NewModel) {
+        let NewModel { name, bundle, scorer, budget, answer } = model;
+        if answer.is_closed() {
+            // Whoever asked has given up and told so.
+            return;
+        }
+        // What is being learnt of the model before says nothing of this one.
+        self.stop_learning(&self.learning());
+        self.analysis.set_model(&name, bundle, scorer);
+        self.watched_models.retain(|watched| watched.name != name);
+        self.watched_models.extend(budget.map(|budget| WatchedModel { name, budget }));
+        if answer.send(()).is_err() {
+            warn!("a model came into force after whoever asked for it had given up");
+        }
+    }
+
+    /// Tells of models under watch that are too slow here. Each is told once.
+    pub(super) fn watch_models(&mut self) {
+        let Some(links) = &self.links else { return };
+        let analysis = &self.analysis;
+        self.watched_models.retain(|WatchedModel { name, budget }| {
+            let Some(latency) = analysis.latency(name).filter(|it| it.is_over(*budget)) else {
+                return true;
+            };
+            let summary = latency.summary();
+            let detail = format!(
+                "of the last {} windows one half took over {} us, one in a hundred over {} us; model.latency-budget is {budget:?} for nine in ten",
+                summary.windows, summary.p50_micros, summary.p99_micros
+            );
+            let trouble = Trouble { name: name.clone(), cause: "latency", detail };
+            links.troubles.try_send(trouble).is_err()
+        });
+    }
+
     fn remove_machine(&mut self, machine_id: &MachineId) {
         self.interlocks.remove(machine_id);
         self.unsaved.remove(machine_id);
@@ -140,13 +214,16 @@ impl Protection {
         &self,
         machine_id: &MachineId,
         trip_id: &str,
-        event_type: MachineEventType,
+        cause: Option<&TripCause>,
+        is_alarm: bool,
     ) {
         let Some(links) = &self.links else { return };
         let request = SnapshotRequest {
             machine_id: machine_id.clone(),
             trip_id: trip_id.to_owned(),
-            is_alarm: event_type == MachineEventType::Alarm,
+            is_alarm,
+            cause: cause.cloned(),
+            time: now(),
         };
         if links.snapshots.try_send(request).is_err() {
             metrics::counter!(telemetry::WAVEFORM_SNAPSHOTS_DROPPED, "reason" => "queue-full")

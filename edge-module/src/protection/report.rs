@@ -195,7 +195,7 @@ impl Protection {
         let event = self.event(machine_id, event_type, details);
         if event_type == MachineEventType::Alarm {
             let alarm_id = format!("{machine_id}-{}-alarm", event.timestamp.micros());
-            self.ask_for_snapshot(machine_id, &alarm_id, event_type);
+            self.ask_for_snapshot(machine_id, &alarm_id, None, true);
         }
         self.waiting_events.push_back(event);
     }

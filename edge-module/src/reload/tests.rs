@@ -60,7 +60,7 @@ fn machines_that_stay_as_they_are_are_not_touched() {
     let (new, _) = settings(&[machine("b", 2.0), machine("c", 1.0), machine("d", 1.0)].concat());
     std::fs::write(dir.path().join("latches/64.json"), "no latch").expect("written");
     let (answer, _) = oneshot::channel();
-    let change = new_machines(&old, &new, 1.0, &latches, answer).expect("valid");
+    let change = new_machines(&old, &new, &latches, answer).expect("valid");
     let ids = |interlocks: Vec<&Interlock>| -> Vec<String> {
         interlocks.into_iter().map(|interlock| interlock.machine_id().to_string()).collect()
     };
@@ -85,7 +85,7 @@ fn other_paths_of_a_machine_are_a_change_of_their_own_and_none_of_its_rules() {
     let other = paths("[[machines.actuators]]\nkind = \"mqtt\"\nport = 1884\n");
     let change = |old: &Settings, new: &Settings| {
         let (answer, _) = oneshot::channel();
-        new_machines(old, new, 1.0, &latches, answer).expect("valid")
+        new_machines(old, new, &latches, answer).expect("valid")
     };
     assert!(change(&default, &named).is_empty(), "the default by its name");
     let change = change(&named, &other);

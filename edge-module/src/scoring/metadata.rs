@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use edge_core::baseline::MARGIN_LOGIT_MIN;
 use edge_core::features::{
     FEATURE_DEFINITION, FeatureExtractor, FeatureName, FeatureSettingsError, Features,
     UnknownFeature,
@@ -19,6 +20,8 @@ pub const SELF_TEST_WINDOWS_MIN: usize = 2;
 pub const SCORE_TOLERANCE_MAX: f64 = 0.01;
 /// Widest tolerance of a self-test's feature, relative to it or, below 1, absolute.
 pub const FEATURE_TOLERANCE_MAX: f64 = 1e-3;
+/// Widest margin of commissioning: odds of 1 to 10^21, which no window of any machine reaches.
+pub const MARGIN_LOGIT_MAX: f64 = 50.0;
 
 /// What is wrong with a bundle's metadata.
 #[derive(Debug, thiserror::Error)]
@@ -277,6 +280,18 @@ pub struct Calibration {
     pub deviation: BTreeMap<String, f64>,
 }
 
+/// How the threshold of a machine follows from what was learnt on it.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Commissioning {
+    /// How far above the highest logit learnt (natural-log odds) the threshold is set, [`MARGIN_LOGIT_MIN`] to
+    /// [`MARGIN_LOGIT_MAX`].
+    pub margin_logit: f64,
+    /// The model judges an absolute level, which differs from machine to machine: its own threshold says nothing of a new one.
+    /// Otherwise (a shape) windows above its own threshold are abnormal on a new machine, too.
+    pub judges_level: bool,
+}
+
 /// A bundle's metadata after all checks that need no model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BundleMetadata {
@@ -308,6 +323,8 @@ pub struct BundleMetadata {
     pub healthy_reference: BTreeMap<String, HealthyReference>,
     /// Healthy windows together; bundles of before do not have it.
     pub calibration: Option<Calibration>,
+    /// How a machine's own threshold is set; bundles of before do not have it.
+    pub commissioning: Option<Commissioning>,
 }
 
 #[derive(Deserialize)]
@@ -331,6 +348,7 @@ struct RawMetadata {
     self_test: SelfTest,
     healthy_reference: BTreeMap<String, HealthyReference>,
     calibration: Option<Calibration>,
+    commissioning: Option<Commissioning>,
 }
 
 impl BundleMetadata {
@@ -367,6 +385,7 @@ impl BundleMetadata {
             self_test: raw.self_test,
             healthy_reference: raw.healthy_reference,
             calibration: raw.calibration,
+            commissioning: raw.commissioning,
         };
         metadata.check_ranges()?;
         metadata.check_self_test()?;
@@ -389,6 +408,14 @@ impl BundleMetadata {
         range("threshold", &threshold, threshold > 0.0 && threshold <= 1.0, "above 0, at most 1")?;
         let alarms = self.false_alarm_rate;
         range("false-alarm-rate", &alarms, (0.0..=1.0).contains(&alarms), "0 to 1")?;
+        if let Some(Commissioning { margin_logit: margin, judges_level: _ }) = self.commissioning {
+            range(
+                "commissioning.margin-logit",
+                &margin,
+                (MARGIN_LOGIT_MIN..=MARGIN_LOGIT_MAX).contains(&margin),
+                &format!("{MARGIN_LOGIT_MIN} to {MARGIN_LOGIT_MAX}"),
+            )?;
+        }
         let tolerance = self.self_test.score_tolerance;
         range(
             "self-test.score-tolerance",

@@ -12,6 +12,7 @@ pub mod metadata;
 #[cfg(feature = "tflite")]
 pub mod tflite;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
@@ -22,6 +23,9 @@ use edge_core::features::{FeatureError, FeatureName, FeatureSettingsError, Featu
 use sha2::{Digest, Sha256};
 
 use metadata::{BundleMetadata, MetadataError, extractor};
+
+use crate::bundle_store::{ARCHIVE_BYTES_MAX, ArchiveHash, BundleSource, archive};
+use crate::config::Settings;
 
 /// File of the model in a bundle.
 pub const MODEL_FILE: &str = "model.tflite";
@@ -80,11 +84,51 @@ pub enum ScoreError {
 
 /// Scores windows by their features. One for each thread: it keeps buffers.
 pub trait Scorer: Send {
-    /// The score of one window.
+    /// The model's answer to one window, in natural logarithmic odds; finite.
     ///
     /// # Errors
     /// A feature is missing, the answer is not finite, or the library fails.
-    fn score(&mut self, features: &Features) -> Result<AnomalyScore, ScoreError>;
+    fn logit(&mut self, features: &Features) -> Result<f64, ScoreError>;
+
+    /// The score of one window.
+    ///
+    /// # Errors
+    /// As [`Self::logit`].
+    fn score(&mut self, features: &Features) -> Result<AnomalyScore, ScoreError> {
+        AnomalyScore::from_logit(self.logit(features)?).ok_or(ScoreError::NotFinite)
+    }
+}
+
+/// Models in force, by the names that the settings give them.
+pub type Models = BTreeMap<String, Bundle>;
+
+/// Loads every bundle of the settings that is on this device: those that pass, and why others do not. Archives are read where they
+/// are, and nothing is written; one that would have to be downloaded is in neither answer.
+#[must_use]
+pub fn load_models(settings: &Settings) -> (Models, BTreeMap<String, String>) {
+    let (mut models, mut refused) = (Models::new(), BTreeMap::new());
+    for (name, source) in settings.model.sources() {
+        let loaded = match &source {
+            BundleSource::Folder(folder) => Bundle::load(folder).map_err(|error| error.to_string()),
+            BundleSource::Archive { file, sha256 } => load_archive(file, sha256.as_ref()),
+            BundleSource::Download { .. } => continue,
+        };
+        match loaded {
+            Ok(bundle) => drop(models.insert(name, bundle)),
+            Err(reason) => drop(refused.insert(name, reason)),
+        }
+    }
+    (models, refused)
+}
+
+fn load_archive(file: &Path, expected: Option<&ArchiveHash>) -> Result<Bundle, String> {
+    let content = read_limited(file, ARCHIVE_BYTES_MAX).map_err(|error| error.to_string())?;
+    let found = ArchiveHash::of(&content);
+    if let Some(expected) = expected.filter(|expected| **expected != found) {
+        return Err(format!("{} has sha256 {found}, {expected} is asked for", file.display()));
+    }
+    let files = archive::read(&content).map_err(|fault| format!("{}: {fault}", file.display()))?;
+    Bundle::from_files(files.metadata, files.model, file).map_err(|error| error.to_string())
 }
 
 /// Why a bundle is refused.
@@ -229,6 +273,8 @@ pub enum ModelMismatch {
 #[derive(Clone, Debug)]
 pub struct Bundle {
     metadata: Arc<BundleMetadata>,
+    /// The metadata as they were read.
+    text: Arc<[u8]>,
     model: Arc<[u8]>,
 }
 
@@ -241,14 +287,22 @@ impl Bundle {
     pub fn load(dir: &Path) -> Result<Self, BundleError> {
         let metadata_path = dir.join(METADATA_FILE);
         let text = read_limited(&metadata_path, METADATA_BYTES_MAX)?;
-        let metadata = BundleMetadata::parse(&text)
-            .map_err(|source| BundleError::Metadata { path: metadata_path, source })?;
         let model = read_limited(&dir.join(MODEL_FILE), MODEL_BYTES_MAX)?;
-        let found = hex(&Sha256::digest(&model));
+        Self::from_files(&text, &model, &metadata_path)
+    }
+
+    /// Checks the contents of a bundle's two files as [`Self::load`] does; `path` names the metadata in errors.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn from_files(text: &[u8], model: &[u8], path: &Path) -> Result<Self, BundleError> {
+        let metadata = BundleMetadata::parse(text)
+            .map_err(|source| BundleError::Metadata { path: path.to_owned(), source })?;
+        let found = hex(&Sha256::digest(model));
         if found != metadata.model_sha256 {
             return Err(BundleError::Hash { found, expected: metadata.model_sha256 });
         }
-        let bundle = Self { metadata: Arc::new(metadata), model: model.into() };
+        let bundle = Self { metadata: Arc::new(metadata), text: text.into(), model: model.into() };
         bundle.test_windows()?;
         bundle.test_scores(bundle.scorer()?.as_mut())?;
         Ok(bundle)
@@ -258,6 +312,18 @@ impl Bundle {
     #[must_use]
     pub fn metadata(&self) -> &BundleMetadata {
         &self.metadata
+    }
+
+    /// Contents of [`METADATA_FILE`] and [`MODEL_FILE`].
+    #[must_use]
+    pub fn files(&self) -> [(&'static str, &[u8]); 2] {
+        [(METADATA_FILE, &self.text), (MODEL_FILE, &self.model)]
+    }
+
+    /// Whether both are the same to the byte.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.text == other.text && self.model == other.model
     }
 
     /// `name@version`, as machine events name it.

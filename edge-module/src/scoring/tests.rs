@@ -6,6 +6,7 @@ use edge_core::features::FeatureExtractor;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::metadata::Commissioning;
 use super::*;
 
 fn committed() -> PathBuf {
@@ -205,6 +206,53 @@ fn metadata_out_of_range_is_refused_with_its_key() {
     check("/self-test/score-tolerance", json!(0.5), "self-test.score-tolerance is 0.5");
     check("/output", json!("probability"), "unknown variant `probability`");
     check("/name", json!("two words"), "name is two words, it must be 1 to 64 letters");
+}
+
+#[test]
+fn margin_of_commissioning_is_read_and_may_be_absent() {
+    let commissioning = |bundle: &Path| Bundle::load(bundle).unwrap().metadata().commissioning;
+    let bundles = Path::new(env!("CARGO_MANIFEST_DIR")).join("model/bundles");
+    let check = |name: &str, margin_logit, judges_level| {
+        let expected = Commissioning { margin_logit, judges_level };
+        assert_eq!(commissioning(&bundles.join(name)), Some(expected), "{name}");
+    };
+    check("motor-v1", 1.614, false);
+    check("motor-shape-v2", 2.3821, false);
+    check("motor-line-v1", 2.2114, true);
+    let dir =
+        altered(|metadata, _| drop(metadata.as_object_mut().unwrap().remove("commissioning")));
+    assert_eq!(commissioning(dir.path()), None);
+}
+
+#[test]
+fn margin_of_commissioning_has_limits() {
+    let with =
+        |margin: Value| altered(|metadata, _| metadata["commissioning"]["margin-logit"] = margin);
+    for margin in [json!(0.01), json!(2), json!(50.0)] {
+        Bundle::load(with(margin).path()).unwrap();
+    }
+    for margin in [json!(-2.0), json!(0.0), json!(0.0099), json!(50.01), json!(1e300)] {
+        let found = margin.as_f64().unwrap();
+        let expected = format!("commissioning.margin-logit is {found}, it must be 0.01 to 50");
+        let error = refused(with(margin).path()).to_string();
+        assert!(error.contains(&expected), "{error:?} does not say {expected:?}");
+    }
+}
+
+#[test]
+fn commissioning_that_is_incomplete_or_of_another_form_is_refused() {
+    let check = |commissioning: Value, expected: &str| {
+        refused_with(|metadata, _| metadata["commissioning"] = commissioning, expected);
+    };
+    check(json!({"margin-logit": 2.2}), "missing field `judges-level`");
+    check(json!({"judges-level": true}), "missing field `margin-logit`");
+    check(json!({"margin-logit": "2.2", "judges-level": true}), "invalid type: string");
+    check(json!({"margin-logit": null, "judges-level": true}), "invalid type: null");
+    check(json!({"margin-logit": 2.2, "judges-level": 1}), "invalid type: integer");
+    check(
+        json!({"margin-logit": 2.2, "judges-level": true, "colour": 1}),
+        "unknown field `colour`",
+    );
 }
 
 #[test]

@@ -9,7 +9,7 @@ use tflitec::interpreter::{Interpreter, Options};
 use tflitec::model::Model;
 use tflitec::tensor::{DataType, Tensor};
 
-use super::{AnomalyScore, BundleError, ScoreError, Scorer};
+use super::{BundleError, ScoreError, Scorer};
 
 /// Alignment that TensorFlow Lite wants for a model in memory, in bytes.
 const MODEL_ALIGNMENT: usize = 16;
@@ -99,7 +99,7 @@ impl TfliteScorer {
 }
 
 impl Scorer for TfliteScorer {
-    fn score(&mut self, features: &Features) -> Result<AnomalyScore, ScoreError> {
+    fn logit(&mut self, features: &Features) -> Result<f64, ScoreError> {
         for (value, name) in self.input.iter_mut().zip(&self.order) {
             let feature = features.get(*name).ok_or(ScoreError::FeatureMissing(*name))?;
             *value = feature as f32;
@@ -113,7 +113,7 @@ impl Scorer for TfliteScorer {
         if !logit.is_finite() {
             return Err(ScoreError::NotFinite);
         }
-        AnomalyScore::from_logit(f64::from(logit)).ok_or(ScoreError::NotFinite)
+        Ok(f64::from(logit))
     }
 }
 

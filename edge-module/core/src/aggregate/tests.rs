@@ -231,6 +231,7 @@ proptest! {
         let mut deadband = Deadband::new(DeadbandSettings {
             absolute,
             percent: 0.0,
+            score: 0.05,
             heartbeat: Duration::from_secs(60),
             always_above: BTreeMap::from([(metric("temperature"), THRESHOLD)]),
             sensors_max: 4,

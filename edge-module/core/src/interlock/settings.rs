@@ -98,8 +98,8 @@ impl LimitRule {
 pub struct ScoreVote {
     /// Sensors whose windows are scored; each is counted for itself.
     pub sensors: Vec<SensorId>,
-    /// A window at or above it is a vote, 0 to 1.
-    pub threshold: f64,
+    /// Instead of the threshold that comes with each score: a window at or above it is a vote, 0 to 1.
+    pub threshold: Option<f64>,
     /// Votes that are enough, 1 to `of`.
     pub votes: u32,
     /// Windows looked back on, at most [`VOTE_WINDOWS_MAX`].
@@ -270,8 +270,8 @@ impl InterlockSettings {
             validate_limit(rule, &self.limits[..index], &mut faults);
         }
         if let Some(vote) = &self.score_vote {
-            if !(0.0..=1.0).contains(&vote.threshold) {
-                faults.push(SettingsFault::Threshold { threshold: vote.threshold });
+            if let Some(threshold) = vote.threshold.filter(|it| !(0.0..=1.0).contains(it)) {
+                faults.push(SettingsFault::Threshold { threshold });
             }
             if vote.votes == 0 || vote.votes > vote.of || vote.of > VOTE_WINDOWS_MAX {
                 faults.push(SettingsFault::Votes { votes: vote.votes, of: vote.of });

@@ -48,7 +48,7 @@ fn settings(trips_on_silence: Option<bool>) -> InterlockSettings {
         ],
         score_vote: Some(ScoreVote {
             sensors: vec![sensor("v1"), sensor("v2")],
-            threshold: THRESHOLD,
+            threshold: None,
             votes: 3,
             of: 5,
             action: RuleAction::Trip,
@@ -71,6 +71,7 @@ fn settings(trips_on_silence: Option<bool>) -> InterlockSettings {
 
 fn vote_of(votes: u32, of: u32, threshold: f64) -> Option<ScoreVote> {
     let (action, during_startup) = (RuleAction::Trip, DuringStartup::Enforce);
+    let threshold = Some(threshold);
     Some(ScoreVote { sensors: vec![], threshold, votes, of, action, during_startup })
 }
 
@@ -100,7 +101,8 @@ impl Bench {
     }
 
     fn score(&mut self, on: &str, score: f64) -> Vec<Action> {
-        self.interlock.handle_score(&sensor(on), score, self.now)
+        let window = WindowScore { logit: 0.0, score, threshold: THRESHOLD };
+        self.interlock.handle_score(&sensor(on), window, self.now)
     }
 
     fn state(&mut self, state: MachineState) -> Vec<Action> {

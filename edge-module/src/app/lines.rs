@@ -1,0 +1,135 @@
+//! The bounded channels between the paths and whoever changes them while they run: settings, models, what was learnt.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use edge_core::baseline::Baseline;
+use shared_proto::model::MachineEvent;
+use tokio::sync::{mpsc, watch};
+
+use super::{Sources, own_name};
+use crate::admin::Board;
+use crate::calibration::{BaselineFolder, KeptBaseline};
+use crate::config::Settings;
+use crate::latch::LatchFolder;
+use crate::models::{self, Trouble};
+use crate::protection::{self, NotKept};
+use crate::recording;
+use crate::reload::{Reached, Reloader};
+
+/// Orders and reports about models and baselines that may wait.
+const MODEL_QUEUE_LENGTH: usize = 8;
+
+/// Ends of the channels of whoever keeps what was learnt.
+pub(super) struct BaselineLines {
+    learnt: mpsc::Receiver<KeptBaseline>,
+    protection: mpsc::Sender<Result<Arc<KeptBaseline>, NotKept>>,
+    recording: mpsc::Sender<Arc<KeptBaseline>>,
+}
+
+/// Ends of the channels of whoever manages the models.
+pub(super) struct ModelLines {
+    pub(super) reached: models::Reached,
+    pub(super) settings: watch::Receiver<Settings>,
+    pub(super) troubles: mpsc::Receiver<Trouble>,
+}
+
+/// Ends of the channels by which other settings reach the paths, and trips the samples around them.
+pub(super) struct Lines {
+    pub(super) historical_after: watch::Receiver<Duration>,
+    pub(super) protection: protection::Links,
+    pub(super) recording: recording::Links,
+    pub(super) models: ModelLines,
+    pub(super) baselines: BaselineLines,
+}
+
+/// Settings have one place in each channel: who sends the next waits for the answer to the one before.
+pub(super) fn connect_settings(
+    settings: &Settings,
+    sources: Sources,
+    latches: &LatchFolder,
+    events: &mpsc::Sender<MachineEvent>,
+    board: &Board,
+) -> (Reloader, Lines) {
+    let (machines, new_machines) = mpsc::channel(1);
+    let (filters, new_filters) = mpsc::channel(1);
+    let (new_models, in_new_models) = mpsc::channel(1);
+    let (orders, in_orders) = mpsc::channel(MODEL_QUEUE_LENGTH);
+    let (troubles, in_troubles) = mpsc::channel(MODEL_QUEUE_LENGTH);
+    let (baselines, learnt) = mpsc::channel(MODEL_QUEUE_LENGTH);
+    let (kept, in_kept) = mpsc::channel(MODEL_QUEUE_LENGTH);
+    let (kept_too, in_kept_too) = mpsc::channel(MODEL_QUEUE_LENGTH);
+    let (newest, in_newest) = watch::channel(settings.clone());
+    let (requests, snapshots) = mpsc::channel(settings.waveforms.queue_length);
+    let (age, historical_after) = watch::channel(settings.kafka.historical_after);
+    let reached = Reached {
+        protection: machines,
+        recording: filters,
+        models: newest,
+        historical_after: age,
+        log_filter: sources.log_filter,
+        events: events.clone(),
+        board: board.clone(),
+    };
+    let in_force = (settings.clone(), sources.keys);
+    let latches = latches.clone();
+    let reloader = Reloader::new(sources.file, in_force, latches, own_name(settings), reached);
+    let lines = Lines {
+        historical_after,
+        protection: protection::Links {
+            snapshots: requests,
+            settings: new_machines,
+            models: in_new_models,
+            troubles,
+            baselines,
+            kept: in_kept,
+        },
+        recording: recording::Links {
+            snapshots,
+            settings: new_filters,
+            models: in_orders,
+            baselines: in_kept_too,
+        },
+        baselines: BaselineLines { learnt, protection: kept, recording: kept_too },
+        models: ModelLines {
+            reached: models::Reached {
+                protection: new_models,
+                recording: orders,
+                events: events.clone(),
+                board: board.clone(),
+            },
+            settings: in_newest,
+            troubles: in_troubles,
+        },
+    };
+    (reloader, lines)
+}
+
+/// Brings what was learnt to the disk, and only then into force.
+pub(super) async fn keep_baselines(folder: BaselineFolder, mut lines: BaselineLines) {
+    while let Some(kept) = lines.learnt.recv().await {
+        let kept = Arc::new(kept);
+        let (folder, of_thread) = (folder.clone(), Arc::clone(&kept));
+        let written = tokio::task::spawn_blocking(move || folder.write(&of_thread)).await;
+        let reason = match written {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(format!("cannot be kept: {error}")),
+            Err(panic) => Some(panic.to_string()),
+        };
+        let told = match reason {
+            None => Ok(Arc::clone(&kept)),
+            Some(reason) => {
+                let Baseline { machine_id, operator, .. } = &kept.baseline;
+                let (machine_id, operator) = (machine_id.clone(), operator.clone());
+                Err(NotKept { machine_id, operator, reason })
+            }
+        };
+        let is_kept = told.is_ok();
+        if lines.protection.send(told).await.is_err() {
+            return;
+        }
+        if is_kept && lines.recording.send(kept).await.is_err() {
+            return;
+        }
+    }
+}

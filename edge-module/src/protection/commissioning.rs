@@ -1,0 +1,348 @@
+//! A machine is learnt: a person asks for it, the windows of the stop path are taken, and what came of it is kept before it holds.
+//!
+//! Learning judges nothing and delays nothing: all limits and votes are in force meanwhile, and whatever they find ends it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use edge_core::baseline::{
+    Baseline, LearnOutcome, LearnRequest, LearnSettings, Learner, ModelOfSensor,
+};
+use edge_core::features::Features;
+use edge_core::interlock::{Action, MachineState, WindowScore};
+use edge_core::operation::Current;
+use shared_proto::model::{MachineEventDetails, MachineEventType, MachineId, SensorId};
+use tracing::{info, warn};
+
+use super::{Protection, moment};
+use crate::actuation::messages::LearnOrder;
+use crate::calibration::KeptBaseline;
+use crate::scoring::Bundle;
+
+/// Margin of a bundle that states none, in natural logarithmic odds: the odds of the highest learnt window times e².
+const MARGIN_LOGIT: f64 = 2.0;
+/// What a person is told when nothing can be learnt.
+const NO_MODEL: &str = "no sensor of this machine is scored by a model: set scored-sensors";
+
+/// A run of learning.
+pub(super) struct Run {
+    learner: Learner,
+    operator: String,
+    /// Version of the machine's operating conditions.
+    conditions: String,
+}
+
+/// Runs by machine.
+pub(super) type Runs = BTreeMap<MachineId, Run>;
+
+/// Takes a window of a machine that may be learnt.
+pub(super) fn take_window(
+    runs: &mut Runs,
+    machine_id: &MachineId,
+    sensor: &SensorId,
+    condition: Current<'_>,
+    window: (&Features, Option<WindowScore>),
+) -> Option<LearnOutcome> {
+    let run = runs.get_mut(machine_id)?;
+    let (features, Some(score)) = window else { return None };
+    let now = Instant::now();
+    match condition.name() {
+        Some(name) => run.learner.handle_window(sensor, name, features, score.logit, now),
+        None => run.learner.handle_unknown_condition(sensor, now),
+    }
+}
+
+impl Protection {
+    /// Begins a run of learning, or ends one.
+    pub(super) fn learn(&mut self, machine_id: &MachineId, order: &LearnOrder) {
+        let result = if order.duration.is_zero() {
+            self.cancel_learning(machine_id)
+        } else {
+            self.begin_learning(machine_id, order)
+        };
+        match result {
+            Ok(()) => {
+                self.refused.remove(machine_id);
+                self.publish_latch(machine_id);
+            }
+            Err(reason) if self.may_tell_refusal(machine_id) => {
+                warn!(%machine_id, operator = order.operator, reason, "learning refused");
+                self.refuse(machine_id, "learn", &order.operator, reason);
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn cancel_learning(&mut self, machine_id: &MachineId) -> Result<(), String> {
+        let run = self.runs.get_mut(machine_id);
+        let outcome = run.and_then(|run| run.learner.cancel());
+        let outcome = outcome.ok_or_else(|| "nothing is being learnt".to_owned())?;
+        self.end_learning(machine_id, outcome);
+        Ok(())
+    }
+
+    fn begin_learning(&mut self, machine_id: &MachineId, order: &LearnOrder) -> Result<(), String> {
+        let Some(interlock) = self.interlocks.get(machine_id) else {
+            return Err("this machine is not protected".to_owned());
+        };
+        if self.runs.contains_key(machine_id) {
+            return Err("it is being learnt already: end that with \"for\":\"0s\" first".to_owned());
+        }
+        if interlock.is_tripped() {
+            return Err(
+                "the machine is tripped: reset it, and learn it when it runs healthily".to_owned()
+            );
+        }
+        let latch = interlock.snapshot();
+        if let Some(fault) = latch.sensor_faults.first() {
+            return Err(format!("sensor {} is faulty: mend it first", fault.sensor));
+        }
+        if let Some(alarm) = latch.alarms.first() {
+            return Err(format!("rule {} alarms: remove the cause first", alarm.rule()));
+        }
+        let Some((conditions, version, scored)) = self.calibration.conditions(machine_id) else {
+            return Err("its operating conditions are not known".to_owned());
+        };
+        let (models, margins, window) = self.models_of(scored);
+        if models.is_empty() {
+            return Err(NO_MODEL.to_owned());
+        }
+        let count = models.len();
+        let settings = LearnSettings {
+            duration: order.duration,
+            deadline: order.within.unwrap_or(self.learning.within).max(order.duration),
+            gap_max: self.learning.gap_max,
+            settle: self.learning.settle.max(window),
+            windows_min: self.learning.windows_min,
+            margin_logit: margins,
+            models,
+        };
+        let (operator, version) = (order.operator.clone(), version.to_owned());
+        let request = LearnRequest {
+            machine_id: machine_id.clone(),
+            operator: operator.clone(),
+            conditions,
+            is_replacing: order.is_replacing,
+        };
+        let previous = self.calibration.baseline(machine_id).cloned();
+        let mut learner =
+            Learner::new(request, settings, previous, moment()).map_err(|faults| {
+                faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+            })?;
+        // Nothing can be over so soon.
+        drop(match latch.machine_state {
+            Some(MachineState::Stopped | MachineState::Stopping) => {
+                learner.handle_standstill(Instant::now())
+            }
+            Some(MachineState::Running) | None => None,
+        });
+        info!(%machine_id, operator, sensors = count, for_s = order.duration.as_secs(), "learning begins: the machine must run healthily");
+        let details = MachineEventDetails {
+            operator: Some(operator.clone()),
+            detail: Some(format!(
+                "{:?} of running in each condition, {count} sensors, replace {}",
+                order.duration, order.is_replacing
+            )),
+            ..MachineEventDetails::default()
+        };
+        self.runs.insert(machine_id.clone(), Run { learner, operator, conditions: version });
+        self.report(machine_id, MachineEventType::LearningStarted, details);
+        Ok(())
+    }
+
+    /// Models and margins of these sensors, and the longest window.
+    fn models_of(
+        &self,
+        scored: &[SensorId],
+    ) -> (BTreeMap<SensorId, ModelOfSensor>, BTreeMap<SensorId, f64>, Duration) {
+        let (mut models, mut margins) = (BTreeMap::new(), BTreeMap::new());
+        let mut longest = Duration::ZERO;
+        for sensor in scored {
+            let Some(bundle) = self.analysis.bundle_of(sensor) else { continue };
+            let (model, margin) = described(bundle);
+            let input = &bundle.metadata().input;
+            let seconds = input.window_samples as f64 / input.sample_rate_hz;
+            longest = longest.max(Duration::try_from_secs_f64(seconds).unwrap_or_default());
+            models.insert(sensor.clone(), model);
+            margins.insert(sensor.clone(), margin);
+        }
+        (models, margins, longest)
+    }
+
+    /// What the interlock has found ends learning; the machine's reports are passed on.
+    pub(super) fn tell_learner(&mut self, machine_id: &MachineId, actions: &[Action]) {
+        let Some(run) = self.runs.get_mut(machine_id) else { return };
+        let found = actions.iter().find_map(|action| match action {
+            Action::Trip { cause, .. }
+            | Action::Alarm { cause }
+            | Action::TripSuppressed { cause, .. } => Some(cause.rule().to_owned()),
+            Action::SensorFault { sensor, kind } => Some(format!("{} of {sensor}", kind.as_str())),
+            Action::SendStop { .. }
+            | Action::StopConfirmed { .. }
+            | Action::StopNotConfirmed { .. }
+            | Action::MovedWhileTripped { .. }
+            | Action::SensorRecovered { .. }
+            | Action::AlarmCleared { .. }
+            | Action::Shelved { .. }
+            | Action::Unshelved { .. } => None,
+        });
+        let outcome = found.and_then(|rule| run.learner.handle_violation(&rule, Instant::now()));
+        self.end_if_over(machine_id, outcome);
+    }
+
+    /// The machine says what it does.
+    pub(super) fn tell_learner_state(&mut self, machine_id: &MachineId, state: MachineState) {
+        let Some(run) = self.runs.get_mut(machine_id) else { return };
+        let now = Instant::now();
+        let outcome = match state {
+            MachineState::Running => run.learner.handle_running(now),
+            MachineState::Stopping | MachineState::Stopped => run.learner.handle_standstill(now),
+        };
+        self.end_if_over(machine_id, outcome);
+    }
+
+    /// When a run ends by itself.
+    pub(super) fn next_learning_timeout(&self) -> Option<Instant> {
+        self.runs.values().filter_map(|run| run.learner.poll_timeout()).min()
+    }
+
+    pub(super) fn handle_learning_timeouts(&mut self, now: Instant) {
+        let over = self.runs.iter_mut().find_map(|(machine_id, run)| {
+            Some((machine_id.clone(), run.learner.handle_timeout(now)?))
+        });
+        if let Some((machine_id, outcome)) = over {
+            self.end_learning(&machine_id, outcome);
+        }
+    }
+
+    /// Shows how far each run is.
+    pub(super) fn show_learning(&self) {
+        let now = Instant::now();
+        let progress = self.runs.iter();
+        let progress = progress.map(|(id, run)| (id.clone(), run.learner.progress(now)));
+        self.sinks.board.show_learning(progress.collect());
+    }
+
+    pub(super) fn end_if_over(&mut self, machine_id: &MachineId, outcome: Option<LearnOutcome>) {
+        if let Some(outcome) = outcome {
+            self.end_learning(machine_id, outcome);
+        }
+    }
+
+    fn end_learning(&mut self, machine_id: &MachineId, outcome: LearnOutcome) {
+        let Some(run) = self.runs.remove(machine_id) else { return };
+        self.show_learning();
+        match outcome {
+            LearnOutcome::Refused(refusal) => {
+                let cause = refusal.as_str();
+                self.tell_not_learnt(machine_id, run.operator, cause, refusal.to_string());
+            }
+            LearnOutcome::Learnt(baseline) => {
+                let kept = KeptBaseline { conditions: run.conditions, baseline };
+                let links = self.links.as_ref();
+                if links.is_none_or(|links| links.baselines.try_send(kept).is_err()) {
+                    let reason = "other baselines wait for the disk".to_owned();
+                    self.tell_not_learnt(machine_id, run.operator, "disk", reason);
+                }
+            }
+        }
+    }
+
+    /// A baseline that was learnt is on the disk, or cannot be brought there.
+    pub(super) fn handle_kept(&mut self, kept: Result<Arc<KeptBaseline>, NotKept>) {
+        match kept {
+            Err(NotKept { machine_id, operator, reason }) => {
+                self.tell_not_learnt(&machine_id, operator, "disk", reason);
+            }
+            Ok(kept) => {
+                let baseline = &kept.baseline;
+                let machine_id = baseline.machine_id.clone();
+                let summary = summary(baseline);
+                info!(%machine_id, summary, "what was learnt is in force");
+                let details = MachineEventDetails {
+                    operator: Some(baseline.operator.clone()),
+                    detail: Some(summary),
+                    ..MachineEventDetails::default()
+                };
+                self.sinks.board.show_baseline(baseline);
+                self.calibration.set_baseline(kept);
+                self.report(&machine_id, MachineEventType::BaselineLearnt, details);
+                self.publish_latch(&machine_id);
+            }
+        }
+    }
+
+    fn tell_not_learnt(
+        &mut self,
+        machine_id: &MachineId,
+        operator: String,
+        cause: &str,
+        reason: String,
+    ) {
+        warn!(%machine_id, cause, reason, "not learnt: what held before holds");
+        let details = MachineEventDetails {
+            cause: Some(cause.to_owned()),
+            operator: Some(operator.clone()),
+            detail: Some(reason.clone()),
+            ..MachineEventDetails::default()
+        };
+        self.report(machine_id, MachineEventType::LearningRefused, details);
+        self.refuse(machine_id, "learn", &operator, reason);
+    }
+
+    /// Other settings or models: what is being learnt would be of the ones before.
+    pub(super) fn stop_learning(&mut self, machines: &[MachineId]) {
+        for machine_id in machines {
+            let outcome = self.runs.get_mut(machine_id).and_then(|run| run.learner.cancel());
+            self.end_if_over(machine_id, outcome);
+        }
+    }
+
+    /// Machines that are being learnt.
+    pub(super) fn learning(&self) -> Vec<MachineId> {
+        self.runs.keys().cloned().collect()
+    }
+}
+
+/// A baseline that could not be kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotKept {
+    /// Of which machine.
+    pub machine_id: MachineId,
+    /// Who asked for it.
+    pub operator: String,
+    /// Why.
+    pub reason: String,
+}
+
+fn described(bundle: &Bundle) -> (ModelOfSensor, f64) {
+    let metadata = bundle.metadata();
+    let commissioning = metadata.commissioning.as_ref();
+    let threshold = bundle.threshold().value();
+    let model = ModelOfSensor {
+        identity: bundle.identity(),
+        sha256: metadata.model_sha256.clone(),
+        threshold_logit: (threshold / (1.0 - threshold)).ln(),
+        is_absolute: commissioning.is_some_and(|it| it.judges_level),
+    };
+    (model, commissioning.map_or(MARGIN_LOGIT, |it| it.margin_logit))
+}
+
+/// What was learnt, in a line for people.
+fn summary(baseline: &Baseline) -> String {
+    let learnt = baseline.conditions.iter().flat_map(|(condition, sensors)| {
+        sensors.iter().map(move |(sensor, usual)| {
+            format!(
+                "{condition}, {sensor}: {} windows, logit {:.2} to {:.2}, threshold {:.2}",
+                usual.windows, usual.logit.min, usual.logit.max, usual.threshold_logit
+            )
+        })
+    });
+    let missing = baseline.not_learnt.iter().flat_map(|(condition, sensors)| {
+        sensors.iter().map(move |(sensor, windows)| {
+            format!("{condition}, {sensor}: too little, {windows} windows")
+        })
+    });
+    learnt.chain(missing).collect::<Vec<_>>().join("; ")
+}

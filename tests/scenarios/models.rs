@@ -1,0 +1,684 @@
+//! Models that come, are refused and stay over a restart, while the machines that they judge turn.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, ensure};
+use e2e_tests::edge_module::EdgeModule;
+use e2e_tests::eventually::{eventually, eventually_true};
+use e2e_tests::http::metric;
+use e2e_tests::machine::{FakeMachine, Obedience};
+use e2e_tests::publisher::{Publisher, WaveformSource, paced};
+use e2e_tests::recordings::{MOTOR_SAMPLE_RATE_HZ, MotorRecording, data_dir, motor_recordings};
+use e2e_tests::signal::{MotorProfile, MotorSignal, SAMPLE_RATE_HZ};
+use e2e_tests::workspace_root;
+use serde_json::Value;
+use shared_proto::model::EventTime;
+
+use crate::plant::{DEADLINE, Plant, kafka, motor_bundle, now, run_dir};
+
+const METADATA: &str = "bundle.json";
+const MODEL: &str = "model.tflite";
+const MOTOR: &str = "motor-1";
+const SENSOR: &str = "motor-1/bearing";
+/// Of `motor-v1`.
+const WINDOW_SAMPLES: usize = 2048;
+const WINDOW_MICROS: i64 = 102_400;
+const BLOCK_SAMPLES: usize = 500;
+/// One block of 500 samples at 20 kHz.
+const BLOCK_INTERVAL: Duration = Duration::from_millis(25);
+const BLOCK_MICROS: i64 = 25_000;
+/// The name of the model of `model.bundle-dir`.
+const DEFAULT: &str = "default";
+const BEFORE: &str = "motor@1.0.0";
+const NEXT: &str = "motor@1.0.1";
+const OBEYS: Obedience = Obedience::SpinsDown(Duration::ZERO);
+
+fn machine_toml(id: &str, scored: &str) -> String {
+    format!("[[machines]]\nid = \"{id}\"\nscored-sensors = [{scored}]\nvotes = 3\nof = 5\n")
+}
+
+/// One motor that the model of `model.bundle-dir` judges.
+fn one_motor() -> String {
+    machine_toml(MOTOR, &format!("\"{SENSOR}\""))
+}
+
+/// The line of the file.
+fn bundle_dir(folder: &Path) -> String {
+    format!("bundle-dir = \"{}\"\n", folder.display())
+}
+
+/// A gateway whose file a person edits, and a motor under its protection.
+struct Gateway {
+    plant: Plant,
+    edge: EdgeModule,
+    file: PathBuf,
+    text: String,
+    motor: FakeMachine,
+}
+
+impl Gateway {
+    fn start(name: &str, machines: &str, bundle: Option<&Path>) -> anyhow::Result<Self> {
+        let mut plant = Plant::new(name)?;
+        plant.edge_settings.machines = machines.to_owned();
+        plant.edge_settings.bundle_dir = bundle.map(Path::to_owned);
+        // A slow processor is no reason to refuse a model here.
+        let budget = ("EDGE__MODEL__LATENCY_BUDGET".to_owned(), "5s".to_owned());
+        plant.edge_settings.environment.push(budget);
+        let motor = FakeMachine::start(plant.mosquitto.port(), MOTOR, OBEYS)?;
+        let edge = plant.start_edge_module()?;
+        let file = plant.dir.join("edge-module/edge-module.toml");
+        let text = std::fs::read_to_string(&file)?;
+        Ok(Self { plant, edge, file, text, motor })
+    }
+
+    fn status(&self) -> anyhow::Result<Value> {
+        Ok(serde_json::from_str(&self.edge.get("/status")?.1)?)
+    }
+
+    /// What `/status` shows of a model.
+    fn model(&self, name: &str) -> anyhow::Result<Value> {
+        Ok(self.status()?["models"][name].clone())
+    }
+
+    fn wait_for_model(
+        &self,
+        name: &str,
+        what: &str,
+        is_it: impl Fn(&Value) -> bool,
+    ) -> anyhow::Result<Value> {
+        eventually(&format!("model {name}: {what}"), DEADLINE, || {
+            let model = self.model(name)?;
+            ensure!(is_it(&model), "{model}");
+            anyhow::Ok(model)
+        })
+    }
+
+    fn wait_in_force(&self, name: &str, identity: &str) -> anyhow::Result<Value> {
+        self.wait_for_model(name, &format!("{identity} is in force"), |model| {
+            model["state"] == "in-force" && model["in_force"] == identity
+        })
+    }
+
+    /// Waits until a candidate is refused for this reason, and checks that the model before is in force as it was.
+    fn wait_refused(&self, reason: &str) -> anyhow::Result<Value> {
+        let model = self.wait_for_model(DEFAULT, &format!("refused for {reason}"), |model| {
+            model["refusal"].as_str().is_some_and(|refusal| refusal.contains(reason))
+        })?;
+        ensure!(model["state"] == "in-force" && model["in_force"] == BEFORE, "{model}");
+        ensure!(model["candidate"].is_null(), "{model}");
+        Ok(model)
+    }
+
+    /// States of the model with what was in force in each, in the order of time, until `identity` is in force for good.
+    fn states_until(&self, identity: &str) -> anyhow::Result<Vec<String>> {
+        let (last, mut seen) = (format!("in-force {identity}"), Vec::new());
+        eventually(&last, DEADLINE, || {
+            let model = self.model(DEFAULT)?;
+            let text = |key: &str| model[key].as_str().unwrap_or("none").to_owned();
+            let state = format!("{} {}", text("state"), text("in_force"));
+            if seen.last() != Some(&state) {
+                seen.push(state);
+            }
+            ensure!(seen.last() == Some(&last), "{seen:?}, {model}");
+            Ok(())
+        })?;
+        Ok(seen)
+    }
+
+    /// Edits the file, asks for it to be read, and waits until it is in force.
+    fn change(&mut self, from: &str, to: &str) -> anyhow::Result<()> {
+        ensure!(self.text.contains(from), "{from} is not in the file");
+        let before = self.status()?["settings"]["version"].clone();
+        self.text = self.text.replace(from, to);
+        std::fs::write(&self.file, &self.text)?;
+        self.edge.process().signal("HUP")?;
+        eventually("another version is in force", DEADLINE, || {
+            let settings = &self.status()?["settings"];
+            ensure!(settings["version"] != before, "{settings}");
+            Ok(())
+        })
+    }
+
+    fn stop(&mut self) -> anyhow::Result<()> {
+        self.edge.process().terminate()?;
+        self.edge.process().wait(DEADLINE)?;
+        Ok(())
+    }
+
+    fn restart(&mut self) -> anyhow::Result<()> {
+        self.edge.restart()?;
+        self.edge.wait_ready()
+    }
+
+    /// Waits for an event of this type that has all the words in it.
+    fn wait_for_event(&self, event_type: &str, words: &[&str]) -> anyhow::Result<Value> {
+        eventually(&format!("{event_type} with {words:?} is on Kafka"), DEADLINE, || {
+            let events = kafka()?.read_json(&self.plant.topic("machine-events"))?;
+            let has_all = |event: &&Value| {
+                let text = event.to_string();
+                event["event_type"] == event_type && words.iter().all(|word| text.contains(word))
+            };
+            events.iter().find(has_all).cloned().with_context(|| format!("{events:?}"))
+        })
+    }
+
+    /// Waits until a machine stands still, and says what tripped it.
+    fn wait_for_trip(&self, machine: &FakeMachine, id: &str) -> anyhow::Result<Value> {
+        machine.wait_for_interlock("stopped", DEADLINE)?;
+        ensure!(!machine.is_running(), "{id} runs");
+        self.wait_for_event("trip", &[&format!("\"machine_id\":\"{id}\"")])
+    }
+
+    /// The motor's bearing breaks, and the model of this name must stop the motor.
+    fn check_stopped_by(&self, shaking: &Shaking, identity: &str) -> anyhow::Result<()> {
+        ensure!(self.motor.commands().is_empty(), "stopped while it was healthy");
+        shaking.damage();
+        let trip = self.wait_for_trip(&self.motor, MOTOR)?;
+        ensure!(trip["cause"] == "score" && trip["model"] == identity, "{trip}");
+        Ok(())
+    }
+
+    /// Windows that the stop path has judged.
+    fn windows_judged(&self) -> anyhow::Result<u64> {
+        let judged = metric(&self.edge.metrics()?, "protection_windows_total", "");
+        Ok(judged.unwrap_or(0.0) as u64)
+    }
+
+    /// Waits for so many windows on the stop path and as many on Kafka, and gives those.
+    fn wait_for_windows(&self, windows: u64) -> anyhow::Result<Vec<Value>> {
+        eventually("the stop path has judged all windows", DEADLINE, || {
+            let judged = self.windows_judged()?;
+            ensure!(judged >= windows, "{judged} of {windows}");
+            Ok(())
+        })?;
+        let readings = eventually("all windows are on Kafka", DEADLINE, || {
+            let readings = kafka()?.read_json(&self.plant.topic("vibration"))?;
+            ensure!(readings.len() as u64 >= windows, "{} of {windows}", readings.len());
+            anyhow::Ok(readings)
+        })?;
+        let found = (self.windows_judged()?, readings.len() as u64);
+        ensure!(found == (windows, windows), "{found:?} instead of {windows}");
+        Ok(readings)
+    }
+}
+
+/// A motor with one sensor, at its own pace. Healthy at first.
+struct Shaking {
+    is_damaged: Arc<AtomicBool>,
+    is_over: Arc<AtomicBool>,
+    thread: JoinHandle<anyhow::Result<u64>>,
+}
+
+impl Shaking {
+    fn start(port: u16) -> Self {
+        let is_damaged = Arc::new(AtomicBool::new(false));
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (damaged, over) = (Arc::clone(&is_damaged), Arc::clone(&is_over));
+        let thread = std::thread::spawn(move || shake(port, &damaged, &over));
+        Self { is_damaged, is_over, thread }
+    }
+
+    fn damage(&self) {
+        self.is_damaged.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends the signal, and says how many whole windows it had.
+    fn end(self) -> anyhow::Result<u64> {
+        self.is_over.store(true, Ordering::SeqCst);
+        self.thread.join().map_err(|_| anyhow!("the motor's thread has panicked"))?
+    }
+}
+
+fn shake(port: u16, is_damaged: &AtomicBool, is_over: &AtomicBool) -> anyhow::Result<u64> {
+    let mut publisher = Publisher::connect(port, "accelerometer");
+    let mut signal = MotorSignal::new(MotorProfile::healthy_1800_rpm(), 1);
+    let source = WaveformSource {
+        machine_id: MOTOR,
+        sensor_id: SENSOR,
+        sample_rate_hz: SAMPLE_RATE_HZ,
+        unit: "V",
+    };
+    let topic = format!("plant/{MOTOR}/waveform");
+    let start = now();
+    let numbers = (0_i64..).take_while(|_| !is_over.load(Ordering::SeqCst));
+    paced(numbers, BLOCK_INTERVAL, |number| {
+        if is_damaged.load(Ordering::SeqCst) {
+            signal.set_severity(1.0);
+        }
+        let first = start.saturating_add_micros(number * BLOCK_MICROS);
+        publisher.publish(&topic, source.block(first, &signal.next_samples(BLOCK_SAMPLES)))
+    })?;
+    publisher.wait_acknowledged(DEADLINE)?;
+    Ok(publisher.published() * BLOCK_SAMPLES as u64 / WINDOW_SAMPLES as u64)
+}
+
+/// Writes a copy of `motor-v1` of another version, with a change in its `bundle.json`.
+fn copy_bundle(
+    folder: &Path,
+    version: &str,
+    change: impl FnOnce(&mut Value),
+) -> anyhow::Result<()> {
+    let original = motor_bundle();
+    let mut metadata: Value = serde_json::from_slice(&std::fs::read(original.join(METADATA))?)?;
+    metadata["version"] = version.into();
+    change(&mut metadata);
+    std::fs::create_dir_all(folder)?;
+    std::fs::write(folder.join(MODEL), std::fs::read(original.join(MODEL))?)?;
+    std::fs::write(folder.join(METADATA), metadata.to_string())?;
+    Ok(())
+}
+
+fn unchanged(_: &mut Value) {}
+
+/// Flips one bit in the middle of the model.
+fn damage_model(folder: &Path) -> anyhow::Result<()> {
+    let mut model = std::fs::read(folder.join(MODEL))?;
+    let middle = model.len() / 2;
+    *model.get_mut(middle).context("the model is empty")? ^= 1;
+    std::fs::write(folder.join(MODEL), model)?;
+    Ok(())
+}
+
+/// Plays recordings side by side at the pace of the machines, axes X and Z, and says how many windows of the two models that makes.
+fn play(
+    publisher: &mut Publisher,
+    start: EventTime,
+    recordings: &[(&str, &MotorRecording)],
+) -> anyhow::Result<u64> {
+    const WINDOW: usize = 32_768;
+    const HOP: usize = 2048;
+    let (mut streams, mut windows) = (Vec::new(), 0);
+    for (machine, recording) in recordings {
+        for (axis, letter) in [(0, "x"), (2, "z")] {
+            let sensor = format!("{machine}/{letter}");
+            let source = WaveformSource {
+                machine_id: machine,
+                sensor_id: &sensor,
+                sample_rate_hz: MOTOR_SAMPLE_RATE_HZ,
+                unit: "V",
+            };
+            let volts = recording.volts(axis);
+            windows += ((volts.len() - WINDOW) / HOP + 1) as u64;
+            let topic = format!("plant/{machine}/waveform");
+            streams.push((topic, source.blocks(start, &volts, BLOCK_SAMPLES)));
+        }
+    }
+    let blocks = streams.iter().map(|(_, blocks)| blocks.len()).max().unwrap_or_default();
+    paced(0..blocks, BLOCK_INTERVAL, |number| {
+        for (topic, blocks) in &streams {
+            if let Some(block) = blocks.get(number) {
+                publisher.publish(topic, block.clone())?;
+            }
+        }
+        Ok(())
+    })?;
+    publisher.wait_acknowledged(DEADLINE)?;
+    Ok(windows)
+}
+
+#[test]
+fn two_models_judge_two_sensors_of_one_machine_and_either_stops_it() -> anyhow::Result<()> {
+    let Some(data) = data_dir()? else { return Ok(()) };
+    let recordings = motor_recordings(&data)?;
+    let find = |kind: &str| {
+        let mut of_kind = recordings.iter().filter(|recording| recording.kind == kind);
+        let found = of_kind.find(|recording| (recording.rpm, recording.load_pounds) == (1800, 0));
+        found.with_context(|| format!("no recording of {kind}"))
+    };
+    let healthy = find("healthy")?;
+    let (imbalance, bearing) = (find("imbalance_light")?, find("inner_race_light")?);
+    let scored = |id: &str| {
+        let sensors = format!(
+            "{{ sensor = \"{id}/z\", model = \"shape\" }}, {{ sensor = \"{id}/x\", model = \"line\" }}"
+        );
+        machine_toml(id, &sensors)
+    };
+    let bundles = workspace_root().join("edge-module/model/bundles");
+    let bundles = bundles.display();
+    let machines = format!(
+        "{}{}[model.bundles]\nshape = \"{bundles}/motor-shape-v2\"\nline = \"{bundles}/motor-line-v1\"\n",
+        scored(MOTOR),
+        scored("motor-2"),
+    );
+    let gateway = Gateway::start("two-models", &machines, None)?;
+    let second = FakeMachine::start(gateway.plant.mosquitto.port(), "motor-2", OBEYS)?;
+    gateway.wait_in_force("shape", "motor-shape@2.0.0")?;
+    gateway.wait_in_force("line", "motor-line@1.0.0")?;
+
+    let mut publisher = Publisher::connect(gateway.plant.mosquitto.port(), "accelerometers");
+    let windows = play(&mut publisher, now(), &[(MOTOR, healthy), ("motor-2", healthy)])?;
+    for reading in gateway.wait_for_windows(windows)? {
+        let features = &reading["features"];
+        ensure!(features["score"].is_number(), "no score: {reading}");
+        // Only the model of axis X looks for a line, only that of axis Z has so many bands.
+        let is_x = reading["sensor_id"].as_str().is_some_and(|sensor| sensor.ends_with("/x"));
+        ensure!(features["line"].is_number() == is_x, "{reading}");
+        ensure!(features["band-15"].is_number() != is_x, "{reading}");
+    }
+    assert!(gateway.motor.commands().is_empty() && second.commands().is_empty());
+    assert!(gateway.motor.is_running() && second.is_running());
+
+    // Behind a gap, so that no window has samples of both recordings.
+    let later = now().saturating_add_micros(1_000_000);
+    play(&mut publisher, later, &[(MOTOR, imbalance), ("motor-2", bearing)])?;
+    let trip = gateway.wait_for_trip(&gateway.motor, MOTOR)?;
+    assert_eq!(trip["model"], "motor-line@1.0.0", "{trip}");
+    assert_eq!(trip["sensor_id"], "motor-1/x", "{trip}");
+    let trip = gateway.wait_for_trip(&second, "motor-2")?;
+    assert_eq!(trip["model"], "motor-shape@2.0.0", "{trip}");
+    assert_eq!(trip["sensor_id"], "motor-2/z", "{trip}");
+    Ok(())
+}
+
+#[test]
+fn another_bundle_comes_into_force_after_its_shadow_time_without_a_gap() -> anyhow::Result<()> {
+    let mut gateway = Gateway::start("model-switch", &one_motor(), Some(&motor_bundle()))?;
+    gateway.wait_in_force(DEFAULT, BEFORE)?;
+    let shaking = Shaking::start(gateway.plant.mosquitto.port());
+    eventually_true("the model before scores", DEADLINE, || {
+        gateway.windows_judged().is_ok_and(|windows| windows > 2)
+    })?;
+    let next = gateway.plant.dir.join("next");
+    copy_bundle(&next, "1.0.1", unchanged)?;
+    let to = format!("shadow-time = \"3s\"\n{}", bundle_dir(&next));
+    gateway.change(&bundle_dir(&motor_bundle()), &to)?;
+    let states = gateway.states_until(NEXT)?;
+    let at_first = [format!("in-force {BEFORE}"), format!("fetching {BEFORE}")];
+    let states: Vec<&String> = states.iter().skip_while(|state| at_first.contains(state)).collect();
+    let expected = [("shadow", BEFORE), ("watched", NEXT), ("in-force", NEXT)];
+    assert_eq!(states, expected.map(|(state, identity)| format!("{state} {identity}")).each_ref());
+    let model = gateway.model(DEFAULT)?;
+    assert!(model["refusal"].is_null(), "{model}");
+    let report = model["report"].as_str().context("no report")?;
+    // Both have scored the same healthy windows, and decided nothing.
+    assert!(report.contains(SENSOR) && report.contains(" 0 decisions; before 0 of "), "{report}");
+    let change = format!("{BEFORE} -> {NEXT}");
+    let event = gateway.wait_for_event("model-changed", &[&change])?;
+    assert_eq!(event["model"], NEXT, "{event}");
+
+    gateway.check_stopped_by(&shaking, NEXT)?;
+    let mut starts = Vec::new();
+    for reading in gateway.wait_for_windows(shaking.end()?)? {
+        ensure!(reading["features"]["score"].is_number(), "no score: {reading}");
+        let text = reading["timestamp"].as_str().context("no timestamp")?;
+        starts.push(EventTime::parse(text).context("no time")?.micros());
+    }
+    starts.sort_unstable();
+    let gap = starts.windows(2).find(|pair| pair[1] - pair[0] != WINDOW_MICROS);
+    assert_eq!(gap, None, "a window is missing");
+    Ok(())
+}
+
+#[test]
+fn a_bundle_that_fails_its_self_test_is_refused_and_the_one_before_stays() -> anyhow::Result<()> {
+    let mut gateway = Gateway::start("model-self-test", &one_motor(), Some(&motor_bundle()))?;
+    gateway.wait_in_force(DEFAULT, BEFORE)?;
+    let shaking = Shaking::start(gateway.plant.mosquitto.port());
+    let next = gateway.plant.dir.join("next");
+    copy_bundle(&next, "1.0.1", unchanged)?;
+    damage_model(&next)?;
+    gateway.change(&bundle_dir(&motor_bundle()), &bundle_dir(&next))?;
+    gateway.wait_refused("model.tflite has sha256")?;
+    // The same folder with another content, and no word of the settings.
+    copy_bundle(&next, "1.0.1", |metadata| {
+        metadata["self-test"]["scores"][0]["score"] = 0.25.into();
+    })?;
+    gateway.wait_refused("recorded 0.25")?;
+    for reason in ["model.tflite has sha256", "recorded 0.25"] {
+        let event = gateway.wait_for_event("model-refused", &[reason])?;
+        assert_eq!((&event["cause"], &event["model"]), (&"self-test".into(), &BEFORE.into()));
+    }
+    gateway.check_stopped_by(&shaking, BEFORE)?;
+    // Put right, it is taken: nothing but the faults was refused.
+    copy_bundle(&next, "1.0.1", unchanged)?;
+    let model = gateway.wait_for_model(DEFAULT, "in its shadow time", |model| {
+        model["state"] == "shadow" && model["candidate"] == NEXT
+    })?;
+    assert!(model["refusal"].is_null() && model["in_force"] == BEFORE, "{model}");
+    shaking.end()?;
+    Ok(())
+}
+
+/// A threshold below the score of any healthy window, with a self-test that still has both sides of it: its flat window scores
+/// 0.0124, which the widest tolerance allows to be recorded as 0.003.
+fn lower_threshold(metadata: &mut Value) {
+    metadata["threshold"] = 0.004.into();
+    metadata["self-test"]["score-tolerance"] = 0.01.into();
+    let scores = metadata["self-test"]["scores"].as_array_mut();
+    for vector in scores.into_iter().flatten() {
+        if vector["label"] == "flat window" {
+            vector["score"] = 0.003.into();
+        }
+    }
+}
+
+#[test]
+fn a_bundle_that_would_have_decided_otherwise_is_refused_with_the_figures_of_both()
+-> anyhow::Result<()> {
+    let mut gateway = Gateway::start("model-otherwise", &one_motor(), Some(&motor_bundle()))?;
+    gateway.wait_in_force(DEFAULT, BEFORE)?;
+    let shaking = Shaking::start(gateway.plant.mosquitto.port());
+    eventually_true("the model before scores", DEADLINE, || {
+        gateway.windows_judged().is_ok_and(|windows| windows > 2)
+    })?;
+    let next = gateway.plant.dir.join("next");
+    copy_bundle(&next, "1.0.1", lower_threshold)?;
+    let to = format!("shadow-time = \"3s\"\n{}", bundle_dir(&next));
+    gateway.change(&bundle_dir(&motor_bundle()), &to)?;
+    let model = gateway.wait_refused("would have decided")?;
+    let refusal = model["refusal"].as_str().context("no refusal")?;
+    for words in [NEXT, SENSOR, "decided 0 times", "set model.shadow-time to 0s"] {
+        assert!(refusal.contains(words), "{words} is not in {refusal}");
+    }
+    let report = model["report"].as_str().context("no report")?;
+    assert!(report.contains(SENSOR) && report.contains("; before 0 of "), "{report}");
+    assert!(!report.contains(" 0 decisions"), "{report}");
+    let event = gateway.wait_for_event("model-refused", &["would have decided"])?;
+    assert_eq!((&event["cause"], &event["model"]), (&"shadow".into(), &BEFORE.into()), "{event}");
+    assert!(gateway.motor.is_running() && gateway.motor.commands().is_empty());
+
+    // A person insists, as the refusal says.
+    gateway.change("shadow-time = \"3s\"", "shadow-time = \"0s\"")?;
+    let model = gateway.wait_in_force(DEFAULT, NEXT)?;
+    assert!(model["refusal"].is_null(), "{model}");
+    let trip = gateway.wait_for_trip(&gateway.motor, MOTOR)?;
+    assert_eq!((&trip["cause"], &trip["model"]), (&"score".into(), &NEXT.into()), "{trip}");
+    shaking.end()?;
+    Ok(())
+}
+
+/// Gives one file over HTTP, goes on from where a client asks, and breaks off in the middle when it was told to.
+struct ArchiveServer {
+    port: u16,
+    served: Arc<Served>,
+    thread: JoinHandle<()>,
+}
+
+struct Served {
+    archive: Vec<u8>,
+    /// The header `Range` of each request, empty without one.
+    ranges: Mutex<Vec<String>>,
+    breaks_off: AtomicBool,
+    is_over: AtomicBool,
+}
+
+impl ArchiveServer {
+    fn start(archive: Vec<u8>) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let port = listener.local_addr()?.port();
+        let served = Arc::new(Served {
+            archive,
+            ranges: Mutex::default(),
+            breaks_off: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
+        });
+        let serving = Arc::clone(&served);
+        let thread = std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                if serving.is_over.load(Ordering::SeqCst) {
+                    return;
+                }
+                // A client that breaks off asks again.
+                serving.answer(&stream).ok();
+            }
+        });
+        Ok(Self { port, served, thread })
+    }
+
+    /// The entry of `model.bundles`.
+    fn bundle(&self, sha256: &str) -> String {
+        let port = self.port;
+        format!("{{ url = \"http://127.0.0.1:{port}/motor.tar\", sha256 = \"{sha256}\" }}")
+    }
+
+    fn break_off(&self) {
+        self.served.breaks_off.store(true, Ordering::SeqCst);
+    }
+
+    fn ranges(&self) -> Vec<String> {
+        self.served.ranges.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn close(self) -> anyhow::Result<()> {
+        self.served.is_over.store(true, Ordering::SeqCst);
+        let address = (Ipv4Addr::LOCALHOST, self.port);
+        // It looks up with the next connection.
+        drop(TcpStream::connect(address)?);
+        self.thread.join().map_err(|_| anyhow!("the server's thread has panicked"))?;
+        ensure!(TcpStream::connect(address).is_err(), "somebody still listens");
+        Ok(())
+    }
+}
+
+impl Served {
+    fn answer(&self, stream: &TcpStream) -> anyhow::Result<()> {
+        stream.set_read_timeout(Some(DEADLINE))?;
+        let mut reader = BufReader::new(stream);
+        let (mut range, mut line) = (String::new(), String::new());
+        // A line that is empty but for its end.
+        while reader.read_line(&mut line)? > 2 {
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("range:") {
+                range = value.trim().to_owned();
+            }
+            line.clear();
+        }
+        let from = range.strip_prefix("bytes=").and_then(|range| range.strip_suffix('-'));
+        let from = from.map_or(Ok(0), str::parse::<usize>)?;
+        let body = self.archive.get(from..).context("behind the end")?;
+        let length = self.archive.len();
+        let status = match from {
+            0 => "200 OK".to_owned(),
+            from => {
+                let last = length - 1;
+                format!("206 Partial Content\r\nContent-Range: bytes {from}-{last}/{length}")
+            }
+        };
+        self.ranges.lock().unwrap_or_else(PoisonError::into_inner).push(range);
+        let is_broken = self.breaks_off.swap(false, Ordering::SeqCst);
+        let sent = if is_broken { &body[..body.len() / 2] } else { body };
+        let announced = body.len();
+        let head = format!(
+            "HTTP/1.1 {status}\r\nContent-Length: {announced}\r\nConnection: close\r\n\r\n"
+        );
+        let mut writer = stream;
+        writer.write_all(head.as_bytes())?;
+        writer.write_all(sent)?;
+        Ok(())
+    }
+}
+
+/// Makes one file of a bundle, as operators do; gives its sha256.
+fn pack(folder: &Path, file: &Path) -> anyhow::Result<String> {
+    let program = workspace_root().join("target/setup/model-venv/bin/python");
+    let packed = Command::new(&program)
+        .args(["-m", "machine_model", "pack"])
+        .args([folder, file])
+        // Nothing is written into the checkout.
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .current_dir(workspace_root().join("edge-module/model"))
+        .output()
+        .with_context(|| program.display().to_string())?;
+    ensure!(packed.status.success(), "{}", String::from_utf8_lossy(&packed.stderr));
+    Ok(String::from_utf8(packed.stdout)?.trim().to_owned())
+}
+
+#[test]
+fn a_bundle_is_downloaded_with_resume_and_comes_into_force_and_a_restart_begins_with_it()
+-> anyhow::Result<()> {
+    const NAME: &str = "model-download";
+    let dir = run_dir().join(NAME);
+    copy_bundle(&dir.join("bundle"), "1.0.1", unchanged)?;
+    let archive = dir.join("motor.tar");
+    let sha256 = pack(&dir.join("bundle"), &archive)?;
+    let server = ArchiveServer::start(std::fs::read(&archive)?)?;
+    let half = std::fs::metadata(&archive)?.len() / 2;
+
+    let scored = format!("{{ sensor = \"{SENSOR}\", model = \"motor\" }}");
+    let wrong = server.bundle(&"0".repeat(64));
+    let machines = format!("{}[model.bundles]\nmotor = {wrong}\n", machine_toml(MOTOR, &scored));
+    let mut gateway = Gateway::start(NAME, &machines, None)?;
+    let model = gateway.wait_for_model("motor", "refused", |model| {
+        let refusal = model["refusal"].as_str();
+        refusal.is_some_and(|refusal| refusal.contains(&format!("has sha256 {sha256}")))
+    })?;
+    assert_eq!((&model["state"], &model["in_force"]), (&"none".into(), &Value::Null), "{model}");
+    gateway.wait_for_event("model-refused", &["fetch", &sha256])?;
+    let asked = server.ranges().len();
+
+    // The time that it is watched for. Then it is kept.
+    gateway.change("[model]\n", "[model]\nshadow-time = \"1s\"\n")?;
+    server.break_off();
+    gateway.change(&wrong, &server.bundle(&sha256))?;
+    let model = gateway.wait_in_force("motor", NEXT)?;
+    assert!(model["refusal"].is_null(), "{model}");
+    gateway.wait_for_event("model-changed", &[&format!("none -> {NEXT}")])?;
+    let ranges = server.ranges();
+    let ranges: Vec<&str> = ranges.iter().skip(asked).map(String::as_str).collect();
+    assert_eq!(ranges, ["", &format!("bytes={half}-")], "it goes on where it was broken off");
+
+    server.close()?;
+    gateway.stop()?;
+    gateway.restart()?;
+    gateway.wait_in_force("motor", NEXT)?;
+    let shaking = Shaking::start(gateway.plant.mosquitto.port());
+    gateway.check_stopped_by(&shaking, NEXT)?;
+    shaking.end()?;
+    Ok(())
+}
+
+#[test]
+fn a_restart_begins_with_the_model_that_was_in_force_when_the_folder_holds_another()
+-> anyhow::Result<()> {
+    const NAME: &str = "model-restart";
+    let folder = run_dir().join(NAME).join("bundle");
+    copy_bundle(&folder, "1.0.0", unchanged)?;
+    let mut gateway = Gateway::start(NAME, &one_motor(), Some(&folder))?;
+    // It is shown when it is kept.
+    gateway.wait_in_force(DEFAULT, BEFORE)?;
+    gateway.stop()?;
+
+    copy_bundle(&folder, "1.0.1", unchanged)?;
+    gateway.restart()?;
+    let model = gateway.wait_for_model(DEFAULT, "the other one in its shadow time", |model| {
+        model["state"] == "shadow" && model["candidate"] == NEXT
+    })?;
+    assert_eq!(model["in_force"], BEFORE, "{model}");
+    gateway.stop()?;
+
+    damage_model(&folder)?;
+    gateway.restart()?;
+    gateway.wait_refused("model.tflite has sha256")?;
+    let event = gateway.wait_for_event("model-refused", &["model.tflite has sha256"])?;
+    assert_eq!(event["cause"], "self-test", "{event}");
+    let shaking = Shaking::start(gateway.plant.mosquitto.port());
+    gateway.check_stopped_by(&shaking, BEFORE)?;
+    shaking.end()?;
+    Ok(())
+}
