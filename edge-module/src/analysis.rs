@@ -417,6 +417,10 @@ impl SensorAnalysis {
                 let (rate, samples) = (window.sample_rate_hz, window.samples.len());
                 let sensor = &block.sensor_id;
                 match model.bundle.check_sensor(sensor.as_str(), rate, samples, unit) {
+                    Ok(()) if model.bundle.metadata().input.is_step(&window.samples) => {
+                        metrics::counter!(telemetry::SCORE_FAILURES, "reason" => "step")
+                            .increment(1);
+                    }
                     Ok(()) => {
                         score = model.score(features, sensor, learnt);
                         let took = began.elapsed();

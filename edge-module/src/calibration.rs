@@ -21,6 +21,7 @@ use tracing::{error, warn};
 
 use crate::analysis::Learnt;
 use crate::config::Settings;
+use crate::scoring::metadata::BundleMetadata;
 
 /// Hexadecimal digits that name a machine's conditions.
 const CONDITIONS_DIGITS: usize = 12;
@@ -182,17 +183,29 @@ impl Calibration {
         kept.baseline.conditions.get(condition)?.get(sensor)
     }
 
-    /// The threshold of a sensor in the condition that its machine runs in.
+    /// The threshold of a sensor, scored by this model, in the condition that its machine runs in. Where no condition is known, a
+    /// model of a shape has its own threshold; that of a level says nothing of this machine, and the highest one learnt holds.
     #[must_use]
     pub fn learnt(
         &self,
         machine_id: &MachineId,
         sensor: &SensorId,
+        metadata: &BundleMetadata,
         now: Instant,
     ) -> Option<Learnt<'_>> {
-        let usual = self.usual(machine_id, sensor, now)?;
+        let usual = self.usual(machine_id, sensor, now).or_else(|| {
+            let judges_level = metadata.commissioning.is_some_and(|it| it.judges_level);
+            if !judges_level || self.current(machine_id, now) != Current::Unknown {
+                return None;
+            }
+            let sensors = self.baseline(machine_id)?.conditions.values();
+            sensors
+                .filter_map(|sensors| sensors.get(sensor))
+                .max_by(|left, right| left.threshold_logit.total_cmp(&right.threshold_logit))
+        })?;
         let (model_sha256, threshold_logit) = (usual.model_sha256.as_str(), usual.threshold_logit);
-        Some(Learnt { model_sha256, threshold_logit })
+        let learnt = Learnt { model_sha256, threshold_logit };
+        (model_sha256 == metadata.model_sha256).then_some(learnt)
     }
 
     /// Conditions of a machine by name, with their version, and the sensors that a model scores.

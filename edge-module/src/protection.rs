@@ -411,7 +411,10 @@ impl Protection {
             outcome = outcome.take().or(over);
         };
         let analysis = &mut self.analysis;
-        let how = (depth, calibration.learnt(&machine_id, sensor, now));
+        let learnt = analysis
+            .bundle_of(sensor)
+            .and_then(|bundle| calibration.learnt(&machine_id, sensor, bundle.metadata(), now));
+        let how = (depth, learnt);
         let (actions, result) = judge_block(analysis, interlock, block, how, moment, seen);
         metrics::counter!(telemetry::PROTECTION_WINDOWS).increment(windows);
         if let Err(error) = result {

@@ -599,9 +599,11 @@ impl Recording {
         let mut shadow = self.shadows.values_mut().find(|it| it.scores(&block.sensor_id));
         let machine_id = self.machines.of_sensor.get(&block.sensor_id);
         let (calibration, now) = (&self.calibration, Instant::now());
-        let learnt = machine_id.and_then(|id| calibration.learnt(id, &block.sensor_id, now));
         let bundle = self.analysis.bundle_of(&block.sensor_id);
-        let is_learnt = learnt.zip(bundle).is_some_and(|(learnt, bundle)| learnt.is_of(bundle));
+        let learnt = machine_id.zip(bundle).and_then(|(id, bundle)| {
+            calibration.learnt(id, &block.sensor_id, bundle.metadata(), now)
+        });
+        let is_learnt = learnt.is_some();
         let drifts = &mut self.drifts;
         let explaining = &mut self.explaining;
         let result = self.analysis.handle_block(block, learnt, |judged| {

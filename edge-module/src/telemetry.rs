@@ -59,7 +59,7 @@ metrics_of_this_program! {
     PROTECTION_WINDOWS = "protection_windows_total";
     /// Samples that fell out of a window because of a gap, an overlap or a rate change.
     VIBRATION_SAMPLES_DISCARDED = "vibration_samples_discarded_total";
-    /// Windows that the model could not score, by `reason`.
+    /// Windows that the model did not score, by `reason`: another shape than its own, no answer, or a step of the sensor's rest level.
     SCORE_FAILURES = "score_failures_total";
     /// Samples of a window to its score, in seconds.
     SCORE_LATENCY = "score_latency_seconds";
@@ -166,7 +166,7 @@ pub const COUNTERS: [(&str, Labels); 37] = [
     (SETTINGS_RELOADS, &[("result", &["changed", "refused"])]),
     (PROTECTION_WINDOWS, &[]),
     (VIBRATION_SAMPLES_DISCARDED, &[]),
-    (SCORE_FAILURES, &[("reason", &["shape", "inference"])]),
+    (SCORE_FAILURES, &[("reason", &["shape", "inference", "step"])]),
     (MODEL_CHANGES, &[("result", &["changed", "refused"])]),
     (INTERLOCK_TRIPS, &[CAUSES]),
     (INTERLOCK_STOPS_NOT_CONFIRMED, &[]),

@@ -217,6 +217,8 @@ def write(folder, recordings, model):
             "window-samples": motor.WINDOW_SAMPLES,
             "hop-samples": motor.HOP_SAMPLES,
             "unit": "V",
+            # A low line is made of a step of the rest level, too.
+            **({"step-max": motor.STEP_MAX_V} if model["line-hz"] else {}),
         },
         "features": {
             "definition": FEATURE_DEFINITION,

@@ -16,6 +16,9 @@ from .synthetic import standstill_signals
 SEED = 20260301
 WINDOW_SAMPLES = 32_768
 HOP_SAMPLES = 2048
+# Largest distance of the means of a window's halves: three times what the recordings reach (0.33 mV), a tenth of a step that
+# makes a line of its own (10 mV).
+STEP_MAX_V = 0.001
 VOTES, VOTES_OF = 3, 5
 FALSE_ALARM_RATE = 0.01
 

@@ -34,11 +34,14 @@ fn settings(scored: &str) -> Settings {
 struct Bench {
     analysis: Analysis,
     samples: i64,
+    /// Rest level of the sensor, in its unit.
+    rest: f32,
 }
 
 impl Bench {
     fn new(scored: &str) -> Self {
-        Self { analysis: Analysis::new(&settings(scored), &Models::new()), samples: 0 }
+        let analysis = Analysis::new(&settings(scored), &Models::new());
+        Self { analysis, samples: 0, rest: 0.0 }
     }
 
     fn set(&mut self, name: &str, of: &str, logit: f64) {
@@ -64,7 +67,7 @@ impl Bench {
             first_sample: EventTime::from_micros(self.samples * 50),
             sample_rate_hz: 20_000.0,
             unit: None,
-            samples: (0..2048_u16).map(|place| f32::from(place % 7)).collect(),
+            samples: (0..2048_u16).map(|place| f32::from(place % 2) + self.rest).collect(),
         };
         self.samples += 2048;
         let mut windows = Vec::new();
@@ -142,6 +145,29 @@ fn a_machine_that_names_another_model_gets_it() {
     bench.analysis.set_scored([(sensor, "line".to_owned())].into());
     let windows: Vec<_> = (0..16).flat_map(|_| bench.block("m/a")).collect();
     assert_eq!(windows, [(32_768, Some(2.0))]);
+}
+
+#[test]
+fn a_window_with_a_step_of_the_rest_level_is_not_scored_by_a_model_that_looks_for_lines() {
+    let mut bench = Bench::new(r#"[{ sensor = "m/x", model = "line" }]"#);
+    bench.set("line", "motor-line-v1", 2.0);
+    let mut scored = |rest: f32, blocks: u32| -> Vec<bool> {
+        bench.rest = rest;
+        let windows = (0..blocks).flat_map(|_| bench.block("m/x"));
+        windows.map(|(_, logit)| logit.is_some()).collect()
+    };
+    assert_eq!(scored(0.0, 18), [true; 3]);
+    // A block of 2,048 samples is an eighth of a half: the means differ by an eighth of the step and more.
+    let stepped = scored(0.016, 15);
+    assert_eq!(stepped, [false; 15], "as long as the step is in the window");
+    assert_eq!(scored(0.016, 2), [true; 2], "the level rests again");
+    let mut shape = Bench::new(r#"["m/z"]"#);
+    shape.set("default", "motor-shape-v2", 1.0);
+    for _ in 0..16 {
+        shape.block("m/z");
+    }
+    shape.rest = 0.016;
+    assert_eq!(shape.block("m/z"), [(32_768, Some(1.0))], "a model of shapes does not mind");
 }
 
 #[test]

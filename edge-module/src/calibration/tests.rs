@@ -56,9 +56,22 @@ fn kept(conditions: &MachineConditions, thresholds: &[(&str, f64)]) -> Arc<KeptB
     Arc::new(KeptBaseline { conditions: conditions.version(), baseline })
 }
 
-fn threshold(calibration: &Calibration, now: Instant) -> Option<f64> {
-    let learnt = calibration.learnt(&machine(), &sensor("press-1/x"), now);
+/// Metadata of a committed bundle, as of the model that was learnt.
+fn metadata(name: &str) -> BundleMetadata {
+    let bundles = Path::new(env!("CARGO_MANIFEST_DIR")).join("model/bundles");
+    let text = fs::read(bundles.join(name).join("bundle.json")).expect("committed");
+    let mut metadata = BundleMetadata::parse(&text).expect("valid");
+    metadata.model_sha256 = "0".repeat(64);
+    metadata
+}
+
+fn threshold_of(name: &str, calibration: &Calibration, now: Instant) -> Option<f64> {
+    let learnt = calibration.learnt(&machine(), &sensor("press-1/x"), &metadata(name), now);
     learnt.map(|learnt| learnt.threshold_logit)
+}
+
+fn threshold(calibration: &Calibration, now: Instant) -> Option<f64> {
+    threshold_of("motor-shape-v2", calibration, now)
 }
 
 #[test]
@@ -76,8 +89,26 @@ fn the_threshold_is_that_of_the_condition_the_machine_runs_in() {
     calibration.handle_reading(&speed, 1_000.0, start);
     assert_eq!(threshold(&calibration, start), Some(2.0));
     assert_eq!(threshold(&calibration, start + Duration::from_secs(61)), None, "too old");
-    let other = calibration.learnt(&machine(), &sensor("press-1/z"), start);
+    let shape = metadata("motor-shape-v2");
+    let other = calibration.learnt(&machine(), &sensor("press-1/z"), &shape, start);
     assert_eq!(other, None, "nothing was learnt of that sensor");
+    let another = BundleMetadata { model_sha256: "1".repeat(64), ..shape };
+    let other = calibration.learnt(&machine(), &sensor("press-1/x"), &another, start);
+    assert_eq!(other, None, "nothing was learnt with that model");
+}
+
+#[test]
+fn in_an_unknown_condition_a_model_of_a_level_keeps_to_the_machines_own_scale() {
+    let conditions = slow_and_fast(1_000.0);
+    let mut calibration = Calibration::default();
+    calibration.replace([(machine(), conditions.clone())].into());
+    let now = Instant::now();
+    assert_eq!(threshold_of("motor-line-v1", &calibration, now), None, "nothing was learnt");
+    calibration.set_baseline(kept(&conditions, &[("slow", 1.0), ("fast", 2.0)]));
+    assert_eq!(threshold_of("motor-line-v1", &calibration, now), Some(2.0));
+    assert_eq!(threshold_of("motor-shape-v2", &calibration, now), None);
+    calibration.handle_reading(&sensor("press-1/speed"), 600.0, now);
+    assert_eq!(threshold_of("motor-line-v1", &calibration, now), Some(1.0));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! Learning judges nothing and delays nothing: all limits and votes are in force meanwhile, and whatever they find ends it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use edge_core::baseline::{
     Baseline, LearnOutcome, LearnRequest, LearnSettings, Learner, ModelOfSensor,
 };
 use edge_core::features::Features;
-use edge_core::interlock::{Action, MachineState, WindowScore};
+use edge_core::interlock::{Action, MachineState, TripCause, WindowScore};
 use edge_core::operation::Current;
 use shared_proto::model::{MachineEventDetails, MachineEventType, MachineId, SensorId};
 use tracing::{info, warn};
@@ -31,6 +31,26 @@ pub(super) struct Run {
     operator: String,
     /// Version of the machine's operating conditions.
     conditions: String,
+    /// Sensors whose model judges a level: what its own threshold says of this machine is no finding before it is learnt.
+    of_level: BTreeSet<SensorId>,
+}
+
+impl Run {
+    /// Whether a finding says that the machine is not healthy.
+    fn counts(&self, cause: &TripCause) -> bool {
+        !is_of_level(cause, &self.of_level)
+    }
+}
+
+fn is_of_level(cause: &TripCause, of_level: &BTreeSet<SensorId>) -> bool {
+    match cause {
+        TripCause::Score { sensor, .. } => of_level.contains(sensor),
+        TripCause::Limit { .. }
+        | TripCause::Silence { .. }
+        | TripCause::SensorFault { .. }
+        | TripCause::UnknownLatch
+        | TripCause::Restart => false,
+    }
 }
 
 /// Runs by machine.
@@ -98,15 +118,17 @@ impl Protection {
         if let Some(fault) = latch.sensor_faults.first() {
             return Err(format!("sensor {} is faulty: mend it first", fault.sensor));
         }
-        if let Some(alarm) = latch.alarms.first() {
-            return Err(format!("rule {} alarms: remove the cause first", alarm.rule()));
-        }
         let Some((conditions, version, scored)) = self.calibration.conditions(machine_id) else {
             return Err("its operating conditions are not known".to_owned());
         };
         let (models, margins, window) = self.models_of(scored);
         if models.is_empty() {
             return Err(NO_MODEL.to_owned());
+        }
+        let of_level = models.iter().filter(|(_, model)| model.is_absolute);
+        let of_level: BTreeSet<SensorId> = of_level.map(|(sensor, _)| sensor.clone()).collect();
+        if let Some(alarm) = latch.alarms.iter().find(|alarm| !is_of_level(alarm, &of_level)) {
+            return Err(format!("rule {} alarms: remove the cause first", alarm.rule()));
         }
         let count = models.len();
         let settings = LearnSettings {
@@ -146,7 +168,8 @@ impl Protection {
             )),
             ..MachineEventDetails::default()
         };
-        self.runs.insert(machine_id.clone(), Run { learner, operator, conditions: version });
+        self.runs
+            .insert(machine_id.clone(), Run { learner, operator, conditions: version, of_level });
         self.report(machine_id, MachineEventType::LearningStarted, details);
         Ok(())
     }
@@ -174,9 +197,11 @@ impl Protection {
     pub(super) fn tell_learner(&mut self, machine_id: &MachineId, actions: &[Action]) {
         let Some(run) = self.runs.get_mut(machine_id) else { return };
         let found = actions.iter().find_map(|action| match action {
-            Action::Trip { cause, .. }
-            | Action::Alarm { cause }
-            | Action::TripSuppressed { cause, .. } => Some(cause.rule().to_owned()),
+            // The machine stops, whatever was to be learnt of it.
+            Action::Trip { cause, .. } => Some(cause.rule().to_owned()),
+            Action::Alarm { cause } | Action::TripSuppressed { cause, .. } => {
+                run.counts(cause).then(|| cause.rule().to_owned())
+            }
             Action::SensorFault { sensor, kind } => Some(format!("{} of {sensor}", kind.as_str())),
             Action::SendStop { .. }
             | Action::StopConfirmed { .. }

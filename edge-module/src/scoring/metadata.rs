@@ -98,6 +98,23 @@ pub struct Input {
     pub hop_samples: usize,
     /// Unit of the samples, for example `V`.
     pub unit: String,
+    /// Largest distance of the means of a window's two halves, in the samples' unit. A window that is beyond it holds a step of the
+    /// sensor's rest level, which a low line is made of as well, and is not scored. Absent: none is beyond.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step_max: Option<f64>,
+}
+
+impl Input {
+    /// Whether a window holds a step of the sensor's rest level.
+    #[must_use]
+    pub fn is_step(&self, samples: &[f32]) -> bool {
+        let Some(step_max) = self.step_max else { return false };
+        let mean = |half: &[f32]| {
+            half.iter().map(|sample| f64::from(*sample)).sum::<f64>() / half.len().max(1) as f64
+        };
+        let (first, second) = samples.split_at(samples.len() / 2);
+        (mean(second) - mean(first)).abs() > step_max
+    }
 }
 
 /// What the model takes.
@@ -404,6 +421,9 @@ impl BundleMetadata {
         range("input.sample-rate-hz", &rate, rate.is_finite() && rate > 0.0, "above 0")?;
         let hop = input.hop_samples;
         range("input.hop-samples", &hop, hop > 0, "above 0")?;
+        let step = input.step_max;
+        let is_step = step.is_none_or(|step| step.is_finite() && step > 0.0);
+        range("input.step-max", &step.unwrap_or_default(), is_step, "above 0")?;
         let threshold = self.threshold;
         range("threshold", &threshold, threshold > 0.0 && threshold <= 1.0, "above 0, at most 1")?;
         let alarms = self.false_alarm_rate;

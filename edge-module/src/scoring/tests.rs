@@ -209,6 +209,16 @@ fn metadata_out_of_range_is_refused_with_its_key() {
 }
 
 #[test]
+fn a_step_that_is_no_length_is_refused() {
+    for wrong in [json!(0.0), json!(-1.0)] {
+        let change = |metadata: &mut Value, _: &mut Vec<u8>| metadata["input"]["step-max"] = wrong;
+        refused_with(change, "it must be above 0");
+    }
+    let line = Bundle::load(&committed().with_file_name("motor-line-v1")).expect("committed");
+    assert_eq!(line.metadata().input.step_max, Some(0.001));
+}
+
+#[test]
 fn margin_of_commissioning_is_read_and_may_be_absent() {
     let commissioning = |bundle: &Path| Bundle::load(bundle).unwrap().metadata().commissioning;
     let bundles = Path::new(env!("CARGO_MANIFEST_DIR")).join("model/bundles");
