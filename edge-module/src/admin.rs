@@ -154,7 +154,10 @@ impl Board {
 
     /// Takes a machine off that is no longer protected.
     pub fn forget_latch(&self, machine_id: &MachineId) {
-        self.with(|shown| shown.latches.remove(machine_id));
+        self.with(|shown| {
+            shown.baselines.remove(machine_id);
+            shown.latches.remove(machine_id)
+        });
     }
 
     /// Shows which settings are in force since when.

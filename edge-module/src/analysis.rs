@@ -15,8 +15,8 @@ use edge_core::vibration::{Window, WindowAssembler, WindowShape, WindowShapeErro
 use shared_proto::model::{SensorId, WaveformBlock};
 use tracing::{error, warn};
 
-use crate::config::{Machine, Settings};
-use crate::scoring::metadata::FeatureMetadata;
+use crate::config::{Machine, ScoredBy, Settings};
+use crate::scoring::metadata::{BundleMetadata, FeatureMetadata};
 use crate::scoring::{AnomalyScore, Bundle, Models, Scorer};
 use crate::telemetry;
 
@@ -113,8 +113,8 @@ pub struct Analysis {
     models: Vec<Option<Loaded>>,
     /// Places in `models` by name.
     places: BTreeMap<String, usize>,
-    /// Names of models by sensor.
-    scored: BTreeMap<SensorId, String>,
+    /// How sensors are scored.
+    scored: BTreeMap<SensorId, ScoredBy>,
     /// Sensors with a limit on a band of their spectrum.
     band_limited: BTreeSet<SensorId>,
     sensors: BTreeMap<SensorId, SensorAnalysis>,
@@ -133,6 +133,8 @@ struct SensorAnalysis {
     assembler: WindowAssembler,
     /// Place of its model.
     model: Option<usize>,
+    /// Instead of the model's.
+    threshold: Option<f64>,
     /// The model that scores it from its first whole window on, where windows of another shape have to fill first.
     successor: Option<(usize, WindowAssembler)>,
     extractor: Option<(f64, FeatureExtractor)>,
@@ -153,7 +155,7 @@ impl Analysis {
             sensors_max: settings.vibration.sensors_max,
             models: Vec::new(),
             places: BTreeMap::new(),
-            scored: settings.model_of_sensor(),
+            scored: settings.scored_sensors(),
             band_limited: band_limited(&settings.machines),
             sensors: BTreeMap::new(),
         };
@@ -188,7 +190,7 @@ impl Analysis {
         };
         let before = self.places.insert(name.to_owned(), place);
         for (sensor, analysis) in &mut self.sensors {
-            if self.scored.get(sensor).is_none_or(|scored| scored != name) {
+            if self.scored.get(sensor).is_none_or(|scored| scored.model != name) {
                 continue;
             }
             let has_same_shape = analysis.assembler.shape() == shape;
@@ -214,10 +216,16 @@ impl Analysis {
     }
 
     /// Changes which sensors are scored, and by which model. One whose model is another starts another window.
-    pub fn set_scored(&mut self, scored: BTreeMap<SensorId, String>) {
+    pub fn set_scored(&mut self, scored: BTreeMap<SensorId, ScoredBy>) {
         let before = std::mem::replace(&mut self.scored, scored);
         let scored = &self.scored;
-        self.sensors.retain(|sensor, _| before.get(sensor) == scored.get(sensor));
+        let model = |of: &BTreeMap<SensorId, ScoredBy>, sensor: &SensorId| {
+            of.get(sensor).map(|scored| scored.model.clone())
+        };
+        self.sensors.retain(|sensor, analysis| {
+            analysis.threshold = scored.get(sensor).and_then(|scored| scored.threshold);
+            model(&before, sensor) == model(scored, sensor)
+        });
     }
 
     /// Changes which sensors have a limit on a band of their spectrum.
@@ -252,7 +260,7 @@ impl Analysis {
     pub fn bundle_of(&self, sensor: &SensorId) -> Option<&Bundle> {
         let place = match self.sensors.get(sensor) {
             Some(sensor) => sensor.model,
-            None => self.places.get(self.scored.get(sensor)?).copied(),
+            None => self.places.get(&self.scored.get(sensor)?.model).copied(),
         };
         Some(&self.models.get(place?)?.as_ref()?.bundle)
     }
@@ -278,10 +286,7 @@ impl Analysis {
             if let Some(spread) = learnt.and_then(|learnt| learnt.features.get(&text)) {
                 return Some(Spread { mean: spread.mean, deviation: spread.deviation });
             }
-            let calibration = metadata.calibration.as_ref()?;
-            let (mean, deviation) =
-                (*calibration.mean.get(&text)?, *calibration.deviation.get(&text)?);
-            Some(Spread { mean, deviation })
+            usual_of_training(metadata, &text)
         };
         let mut logit = |features: &Features| scorer.logit(features).ok();
         contributions(features, &metadata.features.order, &usual, &mut logit)
@@ -353,7 +358,9 @@ impl Analysis {
                 limit: self.sensors_max,
             });
         }
-        let model = self.scored.get(sensor_id).and_then(|name| self.places.get(name)).copied();
+        let scored = self.scored.get(sensor_id);
+        let model = scored.and_then(|scored| self.places.get(&scored.model)).copied();
+        let threshold = scored.and_then(|scored| scored.threshold);
         let loaded = model.and_then(|place| self.models.get(place)?.as_ref());
         let shape =
             loaded.map_or(self.default_shape, |it| shape_of(&it.bundle, self.default_shape));
@@ -361,6 +368,7 @@ impl Analysis {
         let analysis = SensorAnalysis {
             assembler,
             model,
+            threshold,
             successor: None,
             extractor: None,
             plain_extractor: None,
@@ -422,7 +430,10 @@ impl SensorAnalysis {
                             .increment(1);
                     }
                     Ok(()) => {
-                        score = model.score(features, sensor, learnt);
+                        score = model.score(features, sensor, learnt).map(|score| {
+                            let threshold = self.threshold.unwrap_or(score.threshold);
+                            WindowScore { threshold, ..score }
+                        });
                         let took = began.elapsed();
                         model.latency.push(took);
                         metrics::histogram!(telemetry::SCORE_LATENCY).record(took);
@@ -474,6 +485,22 @@ fn shape_of(bundle: &Bundle, default: WindowShape) -> WindowShape {
         hop_samples: input.hop_samples,
         gap_tolerance_samples: default.gap_tolerance_samples,
     }
+}
+
+/// What is usual by the healthy windows that a bundle was trained on; bundles of before have it by operating condition.
+fn usual_of_training(metadata: &BundleMetadata, feature: &str) -> Option<Spread> {
+    if let Some(calibration) = &metadata.calibration {
+        let (mean, deviation) =
+            (*calibration.mean.get(feature)?, *calibration.deviation.get(feature)?);
+        return Some(Spread { mean, deviation });
+    }
+    let conditions = metadata.healthy_reference.values();
+    let known: Vec<(f64, f64)> = conditions
+        .filter_map(|it| Some((*it.mean.get(feature)?, *it.deviation.get(feature)?)))
+        .collect();
+    let count = known.len() as f64;
+    let mean = |of: fn(&(f64, f64)) -> f64| known.iter().map(of).sum::<f64>() / count;
+    (!known.is_empty()).then(|| Spread { mean: mean(|it| it.0), deviation: mean(|it| it.1) })
 }
 
 /// Takes a block to the interlock and each window that it completes, with its features and score: the one way from samples to a decision, of the

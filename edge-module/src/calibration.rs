@@ -141,6 +141,9 @@ impl Calibration {
     /// Puts a baseline in force.
     pub fn set_baseline(&mut self, kept: Arc<KeptBaseline>) {
         let Some(machine) = self.machines.get_mut(&kept.baseline.machine_id) else { return };
+        if machine.kept.as_ref() == Some(&kept) {
+            return;
+        }
         if machine.version != kept.conditions {
             warn!(machine_id = %kept.baseline.machine_id, "what was learnt is of other operating conditions and not used: learn again");
         }
@@ -183,8 +186,9 @@ impl Calibration {
         kept.baseline.conditions.get(condition)?.get(sensor)
     }
 
-    /// The threshold of a sensor, scored by this model, in the condition that its machine runs in. Where no condition is known, a
-    /// model of a shape has its own threshold; that of a level says nothing of this machine, and the highest one learnt holds.
+    /// The threshold of a sensor, scored by this model, in the condition that its machine runs in. Where nothing was learnt in that condition,
+    /// or none is known, a model of a shape has its own threshold; that of a level says nothing of this machine, and the highest one
+    /// learnt holds.
     #[must_use]
     pub fn learnt(
         &self,
@@ -194,10 +198,7 @@ impl Calibration {
         now: Instant,
     ) -> Option<Learnt<'_>> {
         let usual = self.usual(machine_id, sensor, now).or_else(|| {
-            let judges_level = metadata.commissioning.is_some_and(|it| it.judges_level);
-            if !judges_level || self.current(machine_id, now) != Current::Unknown {
-                return None;
-            }
+            metadata.commissioning.filter(|it| it.judges_level)?;
             let sensors = self.baseline(machine_id)?.conditions.values();
             sensors
                 .filter_map(|sensors| sensors.get(sensor))

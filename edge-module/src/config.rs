@@ -31,7 +31,7 @@ pub use bearing::Bearing;
 pub use keys::Keys;
 pub use learning::{Condition, ConditionRange, Learning};
 pub use machine::{Machine, Sensor};
-pub use model::{DEFAULT_MODEL, Model, ScoredSensor};
+pub use model::{DEFAULT_MODEL, Model, ScoredBy, ScoredSensor};
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
 /// Every key that an entry of a list of tables may have: the default file has none.

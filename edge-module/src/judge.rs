@@ -25,7 +25,7 @@ use shared_proto::model::{EventTime, MachineId, SensorId, WaveformBlock};
 
 use crate::analysis::{Analysis, Depth, Judged, judge_block};
 use crate::cli::{EXIT_CONFIG, say};
-use crate::config::Settings;
+use crate::config::{ScoredBy, Settings};
 use crate::scoring::{Models, load_models};
 
 /// Exit code for input of another form (`EX_DATAERR` of sysexits.h).
@@ -289,12 +289,10 @@ struct Bench<'a> {
     models: &'a Models,
     analysis: Analysis,
     interlocks: BTreeMap<MachineId, Interlock>,
-    /// Scores from which on a window counts, of machines that have one of their own.
-    thresholds: BTreeMap<MachineId, f64>,
     /// Blocks and windows of each sensor.
     windows: BTreeMap<SensorId, (u64, u64)>,
-    /// Names of models by the sensors that they judge.
-    scored: BTreeMap<SensorId, String>,
+    /// How sensors are scored.
+    scored: BTreeMap<SensorId, ScoredBy>,
     began: Instant,
     /// The moment of `began` in the recording.
     start: EventTime,
@@ -310,10 +308,9 @@ impl<'a> Bench<'a> {
         first: &WaveformBlock,
     ) -> Result<Self, JudgeError> {
         let began = Instant::now();
-        let (mut interlocks, mut thresholds) = (BTreeMap::new(), BTreeMap::new());
+        let mut interlocks = BTreeMap::new();
         for machine in &settings.machines {
             let rules = settings.interlock(machine);
-            thresholds.extend(machine.score_threshold.map(|it| (machine.id.clone(), it)));
             let interlock = Interlock::new(machine.id.clone(), rules, began).map_err(|faults| {
                 JudgeError::Settings(format!("machine {}: {faults:?}", machine.id))
             })?;
@@ -324,9 +321,8 @@ impl<'a> Bench<'a> {
             models,
             analysis: Analysis::new(settings, models),
             interlocks,
-            thresholds,
             windows: BTreeMap::new(),
-            scored: settings.model_of_sensor(),
+            scored: settings.scored_sensors(),
             began,
             start: first.first_sample,
             now: first.first_sample,
@@ -348,7 +344,7 @@ impl<'a> Bench<'a> {
                 self.now
             )));
         }
-        let model = self.scored.get(&block.sensor_id).and_then(|name| self.models.get(name));
+        let model = self.scored.get(&block.sensor_id).and_then(|by| self.models.get(&by.model));
         if let Some(model) = model {
             // As `run` does it, only louder: there the limits still protect, here nothing would be judged.
             let (rate, samples) = (block.sample_rate_hz, model.metadata().input.window_samples);
@@ -362,10 +358,9 @@ impl<'a> Bench<'a> {
         let Some(interlock) = self.interlocks.get_mut(&block.machine_id) else { return Ok(()) };
         let sensor = &block.sensor_id;
         let mut lines = Vec::new();
-        let threshold = self.thresholds.get(&block.machine_id).copied();
         let analysis = &mut self.analysis;
         let seen = |judged: &Judged<'_>| {
-            lines.push(line(&self.recording, sensor, judged, threshold));
+            lines.push(line(&self.recording, sensor, judged));
         };
         let (actions, judged) =
             judge_block(analysis, interlock, block, (Depth::Full, None), || now, seen);
@@ -405,12 +400,7 @@ impl<'a> Bench<'a> {
     }
 }
 
-fn line<'a>(
-    recording: &'a str,
-    sensor: &'a SensorId,
-    judged: &Judged<'_>,
-    threshold: Option<f64>,
-) -> Line<'a> {
+fn line<'a>(recording: &'a str, sensor: &'a SensorId, judged: &Judged<'_>) -> Line<'a> {
     let (window, score) = (judged.window, judged.score);
     Line::Window {
         recording,
@@ -419,7 +409,7 @@ fn line<'a>(
         end: window.end().to_string(),
         features: judged.features().iter().map(|(name, value)| (name.to_string(), value)).collect(),
         score: score.map(|window| window.score),
-        abnormal: score.map(|window| window.score >= threshold.unwrap_or(window.threshold)),
+        abnormal: score.map(|window| window.is_abnormal()),
     }
 }
 

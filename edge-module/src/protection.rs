@@ -228,7 +228,7 @@ impl Protection {
                 }
                 Some(change) = reload::next_change(&mut self.links) => match change {
                     Change::Machines(change) => {
-                        self.apply_settings(change, &mut sensors, &mut tasks);
+                        self.apply_settings(*change, &mut sensors, &mut tasks);
                     }
                     Change::Model(model) => self.apply_model(model),
                     Change::Baseline(kept) => self.handle_kept(kept),
@@ -420,10 +420,12 @@ impl Protection {
         if let Err(error) = result {
             debug!(%sensor, %error, "block not judged");
         }
+        if outcome.is_some() {
+            self.tell_learner(&machine_id, &actions, outcome);
+        }
         if !actions.is_empty() {
             self.perform(&machine_id, actions, received);
         }
-        self.end_if_over(&machine_id, outcome);
     }
 
     fn handle_path(&mut self, report: PathReport) {
@@ -498,7 +500,7 @@ impl Protection {
     /// Performs what an interlock decided. The stop command is the first action and leaves first.
     fn perform(&mut self, machine_id: &MachineId, actions: Vec<Action>, received: Instant) {
         let is_latch_changed = !actions.is_empty();
-        self.tell_learner(machine_id, &actions);
+        self.tell_learner(machine_id, &actions, None);
         for action in actions {
             match action {
                 Action::SendStop { trip_id, attempt, reach } => {

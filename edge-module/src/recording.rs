@@ -33,7 +33,7 @@ use tracing::{error, info, warn};
 use crate::admin::{Board, Part};
 use crate::analysis::Analysis;
 use crate::calibration::{Baselines, Calibration, KeptBaseline, MachineConditions};
-use crate::config::{Settings, Waveforms};
+use crate::config::{ScoredBy, Settings, Waveforms};
 use crate::intake::{Input, InputTopics, Refusal, encoding_of};
 use crate::journal::{Intake, JournalCommand, check_size};
 use crate::kafka::now;
@@ -85,11 +85,12 @@ pub struct Links {
 /// Other settings, built and checked, ready to be put in force.
 pub struct NewFilters {
     machines: Machines,
-    scored: BTreeMap<SensorId, String>,
+    scored: BTreeMap<SensorId, ScoredBy>,
     deadband: Deadband,
     aggregator: Aggregator,
     snapshots: Snapshots,
     settings: Settings,
+    baselines: Baselines,
 }
 
 impl NewFilters {
@@ -97,7 +98,7 @@ impl NewFilters {
     ///
     /// # Errors
     /// Settings that were validated before are refused.
-    pub fn new(settings: &Settings) -> anyhow::Result<Self> {
+    pub fn new(settings: &Settings, baselines: Baselines) -> anyhow::Result<Self> {
         let deadband = Deadband::new(settings.deadband_settings())
             .map_err(|faults| anyhow::anyhow!("dead band: {faults:?}"))?;
         let aggregator = Aggregator::new(settings.aggregation_settings())
@@ -105,9 +106,9 @@ impl NewFilters {
         let snapshots = Snapshots::new(settings.snapshot_settings())
             .map_err(|faults| anyhow::anyhow!("waveforms: {faults:?}"))?;
         let machines = Machines::new(settings);
-        let scored = settings.model_of_sensor();
+        let scored = settings.scored_sensors();
         let settings = settings.clone();
-        Ok(Self { machines, scored, deadband, aggregator, snapshots, settings })
+        Ok(Self { machines, scored, deadband, aggregator, snapshots, settings, baselines })
     }
 }
 
@@ -178,7 +179,7 @@ impl Recording {
         commands: mpsc::Sender<JournalCommand>,
         board: Board,
     ) -> anyhow::Result<Self> {
-        let filters = NewFilters::new(settings)?;
+        let filters = NewFilters::new(settings, Baselines::new())?;
         Ok(Self {
             inputs: InputTopics::new(&settings.mqtt),
             analysis: Analysis::new(settings, models),
@@ -342,7 +343,8 @@ impl Recording {
         filters: NewFilters,
         stop: &mut watch::Receiver<bool>,
     ) -> bool {
-        let NewFilters { machines, scored, deadband, aggregator, snapshots, settings } = filters;
+        let NewFilters { machines, scored, deadband, aggregator, snapshots, settings, baselines } =
+            filters;
         let mut records = Vec::new();
         if settings.aggregation_settings() != self.settings.aggregation_settings() {
             for aggregate in self.aggregator.close_all() {
@@ -356,6 +358,9 @@ impl Recording {
         self.analysis.set_scored(scored);
         for machine_id in self.calibration.replace(MachineConditions::of(&settings)) {
             self.drifts.forget(&machine_id);
+        }
+        for kept in baselines.into_values() {
+            self.calibration.set_baseline(kept);
         }
         let pieces = if settings.waveforms.enabled {
             let pieces = self.snapshots.keep_machines(&machines.ids);

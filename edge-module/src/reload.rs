@@ -26,8 +26,8 @@ use tracing::{error, info, warn};
 use crate::actuation::machines_max;
 use crate::admin::Board;
 use crate::analysis::band_limited;
-use crate::calibration::MachineConditions;
-use crate::config::{Keys, Machine, Settings};
+use crate::calibration::{BaselineFolder, Baselines, MachineConditions};
+use crate::config::{Keys, Machine, Settings, SettingsError};
 use crate::kafka::now;
 use crate::latch::LatchFolder;
 use crate::limits::{self, show_use};
@@ -280,8 +280,15 @@ impl Reloader {
     /// Gives the keys that changed.
     async fn try_reload(&mut self) -> Result<Vec<String>, ReloadError> {
         let file = self.file.clone();
-        let loaded = tokio::task::spawn_blocking(move || Settings::load_with_keys(file.as_deref()));
-        let (settings, keys) = loaded
+        let loaded = tokio::task::spawn_blocking(move || {
+            let (settings, keys) = Settings::load_with_keys(file.as_deref())?;
+            // A machine that is added may have been learnt before.
+            let folder = BaselineFolder::at(&settings.device.data_dir);
+            let machines: Vec<_> = settings.machines.iter().map(|it| it.id.clone()).collect();
+            let baselines = folder.read_all(&machines);
+            Ok::<_, SettingsError>((settings, keys, baselines))
+        });
+        let (settings, keys, baselines) = loaded
             .await
             .map_err(|error| ReloadError::Invalid(error.to_string()))?
             .map_err(|faults| ReloadError::Invalid(faults.to_string()))?;
@@ -294,7 +301,7 @@ impl Reloader {
             return Err(ReloadError::NeedsRestart(refused));
         }
         let invalid = |error: anyhow::Error| ReloadError::Invalid(format!("{error:#}"));
-        let filters = NewFilters::new(&settings).map_err(invalid)?;
+        let filters = NewFilters::new(&settings, baselines.clone()).map_err(invalid)?;
         // Room is kept for it before the stop path is asked, so that nothing is in force by half.
         let recording = self.reached.recording.clone();
         let place = recording.reserve_owned();
@@ -304,7 +311,7 @@ impl Reloader {
                 "the journal's path does not answer; nothing was changed".to_owned(),
             ));
         };
-        self.change_machines(&settings).await?;
+        self.change_machines(&settings, baselines).await?;
         place.send(filters);
         self.reached.models.send_replace(settings.clone());
         self.reached.historical_after.send_replace(settings.kafka.historical_after);
@@ -316,7 +323,11 @@ impl Reloader {
         Ok(changed)
     }
 
-    async fn change_machines(&self, settings: &Settings) -> Result<(), ReloadError> {
+    async fn change_machines(
+        &self,
+        settings: &Settings,
+        baselines: Baselines,
+    ) -> Result<(), ReloadError> {
         let (count, max) = (settings.machines.len(), self.machines_max);
         if count > max {
             return Err(ReloadError::TooManyMachines { count, max });
@@ -324,6 +335,7 @@ impl Reloader {
         let (answer, answered) = oneshot::channel();
         let change = new_machines(&self.settings, settings, &self.latches, answer)
             .map_err(|faults| ReloadError::Invalid(faults.join("\n")))?;
+        let change = NewMachines { baselines, ..change };
         if change.is_empty() {
             return Ok(());
         }
@@ -390,9 +402,9 @@ pub fn new_machines(
     };
     let rewired = after.keys().filter(is_rewired).cloned().collect();
     let paths = after.iter().map(|(id, machine)| (id.clone(), machine.paths())).collect();
-    let scored = new.model_of_sensor();
+    let scored = new.scored_sensors();
     let conditions = MachineConditions::of(new);
-    let is_learnt_otherwise = scored != old.model_of_sensor()
+    let is_learnt_otherwise = scored != old.scored_sensors()
         || conditions != MachineConditions::of(old)
         || new.learning != old.learning;
     let band_limited = band_limited(&new.machines);
@@ -404,6 +416,7 @@ pub fn new_machines(
         machine_of_sensor,
         scored,
         conditions,
+        baselines: Baselines::new(),
         learning: new.learning.clone(),
         is_learnt_otherwise,
         band_limited,

@@ -63,7 +63,7 @@ metrics_of_this_program! {
     SCORE_FAILURES = "score_failures_total";
     /// Samples of a window to its score, in seconds.
     SCORE_LATENCY = "score_latency_seconds";
-    /// Population stability index of a sensor's scores against those that were learnt of its machine, by `machine_id` and `sensor_id`: below
+    /// Population stability index of a sensor's scores against those that were learnt of its machine, by `machine_id`, `sensor_id` and operating `condition`: below
     /// 0.1 as learnt, above 0.25 much changed. Only of machines that were learnt.
     SCORE_DRIFT = "score_drift_index";
     /// Models that came into force while the module ran, or were refused, by `result`.
@@ -149,7 +149,10 @@ pub const COUNTERS: [(&str, Labels); 37] = [
     (MQTT_SESSIONS_DISCARDED, &[]),
     (
         INPUT_REFUSED,
-        &[("reason", &["json", "protobuf", "too-large", "machine-report", "reset", "shelving"])],
+        &[(
+            "reason",
+            &["json", "protobuf", "too-large", "machine-report", "reset", "shelving", "learn"],
+        )],
     ),
     (INPUT_UNKNOWN_FIELDS, &[]),
     (INPUT_REDELIVERED, &[]),

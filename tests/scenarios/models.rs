@@ -2,86 +2,38 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
-use e2e_tests::edge_module::EdgeModule;
 use e2e_tests::eventually::{eventually, eventually_true};
-use e2e_tests::http::metric;
-use e2e_tests::machine::{FakeMachine, Obedience};
+use e2e_tests::machine::FakeMachine;
 use e2e_tests::publisher::{Publisher, WaveformSource, paced};
 use e2e_tests::recordings::{MOTOR_SAMPLE_RATE_HZ, MotorRecording, data_dir, motor_recordings};
-use e2e_tests::signal::{MotorProfile, MotorSignal, SAMPLE_RATE_HZ};
 use e2e_tests::workspace_root;
 use serde_json::Value;
 use shared_proto::model::EventTime;
 
-use crate::plant::{DEADLINE, Plant, kafka, motor_bundle, now, run_dir};
+use crate::gateway::{
+    BLOCK_INTERVAL, BLOCK_SAMPLES, Gateway, MODEL, MOTOR, OBEYS, SENSOR, Shaking, WINDOW_MICROS,
+    copy_bundle, machine_toml, one_motor,
+};
+use crate::plant::{DEADLINE, motor_bundle, now, run_dir};
 
-const METADATA: &str = "bundle.json";
-const MODEL: &str = "model.tflite";
-const MOTOR: &str = "motor-1";
-const SENSOR: &str = "motor-1/bearing";
-/// Of `motor-v1`.
-const WINDOW_SAMPLES: usize = 2048;
-const WINDOW_MICROS: i64 = 102_400;
-const BLOCK_SAMPLES: usize = 500;
-/// One block of 500 samples at 20 kHz.
-const BLOCK_INTERVAL: Duration = Duration::from_millis(25);
-const BLOCK_MICROS: i64 = 25_000;
 /// The name of the model of `model.bundle-dir`.
 const DEFAULT: &str = "default";
 const BEFORE: &str = "motor@1.0.0";
 const NEXT: &str = "motor@1.0.1";
-const OBEYS: Obedience = Obedience::SpinsDown(Duration::ZERO);
-
-fn machine_toml(id: &str, scored: &str) -> String {
-    format!("[[machines]]\nid = \"{id}\"\nscored-sensors = [{scored}]\nvotes = 3\nof = 5\n")
-}
-
-/// One motor that the model of `model.bundle-dir` judges.
-fn one_motor() -> String {
-    machine_toml(MOTOR, &format!("\"{SENSOR}\""))
-}
 
 /// The line of the file.
 fn bundle_dir(folder: &Path) -> String {
     format!("bundle-dir = \"{}\"\n", folder.display())
 }
 
-/// A gateway whose file a person edits, and a motor under its protection.
-struct Gateway {
-    plant: Plant,
-    edge: EdgeModule,
-    file: PathBuf,
-    text: String,
-    motor: FakeMachine,
-}
-
 impl Gateway {
-    fn start(name: &str, machines: &str, bundle: Option<&Path>) -> anyhow::Result<Self> {
-        let mut plant = Plant::new(name)?;
-        plant.edge_settings.machines = machines.to_owned();
-        plant.edge_settings.bundle_dir = bundle.map(Path::to_owned);
-        // A slow processor is no reason to refuse a model here.
-        let budget = ("EDGE__MODEL__LATENCY_BUDGET".to_owned(), "5s".to_owned());
-        plant.edge_settings.environment.push(budget);
-        let motor = FakeMachine::start(plant.mosquitto.port(), MOTOR, OBEYS)?;
-        let edge = plant.start_edge_module()?;
-        let file = plant.dir.join("edge-module/edge-module.toml");
-        let text = std::fs::read_to_string(&file)?;
-        Ok(Self { plant, edge, file, text, motor })
-    }
-
-    fn status(&self) -> anyhow::Result<Value> {
-        Ok(serde_json::from_str(&self.edge.get("/status")?.1)?)
-    }
-
     /// What `/status` shows of a model.
     fn model(&self, name: &str) -> anyhow::Result<Value> {
         Ok(self.status()?["models"][name].clone())
@@ -132,50 +84,6 @@ impl Gateway {
         Ok(seen)
     }
 
-    /// Edits the file, asks for it to be read, and waits until it is in force.
-    fn change(&mut self, from: &str, to: &str) -> anyhow::Result<()> {
-        ensure!(self.text.contains(from), "{from} is not in the file");
-        let before = self.status()?["settings"]["version"].clone();
-        self.text = self.text.replace(from, to);
-        std::fs::write(&self.file, &self.text)?;
-        self.edge.process().signal("HUP")?;
-        eventually("another version is in force", DEADLINE, || {
-            let settings = &self.status()?["settings"];
-            ensure!(settings["version"] != before, "{settings}");
-            Ok(())
-        })
-    }
-
-    fn stop(&mut self) -> anyhow::Result<()> {
-        self.edge.process().terminate()?;
-        self.edge.process().wait(DEADLINE)?;
-        Ok(())
-    }
-
-    fn restart(&mut self) -> anyhow::Result<()> {
-        self.edge.restart()?;
-        self.edge.wait_ready()
-    }
-
-    /// Waits for an event of this type that has all the words in it.
-    fn wait_for_event(&self, event_type: &str, words: &[&str]) -> anyhow::Result<Value> {
-        eventually(&format!("{event_type} with {words:?} is on Kafka"), DEADLINE, || {
-            let events = kafka()?.read_json(&self.plant.topic("machine-events"))?;
-            let has_all = |event: &&Value| {
-                let text = event.to_string();
-                event["event_type"] == event_type && words.iter().all(|word| text.contains(word))
-            };
-            events.iter().find(has_all).cloned().with_context(|| format!("{events:?}"))
-        })
-    }
-
-    /// Waits until a machine stands still, and says what tripped it.
-    fn wait_for_trip(&self, machine: &FakeMachine, id: &str) -> anyhow::Result<Value> {
-        machine.wait_for_interlock("stopped", DEADLINE)?;
-        ensure!(!machine.is_running(), "{id} runs");
-        self.wait_for_event("trip", &[&format!("\"machine_id\":\"{id}\"")])
-    }
-
     /// The motor's bearing breaks, and the model of this name must stop the motor.
     fn check_stopped_by(&self, shaking: &Shaking, identity: &str) -> anyhow::Result<()> {
         ensure!(self.motor.commands().is_empty(), "stopped while it was healthy");
@@ -184,95 +92,6 @@ impl Gateway {
         ensure!(trip["cause"] == "score" && trip["model"] == identity, "{trip}");
         Ok(())
     }
-
-    /// Windows that the stop path has judged.
-    fn windows_judged(&self) -> anyhow::Result<u64> {
-        let judged = metric(&self.edge.metrics()?, "protection_windows_total", "");
-        Ok(judged.unwrap_or(0.0) as u64)
-    }
-
-    /// Waits for so many windows on the stop path and as many on Kafka, and gives those.
-    fn wait_for_windows(&self, windows: u64) -> anyhow::Result<Vec<Value>> {
-        eventually("the stop path has judged all windows", DEADLINE, || {
-            let judged = self.windows_judged()?;
-            ensure!(judged >= windows, "{judged} of {windows}");
-            Ok(())
-        })?;
-        let readings = eventually("all windows are on Kafka", DEADLINE, || {
-            let readings = kafka()?.read_json(&self.plant.topic("vibration"))?;
-            ensure!(readings.len() as u64 >= windows, "{} of {windows}", readings.len());
-            anyhow::Ok(readings)
-        })?;
-        let found = (self.windows_judged()?, readings.len() as u64);
-        ensure!(found == (windows, windows), "{found:?} instead of {windows}");
-        Ok(readings)
-    }
-}
-
-/// A motor with one sensor, at its own pace. Healthy at first.
-struct Shaking {
-    is_damaged: Arc<AtomicBool>,
-    is_over: Arc<AtomicBool>,
-    thread: JoinHandle<anyhow::Result<u64>>,
-}
-
-impl Shaking {
-    fn start(port: u16) -> Self {
-        let is_damaged = Arc::new(AtomicBool::new(false));
-        let is_over = Arc::new(AtomicBool::new(false));
-        let (damaged, over) = (Arc::clone(&is_damaged), Arc::clone(&is_over));
-        let thread = std::thread::spawn(move || shake(port, &damaged, &over));
-        Self { is_damaged, is_over, thread }
-    }
-
-    fn damage(&self) {
-        self.is_damaged.store(true, Ordering::SeqCst);
-    }
-
-    /// Ends the signal, and says how many whole windows it had.
-    fn end(self) -> anyhow::Result<u64> {
-        self.is_over.store(true, Ordering::SeqCst);
-        self.thread.join().map_err(|_| anyhow!("the motor's thread has panicked"))?
-    }
-}
-
-fn shake(port: u16, is_damaged: &AtomicBool, is_over: &AtomicBool) -> anyhow::Result<u64> {
-    let mut publisher = Publisher::connect(port, "accelerometer");
-    let mut signal = MotorSignal::new(MotorProfile::healthy_1800_rpm(), 1);
-    let source = WaveformSource {
-        machine_id: MOTOR,
-        sensor_id: SENSOR,
-        sample_rate_hz: SAMPLE_RATE_HZ,
-        unit: "V",
-    };
-    let topic = format!("plant/{MOTOR}/waveform");
-    let start = now();
-    let numbers = (0_i64..).take_while(|_| !is_over.load(Ordering::SeqCst));
-    paced(numbers, BLOCK_INTERVAL, |number| {
-        if is_damaged.load(Ordering::SeqCst) {
-            signal.set_severity(1.0);
-        }
-        let first = start.saturating_add_micros(number * BLOCK_MICROS);
-        publisher.publish(&topic, source.block(first, &signal.next_samples(BLOCK_SAMPLES)))
-    })?;
-    publisher.wait_acknowledged(DEADLINE)?;
-    Ok(publisher.published() * BLOCK_SAMPLES as u64 / WINDOW_SAMPLES as u64)
-}
-
-/// Writes a copy of `motor-v1` of another version, with a change in its `bundle.json`.
-fn copy_bundle(
-    folder: &Path,
-    version: &str,
-    change: impl FnOnce(&mut Value),
-) -> anyhow::Result<()> {
-    let original = motor_bundle();
-    let mut metadata: Value = serde_json::from_slice(&std::fs::read(original.join(METADATA))?)?;
-    metadata["version"] = version.into();
-    change(&mut metadata);
-    std::fs::create_dir_all(folder)?;
-    std::fs::write(folder.join(MODEL), std::fs::read(original.join(MODEL))?)?;
-    std::fs::write(folder.join(METADATA), metadata.to_string())?;
-    Ok(())
 }
 
 fn unchanged(_: &mut Value) {}

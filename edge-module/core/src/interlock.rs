@@ -297,6 +297,24 @@ impl Interlock {
         actions
     }
 
+    /// What is violated now, whether it acts or not: a dry run, a start or a shelving takes nothing off this list.
+    #[must_use]
+    pub fn violations(&self) -> Vec<TripCause> {
+        let sensors = self.sensors.iter();
+        sensors.flat_map(|(sensor, watched)| watched.violations(sensor, &self.settings)).collect()
+    }
+
+    /// Counts votes anew: those before were held against another threshold.
+    #[must_use = "an alarm may be over"]
+    pub fn restart_votes(&mut self, now: Moment) -> Vec<Action> {
+        let mut actions = self.catch_up(now);
+        for votes in self.sensors.values_mut().filter_map(|watched| watched.votes.as_mut()) {
+            votes.restart();
+        }
+        self.settle_all(now, &mut actions);
+        actions
+    }
+
     /// Takes a report of the machine side: the read-back of a stop, a machine that moves again, or one that starts.
     /// Only a report of standstill that comes after the stop command confirms it.
     #[must_use = "a stop may have to be sent"]

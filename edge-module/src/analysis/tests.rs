@@ -142,7 +142,8 @@ fn a_machine_that_names_another_model_gets_it() {
     bench.set("line", "motor-line-v1", 2.0);
     let _windows = bench.block("m/a");
     let sensor = SensorId::new("m/a").expect("valid");
-    bench.analysis.set_scored([(sensor, "line".to_owned())].into());
+    let by = ScoredBy { model: "line".to_owned(), threshold: Some(0.875) };
+    bench.analysis.set_scored([(sensor, by)].into());
     let windows: Vec<_> = (0..16).flat_map(|_| bench.block("m/a")).collect();
     assert_eq!(windows, [(32_768, Some(2.0))]);
 }

@@ -109,6 +109,10 @@ fn in_an_unknown_condition_a_model_of_a_level_keeps_to_the_machines_own_scale() 
     assert_eq!(threshold_of("motor-shape-v2", &calibration, now), None);
     calibration.handle_reading(&sensor("press-1/speed"), 600.0, now);
     assert_eq!(threshold_of("motor-line-v1", &calibration, now), Some(1.0));
+    calibration.set_baseline(kept(&conditions, &[("slow", 1.0)]));
+    calibration.handle_reading(&sensor("press-1/speed"), 1_200.0, now);
+    assert_eq!(threshold_of("motor-line-v1", &calibration, now), Some(1.0), "not learnt so fast");
+    assert_eq!(threshold_of("motor-shape-v2", &calibration, now), None);
 }
 
 #[test]

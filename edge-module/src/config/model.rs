@@ -148,12 +148,28 @@ impl Machine {
 }
 
 impl Settings {
-    /// Names of the models by the sensors that they score, of all machines.
+    /// How each sensor is scored, of all machines.
     #[must_use]
-    pub fn model_of_sensor(&self) -> BTreeMap<SensorId, String> {
-        let scored = self.machines.iter().flat_map(|machine| &machine.scored_sensors);
-        scored.map(|scored| (scored.sensor.clone(), scored.model.clone())).collect()
+    pub fn scored_sensors(&self) -> BTreeMap<SensorId, ScoredBy> {
+        let of = |machine: &Machine| {
+            let threshold = machine.score_threshold;
+            let scored =
+                machine.scored_sensors.iter().map(move |ScoredSensor { sensor, model }| {
+                    (sensor.clone(), ScoredBy { model: model.clone(), threshold })
+                });
+            scored.collect::<Vec<_>>()
+        };
+        self.machines.iter().flat_map(of).collect()
     }
+}
+
+/// How a sensor is scored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScoredBy {
+    /// Name of the model.
+    pub model: String,
+    /// Threshold of the machine, if it has one of its own.
+    pub threshold: Option<f64>,
 }
 
 #[cfg(test)]
@@ -178,7 +194,8 @@ mod tests {
         let scored = r#"["m/a", { sensor = "m/x", model = "line" }]"#;
         let model = "bundle-dir = \"/one\"\nbundles = { line = \"/two\" }";
         let settings = machine(scored, model).expect("both are there");
-        let of: Vec<_> = settings.model_of_sensor().into_values().collect();
+        let scored = settings.scored_sensors();
+        let of: Vec<_> = scored.values().map(|by| by.model.as_str()).collect();
         assert_eq!(of, ["default", "line"]);
         let sources = settings.model.sources();
         assert_eq!(sources["default"], BundleSource::Folder("/one".into()));

@@ -1,13 +1,15 @@
 //! A machine is learnt: a person asks for it, the windows of the stop path are taken, and what came of it is kept before it holds.
 //!
-//! Learning judges nothing and delays nothing: all limits and votes are in force meanwhile, and whatever they find ends it.
+//! Learning judges nothing and delays nothing: limits and votes act meanwhile as they are set to, and whatever they find ends it. Only
+//! the votes of a model of a level say nothing yet: its own threshold is that of another machine. A machine that they would stop
+//! is learnt with `score-action = "alarm"`; its limits stop it still.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use edge_core::baseline::{
-    Baseline, LearnOutcome, LearnRequest, LearnSettings, Learner, ModelOfSensor,
+    Baseline, LearnOutcome, LearnRefused, LearnRequest, LearnSettings, Learner, ModelOfSensor,
 };
 use edge_core::features::Features;
 use edge_core::interlock::{Action, MachineState, TripCause, WindowScore};
@@ -19,6 +21,7 @@ use super::{Protection, moment};
 use crate::actuation::messages::LearnOrder;
 use crate::calibration::KeptBaseline;
 use crate::scoring::Bundle;
+use crate::telemetry;
 
 /// Margin of a bundle that states none, in natural logarithmic odds: the odds of the highest learnt window times e².
 const MARGIN_LOGIT: f64 = 2.0;
@@ -86,11 +89,12 @@ impl Protection {
                 self.refused.remove(machine_id);
                 self.publish_latch(machine_id);
             }
-            Err(reason) if self.may_tell_refusal(machine_id) => {
-                warn!(%machine_id, operator = order.operator, reason, "learning refused");
-                self.refuse(machine_id, "learn", &order.operator, reason);
+            Err(reason) => {
+                metrics::counter!(telemetry::INPUT_REFUSED, "reason" => "learn").increment(1);
+                if self.may_tell_refusal(machine_id) {
+                    self.tell_not_learnt(machine_id, order.operator.clone(), "request", reason);
+                }
             }
-            Err(_) => {}
         }
     }
 
@@ -127,8 +131,11 @@ impl Protection {
         }
         let of_level = models.iter().filter(|(_, model)| model.is_absolute);
         let of_level: BTreeSet<SensorId> = of_level.map(|(sensor, _)| sensor.clone()).collect();
-        if let Some(alarm) = latch.alarms.iter().find(|alarm| !is_of_level(alarm, &of_level)) {
-            return Err(format!("rule {} alarms: remove the cause first", alarm.rule()));
+        // Also what a dry run or a shelving keeps from acting.
+        let violations = interlock.violations();
+        if let Some(cause) = violations.iter().find(|cause| !is_of_level(cause, &of_level)) {
+            let rule = cause.rule();
+            return Err(format!("rule {rule} is violated ({cause}): remove the cause first"));
         }
         let count = models.len();
         let settings = LearnSettings {
@@ -193,8 +200,13 @@ impl Protection {
         (models, margins, longest)
     }
 
-    /// What the interlock has found ends learning; the machine's reports are passed on.
-    pub(super) fn tell_learner(&mut self, machine_id: &MachineId, actions: &[Action]) {
+    /// What the interlock has found ends learning, also in the window that would have completed it.
+    pub(super) fn tell_learner(
+        &mut self,
+        machine_id: &MachineId,
+        actions: &[Action],
+        over: Option<LearnOutcome>,
+    ) {
         let Some(run) = self.runs.get_mut(machine_id) else { return };
         let found = actions.iter().find_map(|action| match action {
             // The machine stops, whatever was to be learnt of it.
@@ -212,7 +224,11 @@ impl Protection {
             | Action::Shelved { .. }
             | Action::Unshelved { .. } => None,
         });
-        let outcome = found.and_then(|rule| run.learner.handle_violation(&rule, Instant::now()));
+        let outcome = match (found, over) {
+            (None, over) => over,
+            (Some(rule), None) => run.learner.handle_violation(&rule, Instant::now()),
+            (Some(rule), Some(_)) => Some(LearnOutcome::Refused(LearnRefused::Violation { rule })),
+        };
         self.end_if_over(machine_id, outcome);
     }
 
@@ -293,9 +309,17 @@ impl Protection {
                 self.sinks.board.show_baseline(baseline);
                 self.calibration.set_baseline(kept);
                 self.report(&machine_id, MachineEventType::BaselineLearnt, details);
+                self.restart_votes(&machine_id);
                 self.publish_latch(&machine_id);
             }
         }
+    }
+
+    /// What was held against another threshold says nothing now.
+    pub(super) fn restart_votes(&mut self, machine_id: &MachineId) {
+        let Some(interlock) = self.interlocks.get_mut(machine_id) else { return };
+        let actions = interlock.restart_votes(moment());
+        self.perform(machine_id, actions, Instant::now());
     }
 
     fn tell_not_learnt(

@@ -15,8 +15,8 @@ use tracing::{info, warn};
 use super::{NotKept, Protection};
 use crate::actuation::TaskEnd;
 use crate::admin::Part;
-use crate::calibration::{KeptBaseline, MachineConditions};
-use crate::config::{Actuator, Learning};
+use crate::calibration::{Baselines, KeptBaseline, MachineConditions};
+use crate::config::{Actuator, Learning, ScoredBy};
 use crate::kafka::now;
 use crate::latch::RestoredLatch;
 use crate::models::{NewModel, Trouble};
@@ -42,7 +42,7 @@ pub struct Links {
 
 /// What is to be put in force.
 pub(super) enum Change {
-    Machines(NewMachines),
+    Machines(Box<NewMachines>),
     Model(NewModel),
     Baseline(Result<Arc<KeptBaseline>, NotKept>),
 }
@@ -66,10 +66,12 @@ pub struct NewMachines {
     pub rewired: Vec<MachineId>,
     /// Sensors of all machines.
     pub machine_of_sensor: BTreeMap<SensorId, MachineId>,
-    /// Names of models by the sensors that they score.
-    pub scored: BTreeMap<SensorId, String>,
+    /// How sensors are scored.
+    pub scored: BTreeMap<SensorId, ScoredBy>,
     /// Operating conditions of all machines.
     pub conditions: BTreeMap<MachineId, MachineConditions>,
+    /// What is kept of all machines.
+    pub baselines: Baselines,
     /// How machines are learnt.
     pub learning: Learning,
     /// Whether models, conditions or learning are others than before.
@@ -96,7 +98,7 @@ impl NewMachines {
 pub(super) async fn next_change(links: &mut Option<Links>) -> Option<Change> {
     let links = links.as_mut()?;
     tokio::select! {
-        Some(machines) = links.settings.recv() => Some(Change::Machines(machines)),
+        Some(machines) = links.settings.recv() => Some(Change::Machines(Box::new(machines))),
         Some(model) = links.models.recv() => Some(Change::Model(model)),
         Some(kept) = links.kept.recv() => Some(Change::Baseline(kept)),
         else => None,
@@ -138,6 +140,10 @@ impl Protection {
         self.machine_of_sensor = change.machine_of_sensor;
         let changed = self.calibration.replace(change.conditions);
         self.stop_learning(&changed);
+        for kept in change.baselines.into_values() {
+            self.sinks.board.show_baseline(&kept.baseline);
+            self.calibration.set_baseline(kept);
+        }
         self.learning = change.learning;
         self.analysis.set_scored(change.scored);
         self.analysis.set_band_limited(change.band_limited);

@@ -86,7 +86,7 @@ impl Explaining {
         let speeds = settings.machines.iter().filter_map(|it| it.shaft_speed_sensor.clone());
         let known = |sensor: &SensorId| self.speeds.get(sensor).copied().flatten();
         self.speeds = speeds.map(|sensor| (sensor.clone(), known(&sensor))).collect();
-        let scored = settings.model_of_sensor();
+        let scored = settings.scored_sensors();
         self.known.retain(|sensor, _| scored.contains_key(sensor));
     }
 
@@ -201,7 +201,7 @@ impl Explaining {
             rule: trip.cause.rule().to_owned(),
             cause: trip.cause.as_str().to_owned(),
             score: abnormal.score.score,
-            threshold: machine.score_threshold.unwrap_or(abnormal.score.threshold),
+            threshold: abnormal.score.threshold,
             model: bundle.identity(),
             band_edges_hz: bundle.metadata().features.band_edges_hz.clone(),
             contributions,

@@ -191,6 +191,24 @@ fn second_cause_is_recorded_and_sends_nothing() {
 }
 
 #[test]
+fn what_is_violated_is_told_also_where_nothing_acts() {
+    let mut settings = settings(None);
+    settings.dry_run = true;
+    let mut bench = Bench::with(settings);
+    assert_eq!(bench.interlock.violations(), vec![]);
+    for _ in 0..3 {
+        let _suppressed = bench.score("v1", 0.9);
+    }
+    let rules: Vec<_> =
+        bench.interlock.violations().iter().map(|cause| cause.rule().to_owned()).collect();
+    assert_eq!(rules, ["score"]);
+    let _over = bench.interlock.restart_votes(bench.now);
+    assert_eq!(bench.interlock.violations(), vec![], "votes are counted anew");
+    let _vote = bench.score("v1", 0.9);
+    assert_eq!(bench.interlock.violations(), vec![]);
+}
+
+#[test]
 fn trip_stays_latched_after_score_falls() {
     let mut bench = Bench::new(None);
     for _ in 0..3 {

@@ -42,6 +42,11 @@ impl Votes {
         self.windows = (self.windows << 1) | u64::from(score >= threshold);
     }
 
+    /// Forgets the windows.
+    pub(super) const fn restart(&mut self) {
+        self.windows = 0;
+    }
+
     /// Votes among the last `of` windows, `of` from 1 to 64.
     pub(super) const fn count(&self, of: u32) -> u32 {
         (self.windows << (u64::BITS - of)).count_ones()
