@@ -84,8 +84,31 @@ struct Shown {
 struct ShownBaseline {
     learnt_at: String,
     operator: String,
-    /// Thresholds by condition and sensor, as logits.
-    thresholds: BTreeMap<String, BTreeMap<SensorId, f64>>,
+    /// By condition and sensor.
+    conditions: BTreeMap<String, BTreeMap<SensorId, ShownThreshold>>,
+}
+
+/// From where on a window of a machine that was learnt is abnormal.
+#[derive(Clone, Debug, Serialize)]
+struct ShownThreshold {
+    /// On the model's own scale, natural logarithmic odds; scores of records and events are moved by what it differs from the bundle's.
+    threshold_logit: f64,
+    /// Model that it was learnt with.
+    model: String,
+    /// Whether that is in force now; if not, this is not used.
+    is_in_force: bool,
+}
+
+impl ShownBaseline {
+    /// With what is in force now.
+    fn now(&self, models: &BTreeMap<String, ShownModel>) -> Self {
+        let mut shown = self.clone();
+        for threshold in shown.conditions.values_mut().flat_map(BTreeMap::values_mut) {
+            let mut in_force = models.values().filter_map(|model| model.in_force.as_ref());
+            threshold.is_in_force = in_force.any(|identity| *identity == threshold.model);
+        }
+        shown
+    }
 }
 
 /// The settings in force, and what became of the last attempt to change them.
@@ -187,14 +210,17 @@ impl Board {
 
     /// Shows what was learnt of a machine.
     pub fn show_baseline(&self, baseline: &Baseline) {
-        let thresholds = baseline.conditions.iter().map(|(condition, sensors)| {
-            let of = sensors.iter().map(|(sensor, usual)| (sensor.clone(), usual.threshold_logit));
+        let conditions = baseline.conditions.iter().map(|(condition, sensors)| {
+            let of = sensors.iter().map(|(sensor, usual)| {
+                let (threshold_logit, model) = (usual.threshold_logit, usual.model.clone());
+                (sensor.clone(), ShownThreshold { threshold_logit, model, is_in_force: false })
+            });
             (condition.clone(), of.collect())
         });
         let baseline_shown = ShownBaseline {
             learnt_at: baseline.learnt_at.to_string(),
             operator: baseline.operator.clone(),
-            thresholds: thresholds.collect(),
+            conditions: conditions.collect(),
         };
         self.with(|shown| shown.baselines.insert(baseline.machine_id.clone(), baseline_shown));
     }
@@ -314,7 +340,7 @@ async fn status(State(pages): State<Pages>) -> Response {
                 state: latch.as_str(),
                 latch: latch.clone(),
                 learning: shown.learning.get(&latch.machine_id).cloned(),
-                baseline: shown.baselines.get(&latch.machine_id).cloned(),
+                baseline: shown.baselines.get(&latch.machine_id).map(|it| it.now(&shown.models)),
             })
             .collect(),
     });

@@ -255,6 +255,12 @@ impl Analysis {
         self.sensors.retain(|_, sensor| sensor.model != Some(place));
     }
 
+    /// Whether the settings give a sensor to the model of this name.
+    #[must_use]
+    pub fn is_scored_by(&self, sensor: &SensorId, name: &str) -> bool {
+        self.scored.get(sensor).is_some_and(|scored| scored.model == name)
+    }
+
     /// The bundle that scores a sensor now.
     #[must_use]
     pub fn bundle_of(&self, sensor: &SensorId) -> Option<&Bundle> {

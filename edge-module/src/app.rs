@@ -310,6 +310,8 @@ fn run_tasks(
         result
     });
     info!("edge module stopped");
+    // What hangs on a disk must not keep the process from its end, and the machines from the next start.
+    runtime.shutdown_timeout(LEAVE_TIMEOUT);
     result
 }
 

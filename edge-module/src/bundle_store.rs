@@ -19,7 +19,9 @@ mod error;
 mod shelf;
 mod source;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Mutex;
@@ -42,8 +44,8 @@ const WRONG_HASHES_MAX: u32 = 2;
 pub struct BundleStore {
     shelf: Shelf,
     limits: DownloadLimits,
-    /// One download at a time: two of the same archive would write the same file.
-    turn: Mutex<()>,
+    /// Two downloads of the same archive would write the same file.
+    turns: std::sync::Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
 }
 
 impl BundleStore {
@@ -53,7 +55,7 @@ impl BundleStore {
     /// The folder cannot be created or read.
     pub fn open(data_dir: &Path, limits: DownloadLimits) -> Result<Self, StoreError> {
         let shelf = Shelf::open(data_dir.join("models"), SystemTime::now())?;
-        Ok(Self { shelf, limits, turn: Mutex::default() })
+        Ok(Self { shelf, limits, turns: std::sync::Mutex::default() })
     }
 
     /// The folder of a bundle, as far as no network is needed for it; nothing if it must be downloaded first. Blocks.
@@ -97,7 +99,8 @@ impl BundleStore {
         url: &BundleUrl,
         sha256: &ArchiveHash,
     ) -> Result<PathBuf, StoreError> {
-        let _turn = self.turn.lock().await;
+        let turn = self.turn_of(sha256);
+        let _turn = turn.lock().await;
         let (shelf, hash) = (self.shelf.clone(), sha256.clone());
         if let Some(folder) = blocking(move || Ok(shelf.find(&hash))).await? {
             return Ok(folder);
@@ -118,6 +121,13 @@ impl BundleStore {
         let folder = unpacked?;
         info!(%url, %sha256, "bundle downloaded");
         Ok(folder)
+    }
+
+    fn turn_of(&self, sha256: &ArchiveHash) -> Arc<Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that nobody has or waits for.
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        Arc::clone(turns.entry(sha256.as_str().to_owned()).or_default())
     }
 
     /// Which archive a folder of this store came from; nothing for a folder elsewhere. For [`Self::prune`].

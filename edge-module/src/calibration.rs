@@ -33,8 +33,8 @@ pub struct MachineConditions {
     pub conditions: Vec<OperatingCondition>,
     /// How long a reading counts.
     pub stale_after: Duration,
-    /// Sensors that a model scores.
-    pub scored: Vec<SensorId>,
+    /// Sensors that a model scores, and its name.
+    pub scored: Vec<(SensorId, String)>,
 }
 
 impl MachineConditions {
@@ -44,7 +44,8 @@ impl MachineConditions {
         let machines = settings.machines.iter().map(|machine| {
             let conditions = machine.conditions.iter().map(Into::into).collect();
             let stale_after = machine.conditions_stale_after;
-            let scored = machine.scored().cloned().collect();
+            let scored = machine.scored_sensors.iter();
+            let scored = scored.map(|by| (by.sensor.clone(), by.model.clone())).collect();
             (machine.id.clone(), Self { conditions, stale_after, scored })
         });
         machines.collect()
@@ -211,9 +212,10 @@ impl Calibration {
 
     /// Conditions of a machine by name, with their version, and the sensors that a model scores.
     #[must_use]
-    pub fn conditions(&self, machine_id: &MachineId) -> Option<(Vec<String>, &str, &[SensorId])> {
+    pub fn conditions(&self, machine_id: &MachineId) -> Option<(Vec<String>, &str, Vec<SensorId>)> {
         let machine = self.machines.get(machine_id)?;
-        Some((machine.operation.names(), &machine.version, &machine.settings.scored))
+        let scored = machine.settings.scored.iter().map(|(sensor, _)| sensor.clone());
+        Some((machine.operation.names(), &machine.version, scored.collect()))
     }
 
     /// What was learnt of a machine last, in these conditions.

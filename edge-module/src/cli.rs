@@ -35,7 +35,7 @@ pub enum Command {
     /// "sample-rate-hz": 20000, "samples": 40000} and so many 32-bit floats, little-endian, in the sensor's unit. "unit" and "recording" may be added: another
     /// recording begins anew, at any time. Lines are "window", "trip", "alarm" (a rule that only warns) and "suppressed" (dry run, or a start); "at" is the
     /// end of the block that decided, or of a delay. As on the machine, a trip is latched: for the rest of its recording nothing more trips. Nothing is
-    /// journalled, sent or stopped. Exit code 65: the input is not of this form.
+    /// journalled, sent or stopped. Thresholds are those of the bundles and settings, not what was learnt of a machine. Exit code 65: the input is not of this form.
     Judge(JudgeArguments),
     /// Say what drove a trip by a model's score, and draw its spectrum: works beside a running module.
     Explain(ExplainArguments),

@@ -677,7 +677,14 @@ impl Settings {
 }
 
 fn read_error(error: &ConfigError) -> SettingsError {
-    SettingsError::Read(error.to_string())
+    let text = error.to_string();
+    // The parser shows the line, in which a token may stand.
+    let is_of_file = |line: &&str| {
+        let line = line.trim_start_matches(|first: char| first.is_ascii_digit() || first == ' ');
+        line.starts_with('|')
+    };
+    let said = text.lines().filter(|line| !is_of_file(line)).collect::<Vec<_>>();
+    SettingsError::Read(said.join("; "))
 }
 
 /// Keys of the merged layers that are in no default.

@@ -26,7 +26,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 use shared_proto::model::{MachineEvent, MachineEventDetails, MachineEventType, MachineId};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
@@ -45,8 +45,12 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// Wait before a bundle that could not be fetched is tried again; doubled each time.
 const RETRY_MIN: Duration = Duration::from_secs(5);
 const RETRY_MAX: Duration = Duration::from_secs(900);
+/// Wait before a model that could not be kept is kept again.
+const KEEP_RETRY: Duration = Duration::from_secs(10);
 /// Longest wait for a path to take a model; it answers between two inputs.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Fewest windows that a candidate is judged by: a machine that stands still says nothing of it.
+const SHADOW_WINDOWS_MIN: u64 = 30;
 /// Longest detail of an event, in bytes.
 const DETAIL_BYTES_MAX: usize = 2_048;
 
@@ -62,6 +66,14 @@ pub struct NewModel {
     pub budget: Option<Duration>,
     /// Told when it is in force.
     pub answer: oneshot::Sender<()>,
+}
+
+/// What the stop path is handed.
+pub enum ModelOrder {
+    /// A model to be put in force.
+    Set(NewModel),
+    /// The settings name it no more.
+    Remove(String),
 }
 
 /// What the journal's path is asked.
@@ -84,6 +96,11 @@ pub enum ShadowOrder {
     },
     /// No shadow any more.
     End {
+        /// Name of the settings.
+        name: String,
+    },
+    /// The settings name it no more.
+    Remove {
         /// Name of the settings.
         name: String,
     },
@@ -127,7 +144,7 @@ pub struct ShownModel {
 /// Whom models concern.
 pub struct Reached {
     /// The stop path.
-    pub protection: mpsc::Sender<NewModel>,
+    pub protection: mpsc::Sender<ModelOrder>,
     /// The journal's path.
     pub recording: mpsc::Sender<ShadowOrder>,
     /// The journal.
@@ -150,7 +167,10 @@ impl Initial {
     /// Loads what was in force when the module ended, or else what the settings name. Waits for the data folder, but not for ever.
     #[must_use]
     pub fn load(settings: &Settings) -> Self {
-        let (mut models, refused) = load_models(settings);
+        let of_thread = settings.clone();
+        // Also the folder of a bundle may be on a disk that does not answer.
+        let loaded = read_patiently("bundles", move || load_models(&of_thread));
+        let (mut models, refused) = loaded.unwrap_or_default();
         let names: Vec<String> = settings.model.sources().into_keys().collect();
         let mut candidates = Vec::new();
         for (name, kept) in read_kept(&settings.device.data_dir, names.clone()) {
@@ -197,6 +217,10 @@ struct Managed {
     report: Option<String>,
     /// Passed its self-test and was refused after its shadow time: a person may want it all the same.
     held: Option<Bundle>,
+    /// Ends a fetch that nobody waits for any more.
+    fetching: Option<AbortHandle>,
+    /// Whether the model in force is still to be kept, and when that is tried next.
+    keep_at: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -209,9 +233,11 @@ enum Stage {
     /// It could not be fetched; tried again then.
     Waiting { until: Instant },
     /// It scores beside the one in force.
-    Shadow { bundle: Bundle, until: Instant },
+    Shadow { bundle: Bundle, since: Instant },
     /// It is in force, under watch; the one before is at hand.
-    Watched { before: Option<Bundle>, until: Instant },
+    Watched { before: Option<Bundle>, since: Instant },
+    /// It does not do; the one before is to be put back.
+    Returning { before: Bundle, trouble: Trouble },
 }
 
 /// Changes when the files behind a source do.
@@ -300,6 +326,7 @@ impl ModelManager {
         mut troubles: mpsc::Receiver<Trouble>,
         mut stop: watch::Receiver<bool>,
     ) {
+        self.forget_kept().await;
         for name in self.models.keys().cloned().collect::<Vec<_>>() {
             self.keep(&name).await;
             self.show(&name);
@@ -317,6 +344,7 @@ impl ModelManager {
                 }
                 Some(fetched) = self.work.join_next() => match fetched {
                     Ok(fetched) => self.handle_fetched(fetched).await,
+                    Err(error) if error.is_cancelled() => {}
                     Err(error) => error!(%error, "fetching a model has panicked"),
                 },
                 Some(trouble) = troubles.recv() => self.handle_trouble(trouble).await,
@@ -328,10 +356,9 @@ impl ModelManager {
     /// Begins what is due: other sources, other files, the end of a shadow or a watch.
     async fn look(&mut self) {
         let sources = self.settings.model.sources();
-        let count = self.models.len();
-        self.models.retain(|name, _| sources.contains_key(name));
-        if self.models.len() < count {
-            self.reached.board.keep_models(&|name| sources.contains_key(name));
+        let gone = self.models.keys().filter(|name| !sources.contains_key(*name)).cloned();
+        for name in gone.collect::<Vec<_>>() {
+            self.remove(&name).await;
         }
         for (name, source) in sources {
             let managed = self.models.entry(name.clone()).or_default();
@@ -341,36 +368,92 @@ impl ModelManager {
             managed.seen.clone_from(&stamp);
             let is_other = managed.source.as_ref() != Some(&source)
                 || (stamp.is_some() && stamp != managed.stamp);
-            if is_other && is_quiet && !matches!(managed.stage, Stage::Fetching) {
-                self.end_shadow(&name).await;
-                self.fetch(&name, source, stamp);
+            if !is_other {
+                self.pass_time(&name, source, stamp).await;
                 continue;
             }
-            self.pass_time(&name, source, stamp).await;
+            // What was wanted before is not wanted any more.
+            managed.held = None;
+            if let Some(fetching) = managed.fetching.take() {
+                fetching.abort();
+                managed.stage = Stage::Settled;
+            }
+            match managed.stage {
+                // First what is in force has to show that it does.
+                Stage::Watched { .. } | Stage::Returning { .. } => {
+                    self.pass_time(&name, source, stamp).await;
+                }
+                Stage::Settled | Stage::Fetching | Stage::Waiting { .. } | Stage::Shadow { .. }
+                    if is_quiet =>
+                {
+                    self.end_shadow(&name).await;
+                    self.fetch(&name, source, stamp);
+                }
+                Stage::Settled | Stage::Fetching | Stage::Waiting { .. } | Stage::Shadow { .. } => {
+                }
+            }
+        }
+    }
+
+    /// Takes a model out of force that the settings name no more: on both paths, on the disk and on the page.
+    async fn remove(&mut self, name: &str) {
+        let order = ModelOrder::Remove(name.to_owned());
+        let sent = self.reached.protection.send(order);
+        let is_taken =
+            tokio::time::timeout(ANSWER_TIMEOUT, sent).await.is_ok_and(|sent| sent.is_ok());
+        if !is_taken || !self.order(ShadowOrder::Remove { name: name.to_owned() }).await {
+            // With the next look, again.
+            return warn!(model = name, "a path does not answer: the model stays in force");
+        }
+        if let Some(fetching) = self.models.remove(name).and_then(|managed| managed.fetching) {
+            fetching.abort();
+        }
+        info!(model = name, "model out of force: the settings do not name it");
+        let names: Vec<String> = self.models.keys().cloned().collect();
+        self.reached.board.keep_models(&|name| names.iter().any(|kept| kept == name));
+        self.forget_kept().await;
+    }
+
+    /// Forgets the models of names that the settings do not have.
+    async fn forget_kept(&self) {
+        let (kept, names) = (self.kept.clone(), self.models.keys().cloned().collect::<Vec<_>>());
+        let forget = move || {
+            if let Err(error) = kept.retain(&names) {
+                warn!(%error, "models that the settings do not name stay on the disk");
+            }
+        };
+        if let Err(error) = tokio::task::spawn_blocking(forget).await {
+            error!(%error, "forgetting a model has panicked");
         }
     }
 
     async fn pass_time(&mut self, name: &str, source: BundleSource, stamp: Option<Stamp>) {
         let now = Instant::now();
-        let is_at_once = self.settings.model.shadow_time.is_zero();
+        let shadow_time = self.settings.model.shadow_time;
+        let is_over = |since: Instant| now.duration_since(since) >= shadow_time;
         let Some(managed) = self.models.get_mut(name) else { return };
         match &managed.stage {
-            Stage::Settled if is_at_once && managed.held.is_some() => {
+            Stage::Settled if shadow_time.is_zero() && managed.held.is_some() => {
                 if let Some(bundle) = managed.held.take() {
                     managed.refusal = None;
                     self.switch(name, bundle, None).await;
                     self.show(name);
                 }
             }
+            Stage::Settled if managed.keep_at.is_some_and(|at| at <= now) => self.keep(name).await,
             Stage::Waiting { until } if *until <= now => self.fetch(name, source, stamp),
-            Stage::Shadow { bundle, until } if *until <= now => {
+            Stage::Shadow { bundle, since } if is_over(*since) => {
                 let bundle = bundle.clone();
                 self.judge_shadow(name, bundle).await;
             }
-            Stage::Watched { until, .. } if *until <= now => {
+            Stage::Watched { since, .. } if is_over(*since) => {
                 managed.stage = Stage::Settled;
                 self.keep(name).await;
                 self.show(name);
+            }
+            Stage::Returning { before, trouble } => {
+                let (before, trouble) = (before.clone(), trouble.clone());
+                self.put_back(before, trouble).await;
             }
             Stage::Settled
             | Stage::Fetching
@@ -395,10 +478,14 @@ impl ModelManager {
         managed.stamp.clone_from(&stamp);
         let name = name.to_owned();
         self.show(&name);
-        self.work.spawn(async move {
+        let of_task = name.clone();
+        let fetching = self.work.spawn(async move {
             let result = fetch(store.as_deref(), &source).await;
-            Fetched { name, source, stamp, result }
+            Fetched { name: of_task, source, stamp, result }
         });
+        if let Some(managed) = self.models.get_mut(&name) {
+            managed.fetching = Some(fetching);
+        }
     }
 
     /// Folders need no store, and so no data folder that can be written.
@@ -437,6 +524,7 @@ impl ModelManager {
             return self.show(&name);
         }
         managed.stage = Stage::Settled;
+        managed.fetching = None;
         let bundle = match result {
             Ok(bundle) => bundle,
             Err(NotFetched::Later(reason)) => return self.wait(&name, &reason),
@@ -469,7 +557,8 @@ impl ModelManager {
             "model scores beside the one in force"
         );
         if let Some(managed) = self.models.get_mut(&name) {
-            managed.stage = Stage::Shadow { bundle, until: Instant::now() + shadow_time };
+            managed.stage = Stage::Shadow { bundle, since: Instant::now() };
+            managed.report = None;
         }
         self.show(&name);
     }
@@ -488,6 +577,20 @@ impl ModelManager {
             // With the next look, again.
             (true, Ok(Err(_)) | Err(_)) | (false, _) => return,
         };
+        let windows = report.windows();
+        if windows < SHADOW_WINDOWS_MIN {
+            let reason = format!(
+                "scored {windows} windows, {SHADOW_WINDOWS_MIN} are needed: a machine that it scores must run"
+            );
+            if let Some(managed) = self.models.get_mut(name)
+                && managed.report.as_ref() != Some(&reason)
+            {
+                info!(model = name, windows, "shadow goes on: too few windows");
+                managed.report = Some(reason);
+                self.show(name);
+            }
+            return;
+        }
         self.end_shadow(name).await;
         let identity = bundle.identity();
         if report.is_slow {
@@ -513,14 +616,13 @@ impl ModelManager {
         if let Err(reason) = self.put_in_force(name, &bundle, true).await {
             return self.wait(name, &reason);
         }
-        let until = Instant::now() + self.settings.model.shadow_time;
         let Some(managed) = self.models.get_mut(name) else { return };
         managed.report = report.map(ToString::to_string);
         let before = managed.in_force.replace(bundle.clone());
         let identity = bundle.identity();
         let from = before.as_ref().map_or("none".to_owned(), Bundle::identity);
         let is_first = before.is_none();
-        managed.stage = Stage::Watched { before, until };
+        managed.stage = Stage::Watched { before, since: Instant::now() };
         info!(model = name, identity, before = from, "other model in force");
         let seen = report.map_or("not compared".to_owned(), ToString::to_string);
         let detail = Some(format!("model {name}: {from} -> {identity}; {seen}"));
@@ -552,7 +654,9 @@ impl ModelManager {
         let model = NewModel { name, bundle, scorer: scorer()?, budget, answer };
         let (name, bundle) = (model.name.clone(), model.bundle.clone());
         let silent = || "the stop path does not answer".to_owned();
-        self.reached.protection.try_send(model).map_err(|_| silent())?;
+        let sent = self.reached.protection.send(ModelOrder::Set(model));
+        let sent = tokio::time::timeout(ANSWER_TIMEOUT, sent).await;
+        sent.map_err(|_| silent())?.map_err(|_| silent())?;
         match tokio::time::timeout(ANSWER_TIMEOUT, answered).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) | Err(_) => return Err(silent()),
@@ -566,34 +670,34 @@ impl ModelManager {
 
     /// A model under watch does not do: the one before is put back.
     async fn handle_trouble(&mut self, trouble: Trouble) {
-        let Trouble { name, cause, detail } = trouble;
+        let name = trouble.name.clone();
         let Some(managed) = self.models.get_mut(&name) else { return };
         let Stage::Watched { before, .. } = &mut managed.stage else { return };
-        let before = before.take();
-        managed.stage = Stage::Settled;
-        let identity = managed.in_force.as_ref().map_or_else(String::new, Bundle::identity);
-        let Some(before) = before else {
-            warn!(model = name, identity, cause, detail, "model in trouble, and none to return to");
-            return self.show(&name);
-        };
-        let back = before.identity();
-        match self.put_in_force(&name, &before, false).await {
-            Ok(()) => {
-                if let Some(managed) = self.models.get_mut(&name) {
-                    managed.in_force = Some(before);
-                }
-                self.keep(&name).await;
-                self.refuse(
-                    &name,
-                    cause,
-                    format!("{identity}: {detail}; returned to {back}"),
-                    None,
-                );
-            }
-            Err(reason) => {
-                error!(model = name, identity, reason, "cannot return to the model before")
+        match before.take() {
+            Some(before) => self.put_back(before, trouble).await,
+            None => {
+                managed.stage = Stage::Settled;
+                let Trouble { cause, detail, .. } = trouble;
+                warn!(model = name, cause, detail, "model in trouble, and none to return to");
+                self.show(&name);
             }
         }
+    }
+
+    async fn put_back(&mut self, before: Bundle, trouble: Trouble) {
+        let Trouble { name, cause, detail } = trouble.clone();
+        let put = self.put_in_force(&name, &before, false).await;
+        let Some(managed) = self.models.get_mut(&name) else { return };
+        if let Err(reason) = put {
+            error!(model = name, reason, "cannot return to the model before: tried again");
+            managed.stage = Stage::Returning { before, trouble };
+            return self.show(&name);
+        }
+        let back = before.identity();
+        let left = managed.in_force.replace(before);
+        let identity = left.as_ref().map_or_else(String::new, Bundle::identity);
+        self.keep(&name).await;
+        self.refuse(&name, cause, format!("{identity}: {detail}; returned to {back}"), None);
     }
 
     fn refuse(
@@ -633,31 +737,39 @@ impl ModelManager {
         tokio::time::timeout(ANSWER_TIMEOUT, sent).await.is_ok_and(|sent| sent.is_ok())
     }
 
-    /// Keeps the model in force for the next start, and drops downloads that nobody needs.
-    async fn keep(&self, name: &str) {
+    /// Keeps the model in force for the next start, and drops downloads that nobody needs. What fails is tried again.
+    async fn keep(&mut self, name: &str) {
         let Some(bundle) = self.models.get(name).and_then(|managed| managed.in_force.clone())
         else {
             return;
         };
-        let (kept, name, store) = (self.kept.clone(), name.to_owned(), self.store.clone());
+        let (kept, of_thread, store) = (self.kept.clone(), name.to_owned(), self.store.clone());
         let wanted = self.models.values().filter_map(|managed| match &managed.source {
             Some(BundleSource::Download { sha256, .. }) => Some(sha256.clone()),
             Some(BundleSource::Folder(_) | BundleSource::Archive { .. }) | None => None,
         });
         let wanted: Vec<_> = wanted.collect();
         let keep = move || {
-            let is_kept = kept.read(&name).is_ok_and(|it| it.is_some_and(|it| it.is_same(&bundle)));
-            if !is_kept && let Err(error) = kept.write(&name, &bundle) {
-                warn!(model = name, %error, "the model in force is not kept for the next start");
-            }
+            let before = kept.read(&of_thread);
+            let is_kept = before.is_ok_and(|it| it.is_some_and(|it| it.is_same(&bundle)));
+            let written = if is_kept { Ok(()) } else { kept.write(&of_thread, &bundle) };
             if let Some(store) = store
                 && let Err(error) = store.prune(&wanted)
             {
                 warn!(%error, "old bundles stay on the disk");
             }
+            written.map_err(|error| error.to_string())
         };
-        if let Err(error) = tokio::task::spawn_blocking(keep).await {
-            error!(%error, "keeping a model has panicked");
+        let written = tokio::task::spawn_blocking(keep).await.map_err(|error| error.to_string());
+        let failed = written.and_then(|written| written).err();
+        let Some(managed) = self.models.get_mut(name) else { return };
+        let is_first = managed.keep_at.is_none();
+        managed.keep_at = failed.as_ref().map(|_| Instant::now() + KEEP_RETRY);
+        if let Some(reason) = failed.filter(|_| is_first) {
+            warn!(
+                model = name,
+                reason, "the model in force is not kept for the next start: tried again"
+            );
         }
     }
 
@@ -671,6 +783,7 @@ impl ModelManager {
             Stage::Waiting { .. } => ("waiting", from()),
             Stage::Shadow { bundle, .. } => ("shadow", Some(bundle.identity())),
             Stage::Watched { .. } => ("watched", None),
+            Stage::Returning { .. } => ("returning", None),
         };
         let in_force = managed.in_force.as_ref().map(Bundle::identity);
         let (refusal, report) = (managed.refusal.clone(), managed.report.clone());

@@ -17,7 +17,8 @@ use edge_core::interlock::{
     Action, Interlock, LatchSnapshot, Moment, ShelveRequest, StopProgress, TripCause,
 };
 use shared_proto::model::{
-    MachineEvent, MachineEventDetails, MachineEventType, MachineId, SensorId, WaveformBlock,
+    MachineEvent, MachineEventDetails, MachineEventType, MachineId, Quality, SensorId,
+    WaveformBlock,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -84,6 +85,8 @@ pub struct Protection {
     /// Machines that are being learnt.
     runs: Runs,
     learning: Learning,
+    /// When learning of a machine was begun or ended last by request.
+    learn_asked_at: BTreeMap<MachineId, Instant>,
     /// Features of the last window of each sensor that voted.
     abnormal: BTreeMap<SensorId, Features>,
 }
@@ -153,6 +156,7 @@ impl Protection {
             calibration: Calibration::new(settings, baselines),
             runs: Runs::new(),
             learning: settings.learning.clone(),
+            learn_asked_at: BTreeMap::new(),
             abnormal: BTreeMap::new(),
         };
         this.restore(restored);
@@ -329,7 +333,10 @@ impl Protection {
                         .increment(1);
                 }
                 Piece::Reading(reading) => {
-                    self.calibration.handle_reading(&reading.sensor_id, reading.value, received);
+                    if reading.quality != Some(Quality::Bad) {
+                        let (sensor, value) = (&reading.sensor_id, reading.value);
+                        self.calibration.handle_reading(sensor, value, received);
+                    }
                     self.judge_one(&reading.sensor_id, received, |interlock, now| {
                         interlock.handle_reading(&reading.sensor_id, &reading, now)
                     });
@@ -421,7 +428,8 @@ impl Protection {
             debug!(%sensor, %error, "block not judged");
         }
         if outcome.is_some() {
-            self.tell_learner(&machine_id, &actions, outcome);
+            let found = self.found_by(&machine_id, &actions);
+            self.end_learning_by(&machine_id, found, outcome);
         }
         if !actions.is_empty() {
             self.perform(&machine_id, actions, received);
@@ -437,9 +445,14 @@ impl Protection {
             Some(Told::State { machine_id, state, received, path }) => {
                 let Some(interlock) = self.interlocks.get_mut(&machine_id) else { return };
                 debug!(%machine_id, state = state.as_str(), path, "machine reports");
+                let is_news = interlock.machine_state() != Some(state);
                 let actions = interlock.handle_machine_state(state, moment());
+                let is_shown = !actions.is_empty();
                 self.confirming_path = path;
                 self.perform(&machine_id, actions, received);
+                if is_news && !is_shown {
+                    self.publish_latch(&machine_id);
+                }
                 self.tell_learner_state(&machine_id, state);
             }
             Some(Told::Reset { machine_id, operator }) => self.reset(&machine_id, &operator),
@@ -500,7 +513,7 @@ impl Protection {
     /// Performs what an interlock decided. The stop command is the first action and leaves first.
     fn perform(&mut self, machine_id: &MachineId, actions: Vec<Action>, received: Instant) {
         let is_latch_changed = !actions.is_empty();
-        self.tell_learner(machine_id, &actions, None);
+        let found = self.found_by(machine_id, &actions);
         for action in actions {
             match action {
                 Action::SendStop { trip_id, attempt, reach } => {
@@ -543,6 +556,7 @@ impl Protection {
         if is_latch_changed {
             self.publish_latch(machine_id);
         }
+        self.end_learning_by(machine_id, found, None);
     }
 
     fn open_trip(

@@ -19,12 +19,13 @@ use edge_core::aggregate::{Aggregate, Aggregator};
 use edge_core::deadband::{Deadband, Verdict};
 use edge_core::features::Features;
 use edge_core::interlock::{TripCause, WindowScore};
+use edge_core::operation::Current;
 use edge_core::snapshot::{SnapshotCounts, Snapshots};
 use rumqttc::Publish;
 use shared_proto::Encoding;
 use shared_proto::codec;
 use shared_proto::model::{
-    DeadLetter, EventTime, MachineId, MetricType, Reading, SensorId, WaveformBlock,
+    DeadLetter, EventTime, MachineId, MetricType, Quality, Reading, SensorId, WaveformBlock,
     WaveformSnapshot,
 };
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -279,7 +280,8 @@ impl Recording {
                 if let Some(cause) = request.cause.clone() {
                     let (machine_id, trip_id) = (&request.machine_id, &request.trip_id);
                     let (machine_id, trip_id) = (machine_id.clone(), trip_id.clone());
-                    self.explaining.handle_trip(machine_id, trip_id, cause, request.time);
+                    let (time, calibration) = (request.time, &self.calibration);
+                    self.explaining.handle_trip(machine_id, trip_id, cause, time, calibration);
                 }
                 let is_wanted =
                     self.waveforms.enabled && (!request.is_alarm || self.waveforms.on_alarm);
@@ -318,6 +320,10 @@ impl Recording {
                 drop(answer.send(report));
             }
             ShadowOrder::End { name } => drop(self.shadows.remove(&name)),
+            ShadowOrder::Remove { name } => {
+                self.shadows.remove(&name);
+                self.analysis.remove_model(&name);
+            }
             ShadowOrder::Switch { name, bundle, scorer } => {
                 self.shadows.remove(&name);
                 self.analysis.set_model(&name, bundle, scorer);
@@ -327,7 +333,7 @@ impl Recording {
 
     async fn handle_timeouts(&mut self, stop: &mut watch::Receiver<bool>) -> bool {
         let now = Instant::now();
-        self.explaining.handle_timeout(now, &mut self.analysis, &self.calibration);
+        self.explaining.handle_timeout(now, &mut self.analysis);
         let mut records = Vec::new();
         for aggregate in self.aggregator.handle_timeout(now) {
             self.record_aggregate(&aggregate, &mut records);
@@ -355,6 +361,8 @@ impl Recording {
         if settings.deadband_settings() != self.settings.deadband_settings() {
             self.deadband = deadband;
         }
+        // Whoever manages them begins them again, of the sensors and votes of now.
+        self.shadows.clear();
         self.analysis.set_scored(scored);
         for machine_id in self.calibration.replace(MachineConditions::of(&settings)) {
             self.drifts.forget(&machine_id);
@@ -530,7 +538,7 @@ impl Recording {
             return;
         }
         metrics::counter!(telemetry::READINGS).increment(1);
-        if !reading.historical {
+        if !reading.historical && reading.quality != Some(Quality::Bad) {
             self.calibration.handle_reading(&reading.sensor_id, reading.value, Instant::now());
             self.explaining.handle_reading(&reading.sensor_id, reading.value);
         }
@@ -611,9 +619,10 @@ impl Recording {
         let is_learnt = learnt.is_some();
         let drifts = &mut self.drifts;
         let explaining = &mut self.explaining;
+        let condition = machine_id.map_or(Current::Unknown, |id| calibration.current(id, now));
         let result = self.analysis.handle_block(block, learnt, |judged| {
             let (window, features, score) = (judged.window, judged.features(), judged.score);
-            explaining.handle_window(&block.sensor_id, judged);
+            explaining.handle_window(&block.sensor_id, judged, condition);
             if let Some(shadow) = &mut shadow {
                 shadow.note_in_force(&block.sensor_id, score);
             }
@@ -632,7 +641,11 @@ impl Recording {
             readings.push((reading, score.is_some_and(|score| score.is_abnormal())));
         });
         if let Some(shadow) = shadow {
-            shadow.handle_block(block);
+            let bundle = shadow.bundle_of(&block.sensor_id);
+            let learnt = machine_id.zip(bundle).and_then(|(id, bundle)| {
+                calibration.learnt(id, &block.sensor_id, bundle.metadata(), now)
+            });
+            shadow.handle_block(block, learnt);
         }
         if let Err(error) = result {
             let refusal = Refusal { reason: error.reason(), detail: error.to_string() };

@@ -40,6 +40,8 @@ pub const BASELINE_FORMAT: u32 = 1;
 pub const BASELINE_BYTES_MAX: usize = 8 << 20;
 /// Most pairs of operating condition and sensor of one machine.
 pub const PAIRS_MAX: usize = 256;
+/// Widest margin that a bundle may state, in natural logarithmic odds.
+pub const MARGIN_LOGIT_MAX: f64 = 50.0;
 /// Longest name of a model with its version, in bytes.
 pub const MODEL_BYTES_MAX: usize = 256;
 
@@ -225,7 +227,10 @@ impl SensorBaseline {
         }
         let threshold = self.threshold_logit;
         let is_above = threshold.is_finite() && threshold > self.logit.max;
-        require(is_above, &key("threshold-logit"), threshold, "above the highest logit")
+        require(is_above, &key("threshold-logit"), threshold, "above the highest logit")?;
+        let is_near = threshold <= self.logit.max + MARGIN_LOGIT_MAX;
+        let range = "at most 50 above the highest logit, the widest margin of a bundle";
+        require(is_near, &key("threshold-logit"), threshold, range)
     }
 }
 

@@ -297,7 +297,13 @@ impl Interlock {
         actions
     }
 
-    /// What is violated now, whether it acts or not: a dry run, a start or a shelving takes nothing off this list.
+    /// Latest report of the machine side, if any.
+    #[must_use]
+    pub const fn machine_state(&self) -> Option<MachineState> {
+        self.machine_state
+    }
+
+    /// What is violated now, whether it acts or not: a dry run, a start, a shelving or a delay takes nothing off this list.
     #[must_use]
     pub fn violations(&self) -> Vec<TripCause> {
         let sensors = self.sensors.iter();

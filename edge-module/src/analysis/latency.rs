@@ -5,7 +5,7 @@ use std::time::Duration;
 /// Windows looked back on.
 const WINDOWS: usize = 256;
 /// Fewer say nothing yet.
-const WINDOWS_MIN: u32 = 64;
+const WINDOWS_MIN: u32 = 30;
 /// One in so many windows may take longer than the budget: others use the processor, too.
 const SLOW_SHARE: u32 = 10;
 
@@ -42,7 +42,7 @@ impl Latency {
         self.count = (self.count + 1).min(WINDOWS as u32);
     }
 
-    /// Whether more than one in ten of the last windows, at least 64 of them, took longer than `budget`.
+    /// Whether more than one in ten of the last windows, at least 30 of them, took longer than `budget`.
     #[must_use]
     pub fn is_over(&self, budget: Duration) -> bool {
         let budget = u32::try_from(budget.as_micros()).unwrap_or(u32::MAX);
@@ -84,8 +84,8 @@ mod tests {
             let times = (0..windows).map(|place| if place < slow { 101 } else { 100 });
             assert_eq!(pushed(times).is_over(budget), expected, "{slow} of {windows}");
         };
-        check(63, 63, false);
-        check(64, 64, true);
+        check(29, 29, false);
+        check(30, 30, true);
         check(6, 64, false);
         check(7, 64, true);
         check(25, 256, false);

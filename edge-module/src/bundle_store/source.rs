@@ -239,7 +239,14 @@ impl BundleSettings {
 }
 
 fn named(key: &str, path: &Path) -> Result<PathBuf, String> {
-    if path.as_os_str().is_empty() { Err(format!("{key} is empty")) } else { Ok(path.to_owned()) }
+    if path.as_os_str().is_empty() {
+        return Err(format!("{key} is empty"));
+    }
+    if path.to_string_lossy().contains("://") {
+        // Not shown: it may hold a token.
+        return Err(format!("{key} is a URL: write {{ url = \"…\", sha256 = \"…\" }}"));
+    }
+    Ok(path.to_owned())
 }
 
 /// Without the query of the URL.

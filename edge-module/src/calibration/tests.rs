@@ -26,7 +26,7 @@ fn slow_and_fast(split: f64) -> MachineConditions {
             condition("fast", range(split, 9_000.0)),
         ],
         stale_after: Duration::from_secs(60),
-        scored: vec![sensor("press-1/x")],
+        scored: vec![(sensor("press-1/x"), "default".to_owned())],
     }
 }
 
@@ -155,6 +155,7 @@ fn a_baseline_is_read_as_it_was_written_and_a_damaged_one_is_named() {
         assert!(baselines.read_all(&[machine()]).is_empty());
     };
     check(("\"threshold-logit\":1.0", "\"threshold-logit\":-9.0"), "above the highest logit");
+    check(("\"threshold-logit\":1.0", "\"threshold-logit\":1e300"), "at most 50 above");
     check(("press-1\",\"learnt-at", "press-2\",\"learnt-at"), "is of machine press-2");
     check(("\"format\":1", "\"format\":9"), "format is 9");
     check(("{\"conditions\"", "{\"x\":1,\"conditions\""), "unknown field");

@@ -67,6 +67,10 @@ impl Model {
             let text = "is 0s: every model would be over it".to_owned();
             faults.push(("model.latency-budget".to_owned(), text));
         }
+        if self.bundle_dir.to_string_lossy().contains("://") {
+            let text = "is a URL: name it in model.bundles with url and sha256".to_owned();
+            faults.push(("model.bundle-dir".to_owned(), text));
+        }
         for (name, bundle) in &self.bundles {
             let key = format!("model.bundles.{name}");
             let is_word = |text: &str| {

@@ -40,8 +40,17 @@ impl Settings {
             });
             let scored = scored.collect::<Vec<_>>().join(", ");
             let scored = if scored.is_empty() { "none".to_owned() } else { scored };
+            let votes = format!(" ({} votes of {})", machine.votes, machine.of);
+            let votes = if machine.scored_sensors.is_empty() { String::new() } else { votes };
+            let names = machine.conditions.iter().map(|condition| condition.name.as_str());
+            let names = names.collect::<Vec<_>>().join(", ");
+            let conditions =
+                if names.is_empty() { names } else { format!(", operating conditions {names}") };
             let dry = if machine.dry_run { ", DRY RUN: nothing is stopped" } else { "" };
-            lines.push(format!("{}: limits {limits}, scored sensors {scored}{dry}", machine.id));
+            lines.push(format!(
+                "{}: limits {limits}, scored sensors {scored}{votes}{conditions}{dry}",
+                machine.id
+            ));
             lines.extend(notes(machine).map(|note| format!("note: {}: {note}", machine.id)));
         }
         lines

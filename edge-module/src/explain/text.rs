@@ -69,6 +69,9 @@ fn head(explanation: &Explanation) -> Vec<String> {
             explanation.window_samples, explanation.sample_rate_hz
         ),
     ];
+    if !explanation.bearings.is_empty() && shaft_hz(explanation).is_none() {
+        head.push("  speed of the shaft not known: no lines of bearings".to_owned());
+    }
     if let Some(shaft_hz) = shaft_hz(explanation) {
         head.push(format!("  shaft at {shaft_hz:.2} Hz"));
     }

@@ -55,6 +55,27 @@ impl KeptModels {
         File::open(&self.0)?.sync_all()
     }
 
+    /// Forgets the models of all other names: one that is named again later comes through the same gate as any. Blocks.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn retain(&self, names: &[String]) -> io::Result<()> {
+        let entries = match fs::read_dir(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let file_name = entry.file_name();
+            let name = file_name.to_string_lossy();
+            let name = name.strip_suffix(".old").or(name.strip_suffix(".new")).unwrap_or(&name);
+            if !names.iter().any(|kept| kept == name) {
+                remove(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     fn folder(&self, name: &str, suffix: &str) -> PathBuf {
         self.0.join(format!("{name}{suffix}"))
     }
@@ -92,6 +113,9 @@ mod tests {
         assert!(read(&kept).is_same(&first));
         kept.write("default", &second).expect("written");
         assert!(read(&kept).is_same(&second));
+        kept.write("line", &second).expect("written");
+        kept.retain(&["default".to_owned()]).expect("removed");
+        assert!(kept.read("line").expect("no fault").is_none());
         fs::write(kept.folder("default", "").join(crate::scoring::MODEL_FILE), "x").expect("torn");
         assert!(matches!(kept.read("default"), Err(BundleError::Hash { .. })));
     }

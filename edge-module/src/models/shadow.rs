@@ -9,7 +9,7 @@ use edge_core::interlock::WindowScore;
 use serde::Serialize;
 use shared_proto::model::{SensorId, WaveformBlock};
 
-use crate::analysis::{Analysis, Judged, Latency, LatencySummary};
+use crate::analysis::{Analysis, Judged, Latency, LatencySummary, Learnt};
 use crate::config::Settings;
 use crate::scoring::{Bundle, Models};
 
@@ -92,17 +92,23 @@ impl Shadow {
         self.votes.contains_key(sensor)
     }
 
+    /// The bundle in the shadow.
+    #[must_use]
+    pub fn bundle_of(&self, sensor: &SensorId) -> Option<&Bundle> {
+        self.analysis.bundle_of(sensor)
+    }
+
     /// Takes what the model in force said of a window of the same block.
     pub fn note_in_force(&mut self, sensor: &SensorId, score: Option<WindowScore>) {
         self.note(sensor, score, 0);
     }
 
-    /// Takes a block that the model in force has judged.
-    pub fn handle_block(&mut self, block: &WaveformBlock) {
+    /// Takes a block that the model in force has judged. `learnt` is what is known of the sensor's machine, if it was learnt with this model.
+    pub fn handle_block(&mut self, block: &WaveformBlock, learnt: Option<Learnt<'_>>) {
         let mut scores = Vec::new();
         let judge = |judged: &Judged<'_>| scores.push(judged.score);
         // Over a limit: then neither model has judged it, and it was told.
-        drop(self.analysis.handle_block(block, None, judge));
+        drop(self.analysis.handle_block(block, learnt, judge));
         for score in scores {
             self.note(&block.sensor_id, score, 1);
         }

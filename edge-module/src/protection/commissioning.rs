@@ -12,7 +12,7 @@ use edge_core::baseline::{
     Baseline, LearnOutcome, LearnRefused, LearnRequest, LearnSettings, Learner, ModelOfSensor,
 };
 use edge_core::features::Features;
-use edge_core::interlock::{Action, MachineState, TripCause, WindowScore};
+use edge_core::interlock::{Action, Interlock, MachineState, TripCause, WindowScore};
 use edge_core::operation::Current;
 use shared_proto::model::{MachineEventDetails, MachineEventType, MachineId, SensorId};
 use tracing::{info, warn};
@@ -25,6 +25,8 @@ use crate::telemetry;
 
 /// Margin of a bundle that states none, in natural logarithmic odds: the odds of the highest learnt window times e².
 const MARGIN_LOGIT: f64 = 2.0;
+/// A machine's learning begins or ends at most so often by request: each is an event, a line and a latch to write.
+const REQUEST_INTERVAL: Duration = Duration::from_secs(1);
 /// What a person is told when nothing can be learnt.
 const NO_MODEL: &str = "no sensor of this machine is scored by a model: set scored-sensors";
 
@@ -79,13 +81,19 @@ pub(super) fn take_window(
 impl Protection {
     /// Begins a run of learning, or ends one.
     pub(super) fn learn(&mut self, machine_id: &MachineId, order: &LearnOrder) {
-        let result = if order.duration.is_zero() {
+        let now = Instant::now();
+        let last = self.learn_asked_at.get(machine_id);
+        let is_flood = last.is_some_and(|at| now.duration_since(*at) < REQUEST_INTERVAL);
+        let result = if is_flood {
+            Err("one request a second is taken: wait".to_owned())
+        } else if order.duration.is_zero() {
             self.cancel_learning(machine_id)
         } else {
             self.begin_learning(machine_id, order)
         };
         match result {
             Ok(()) => {
+                self.learn_asked_at.insert(machine_id.clone(), now);
                 self.refused.remove(machine_id);
                 self.publish_latch(machine_id);
             }
@@ -125,7 +133,7 @@ impl Protection {
         let Some((conditions, version, scored)) = self.calibration.conditions(machine_id) else {
             return Err("its operating conditions are not known".to_owned());
         };
-        let (models, margins, window) = self.models_of(scored);
+        let (models, margins, window) = self.models_of(&scored);
         if models.is_empty() {
             return Err(NO_MODEL.to_owned());
         }
@@ -200,15 +208,10 @@ impl Protection {
         (models, margins, longest)
     }
 
-    /// What the interlock has found ends learning, also in the window that would have completed it.
-    pub(super) fn tell_learner(
-        &mut self,
-        machine_id: &MachineId,
-        actions: &[Action],
-        over: Option<LearnOutcome>,
-    ) {
-        let Some(run) = self.runs.get_mut(machine_id) else { return };
-        let found = actions.iter().find_map(|action| match action {
+    /// What of these actions says that a machine that is being learnt is not healthy.
+    pub(super) fn found_by(&self, machine_id: &MachineId, actions: &[Action]) -> Option<String> {
+        let run = self.runs.get(machine_id)?;
+        actions.iter().find_map(|action| match action {
             // The machine stops, whatever was to be learnt of it.
             Action::Trip { cause, .. } => Some(cause.rule().to_owned()),
             Action::Alarm { cause } | Action::TripSuppressed { cause, .. } => {
@@ -223,7 +226,17 @@ impl Protection {
             | Action::AlarmCleared { .. }
             | Action::Shelved { .. }
             | Action::Unshelved { .. } => None,
-        });
+        })
+    }
+
+    /// What the interlock has found ends learning, also in the window that would have completed it.
+    pub(super) fn end_learning_by(
+        &mut self,
+        machine_id: &MachineId,
+        found: Option<String>,
+        over: Option<LearnOutcome>,
+    ) {
+        let Some(run) = self.runs.get_mut(machine_id) else { return };
         let outcome = match (found, over) {
             (None, over) => over,
             (Some(rule), None) => run.learner.handle_violation(&rule, Instant::now()),
@@ -280,6 +293,15 @@ impl Protection {
                 self.tell_not_learnt(machine_id, run.operator, cause, refusal.to_string());
             }
             LearnOutcome::Learnt(baseline) => {
+                // What has not acted yet: a delay runs, a start, a shelving, a dry run.
+                let interlock = self.interlocks.get(machine_id);
+                let violations = interlock.map(Interlock::violations).unwrap_or_default();
+                let cause = violations.iter().find(|cause| !is_of_level(cause, &run.of_level));
+                if let Some(cause) = cause {
+                    let refusal = LearnRefused::Violation { rule: cause.rule().to_owned() };
+                    let (word, reason) = (refusal.as_str(), refusal.to_string());
+                    return self.tell_not_learnt(machine_id, run.operator, word, reason);
+                }
                 let kept = KeptBaseline { conditions: run.conditions, baseline };
                 let links = self.links.as_ref();
                 if links.is_none_or(|links| links.baselines.try_send(kept).is_err()) {

@@ -19,7 +19,7 @@ use crate::calibration::{Baselines, KeptBaseline, MachineConditions};
 use crate::config::{Actuator, Learning, ScoredBy};
 use crate::kafka::now;
 use crate::latch::RestoredLatch;
-use crate::models::{NewModel, Trouble};
+use crate::models::{ModelOrder, NewModel, Trouble};
 use crate::mqtt::sensors::SensorSessions;
 use crate::recording::SnapshotRequest;
 use crate::telemetry;
@@ -31,7 +31,7 @@ pub struct Links {
     /// Other settings.
     pub settings: mpsc::Receiver<NewMachines>,
     /// Other models.
-    pub models: mpsc::Receiver<NewModel>,
+    pub models: mpsc::Receiver<ModelOrder>,
     /// Models that do not do.
     pub troubles: mpsc::Sender<Trouble>,
     /// What was learnt, to be kept.
@@ -43,7 +43,7 @@ pub struct Links {
 /// What is to be put in force.
 pub(super) enum Change {
     Machines(Box<NewMachines>),
-    Model(NewModel),
+    Model(ModelOrder),
     Baseline(Result<Arc<KeptBaseline>, NotKept>),
 }
 
@@ -171,14 +171,29 @@ impl Protection {
     }
 
     /// Puts a model in force, without losing a window.
-    pub(super) fn apply_model(&mut self, model: NewModel) {
-        let NewModel { name, bundle, scorer, budget, answer } = model;
+    pub(super) fn apply_model(&mut self, order: ModelOrder) {
+        let NewModel { name, bundle, scorer, budget, answer } = match order {
+            ModelOrder::Set(model) => model,
+            ModelOrder::Remove(name) => {
+                self.watched_models.retain(|watched| watched.name != name);
+                return self.analysis.remove_model(&name);
+            }
+        };
         if answer.is_closed() {
             // Whoever asked has given up and told so.
             return;
         }
         // What is being learnt of the model before says nothing of this one.
         self.stop_learning(&self.learning());
+        for (sensor, machine_id) in &self.machine_of_sensor {
+            let learnt = self.calibration.baseline(machine_id).is_some_and(|baseline| {
+                let sensors = baseline.conditions.values().filter_map(|it| it.get(sensor));
+                sensors.into_iter().any(|it| it.model_sha256 != bundle.metadata().model_sha256)
+            });
+            if learnt && self.analysis.is_scored_by(sensor, &name) {
+                warn!(%machine_id, %sensor, model = bundle.identity(), "what was learnt is of another model and not used: learn again");
+            }
+        }
         self.analysis.set_model(&name, bundle, scorer);
         self.watched_models.retain(|watched| watched.name != name);
         self.watched_models.extend(budget.map(|budget| WatchedModel { name, budget }));

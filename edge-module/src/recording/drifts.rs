@@ -101,7 +101,7 @@ mod tests {
         let settings = MachineConditions {
             conditions: Vec::new(),
             stale_after: Duration::from_secs(60),
-            scored: vec![sensor()],
+            scored: vec![(sensor(), "default".to_owned())],
         };
         let conditions = settings.version();
         let usual = SensorBaseline {
@@ -157,7 +157,7 @@ mod tests {
         }
 
         fn index(&self) -> Option<f64> {
-            let series = "score_drift_index{machine_id=\"press-1\",sensor_id=\"press-1/x\"} ";
+            let series = "score_drift_index{machine_id=\"press-1\",sensor_id=\"press-1/x\",condition=\"any\"} ";
             let shown = self.recorder.handle().render();
             let value = shown.lines().find_map(|line| line.strip_prefix(series))?;
             Some(value.parse().expect("a number"))

@@ -1,17 +1,19 @@
 //! What a trip by a model's score is explained with: the spectrum that is usual of each scored sensor, its last abnormal window, and what
 //! drove that. Written to the data folder for `edge-module explain`.
 //!
-//! The stop path tells of a trip at once; the window that decided may be a little behind on this path. So an explanation is made
-//! [`DELAY`] later, of the newest abnormal window of its sensor.
+//! The stop path tells of a trip at once; the window that decided may be a little behind on this path, and is waited for. What else was
+//! known is that of the moment of the trip: a second later the machine stands. An explanation is written [`DELAY`] after the trip.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use edge_core::baseline::SensorBaseline;
 use edge_core::explanation::{ReducedSpectrum, SpectrumAverage};
 use edge_core::features::Features;
 use edge_core::interlock::{TripCause, WindowScore};
+use edge_core::operation::Current;
 use shared_proto::model::{EventTime, MachineId, SensorId};
 use tracing::{info, warn};
 
@@ -37,15 +39,24 @@ struct Trip {
     cause: TripCause,
     time: EventTime,
     due: Instant,
+    /// What was learnt of the sensor in the condition of that moment.
+    learnt: Option<SensorBaseline>,
+    condition: Option<String>,
+    shaft_hz: Option<f64>,
+    /// The window that decided, when it was seen here.
+    window: Option<Abnormal>,
 }
 
 /// What is known of one sensor.
+#[derive(Default)]
 struct Known {
-    usual: SpectrumAverage,
+    /// By operating condition; the empty name where none is known.
+    usual: BTreeMap<String, SpectrumAverage>,
     abnormal: Option<Abnormal>,
 }
 
 /// The last window that voted.
+#[derive(Clone, Debug, PartialEq)]
 struct Abnormal {
     features: Features,
     spectrum: ReducedSpectrum,
@@ -97,27 +108,44 @@ impl Explaining {
         }
     }
 
-    /// Takes a window that a model has scored.
-    pub(super) fn handle_window(&mut self, sensor: &SensorId, judged: &Judged<'_>) {
+    /// Takes a window that a model has scored, of a machine that ran in this condition.
+    pub(super) fn handle_window(
+        &mut self,
+        sensor: &SensorId,
+        judged: &Judged<'_>,
+        condition: Current<'_>,
+    ) {
         let Some(score) = judged.score else { return };
         let (window, power) = (judged.window, judged.extractor.power_spectrum());
         let resolution_hz = window.sample_rate_hz / window.samples.len() as f64;
         if !self.known.contains_key(sensor) {
-            let known = Known { usual: SpectrumAverage::new(USUAL_WINDOWS), abnormal: None };
-            self.known.insert(sensor.clone(), known);
+            self.known.insert(sensor.clone(), Known::default());
         }
         let Some(known) = self.known.get_mut(sensor) else { return };
-        if score.is_abnormal() {
-            known.abnormal = Some(Abnormal {
-                features: judged.features().clone(),
-                spectrum: ReducedSpectrum::of(resolution_hz, power),
-                score,
-                sample_rate_hz: window.sample_rate_hz,
-                window_samples: window.samples.len(),
-            });
-        } else {
-            known.usual.handle_window(resolution_hz, power);
+        if !score.is_abnormal() {
+            let name = condition.name().unwrap_or_default();
+            match known.usual.get_mut(name) {
+                Some(usual) => usual.handle_window(resolution_hz, power),
+                None => {
+                    let mut usual = SpectrumAverage::new(USUAL_WINDOWS);
+                    usual.handle_window(resolution_hz, power);
+                    known.usual.insert(name.to_owned(), usual);
+                }
+            }
+            return;
         }
+        let abnormal = Abnormal {
+            features: judged.features().clone(),
+            spectrum: ReducedSpectrum::of(resolution_hz, power),
+            score,
+            sample_rate_hz: window.sample_rate_hz,
+            window_samples: window.samples.len(),
+        };
+        let mut waiting = self.waiting.iter_mut().filter(|trip| trip.window.is_none());
+        if let Some(trip) = waiting.find(|trip| is_of(&trip.cause, sensor, &abnormal)) {
+            trip.window = Some(abnormal.clone());
+        }
+        known.abnormal = Some(abnormal);
     }
 
     /// Takes note of a trip; one that no score brought about needs no explanation.
@@ -127,21 +155,42 @@ impl Explaining {
         trip_id: String,
         cause: TripCause,
         time: EventTime,
+        calibration: &Calibration,
     ) {
-        match &cause {
-            TripCause::Score { .. } => {}
+        let sensor = match &cause {
+            TripCause::Score { sensor, .. } => sensor,
             TripCause::Limit { .. }
             | TripCause::Silence { .. }
             | TripCause::SensorFault { .. }
             | TripCause::UnknownLatch
             | TripCause::Restart => return,
-        }
+        };
         if self.waiting.len() >= WAITING_MAX {
             warn!(%machine_id, trip_id, "trip not explained: {WAITING_MAX} others wait for it");
             return;
         }
-        let due = Instant::now() + DELAY;
-        self.waiting.push_back(Trip { machine_id, trip_id, cause, time, due });
+        let now = Instant::now();
+        let abnormal = self.known.get(sensor).and_then(|known| known.abnormal.as_ref());
+        let window = abnormal.filter(|abnormal| is_of(&cause, sensor, abnormal)).cloned();
+        let learnt = calibration.usual(&machine_id, sensor, now).cloned();
+        let condition = calibration.current(&machine_id, now).name().map(str::to_owned);
+        let machine = self.machines.get(&machine_id);
+        let speed = machine.and_then(|machine| machine.shaft_speed_sensor.as_ref());
+        let measured = speed.and_then(|sensor| self.speeds.get(sensor).copied().flatten());
+        let fixed = machine.and_then(|machine| machine.shaft_rpm);
+        let shaft_hz = measured.or(fixed).map(|rpm| rpm / 60.0);
+        let due = now + DELAY;
+        self.waiting.push_back(Trip {
+            machine_id,
+            trip_id,
+            cause,
+            time,
+            due,
+            learnt,
+            condition,
+            shaft_hz,
+            window,
+        });
     }
 
     /// When the next trip is due to be explained.
@@ -150,14 +199,9 @@ impl Explaining {
     }
 
     /// Explains what is due, on a thread that may wait for the disk.
-    pub(super) fn handle_timeout(
-        &mut self,
-        now: Instant,
-        analysis: &mut Analysis,
-        calibration: &Calibration,
-    ) {
+    pub(super) fn handle_timeout(&mut self, now: Instant, analysis: &mut Analysis) {
         while let Some(trip) = self.waiting.pop_front_if(|trip| trip.due <= now) {
-            let Some(explanation) = self.explain(&trip, analysis, calibration, now) else {
+            let Some(explanation) = self.explain(&trip, analysis) else {
                 warn!(trip_id = trip.trip_id, "trip not explained: its windows were not seen here");
                 continue;
             };
@@ -172,26 +216,20 @@ impl Explaining {
         }
     }
 
-    fn explain(
-        &self,
-        trip: &Trip,
-        analysis: &mut Analysis,
-        calibration: &Calibration,
-        now: Instant,
-    ) -> Option<Explanation> {
+    fn explain(&self, trip: &Trip, analysis: &mut Analysis) -> Option<Explanation> {
         let sensor = trip.cause.sensor()?;
         let known = self.known.get(sensor)?;
-        let abnormal = known.abnormal.as_ref()?;
-        let usual = calibration.usual(&trip.machine_id, sensor, now);
-        let contributions = analysis.contributions(sensor, &abnormal.features, usual);
+        // The window that decided was perhaps not judged here, after a loss of the connection: the last one before it says much the same.
+        let abnormal = trip.window.as_ref().or(known.abnormal.as_ref())?;
+        let learnt = trip.learnt.as_ref();
+        let contributions = analysis.contributions(sensor, &abnormal.features, learnt);
         let bundle = analysis.bundle_of(sensor)?;
         let machine = self.machines.get(&trip.machine_id)?;
         let bearings = machine.bearings.iter().filter_map(|bearing| {
             let frequencies = bearing.geometry().frequencies().ok()?;
             Some(NamedBearing { name: bearing.name.clone(), frequencies })
         });
-        let measured = machine.shaft_speed_sensor.as_ref();
-        let measured = measured.and_then(|sensor| self.speeds.get(sensor).copied().flatten());
+        let usual = known.usual.get(trip.condition.as_deref().unwrap_or_default());
         Some(Explanation {
             format: FORMAT,
             trip_id: trip.trip_id.clone(),
@@ -209,12 +247,24 @@ impl Explaining {
             window_samples: abnormal.window_samples,
             unit: Some(bundle.metadata().input.unit.clone()),
             spectrum: abnormal.spectrum.clone(),
-            usual: known.usual.spectrum().map(|spectrum| UsualSpectrum {
-                windows: known.usual.windows(),
-                spectrum: spectrum.clone(),
+            usual: usual.and_then(|usual| {
+                let (windows, spectrum) = (usual.windows(), usual.spectrum()?.clone());
+                Some(UsualSpectrum { windows, spectrum })
             }),
-            shaft_hz: measured.or(machine.shaft_rpm).map(|rpm| rpm / 60.0),
+            shaft_hz: trip.shaft_hz,
             bearings: bearings.collect(),
         })
+    }
+}
+
+/// Whether a window is the one that decided.
+fn is_of(cause: &TripCause, of: &SensorId, abnormal: &Abnormal) -> bool {
+    match cause {
+        TripCause::Score { sensor, score, .. } => sensor == of && *score == abnormal.score.score,
+        TripCause::Limit { .. }
+        | TripCause::Silence { .. }
+        | TripCause::SensorFault { .. }
+        | TripCause::UnknownLatch
+        | TripCause::Restart => false,
     }
 }

@@ -21,7 +21,7 @@ pub const SCORE_TOLERANCE_MAX: f64 = 0.01;
 /// Widest tolerance of a self-test's feature, relative to it or, below 1, absolute.
 pub const FEATURE_TOLERANCE_MAX: f64 = 1e-3;
 /// Widest margin of commissioning: odds of 1 to 10^21, which no window of any machine reaches.
-pub const MARGIN_LOGIT_MAX: f64 = 50.0;
+pub use edge_core::baseline::MARGIN_LOGIT_MAX;
 
 /// What is wrong with a bundle's metadata.
 #[derive(Debug, thiserror::Error)]

@@ -296,6 +296,14 @@ impl Bundle {
     /// # Errors
     /// As [`Self::load`].
     pub fn from_files(text: &[u8], model: &[u8], path: &Path) -> Result<Self, BundleError> {
+        // The crate that binds TensorFlow Lite panics at names that are not UTF-8; a model is foreign data.
+        let checked = std::panic::catch_unwind(|| Self::checked(text, model, path));
+        checked.unwrap_or_else(|_| {
+            Err(BundleError::Model("the library that reads it has given up (a panic)".to_owned()))
+        })
+    }
+
+    fn checked(text: &[u8], model: &[u8], path: &Path) -> Result<Self, BundleError> {
         let metadata = BundleMetadata::parse(text)
             .map_err(|source| BundleError::Metadata { path: path.to_owned(), source })?;
         let found = hex(&Sha256::digest(model));
@@ -482,6 +490,11 @@ impl Bundle {
 fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, BundleError> {
     let failed = |source| BundleError::Read { path: path.to_owned(), source };
     let mut content = Vec::new();
+    // A pipe or a device would be waited for.
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        let kind = std::io::Error::new(std::io::ErrorKind::InvalidInput, "is no regular file");
+        return Err(failed(kind));
+    }
     let file = File::open(path).map_err(failed)?;
     file.take(limit + 1).read_to_end(&mut content).map_err(failed)?;
     if content.len() as u64 > limit {

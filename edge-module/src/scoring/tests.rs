@@ -129,6 +129,29 @@ fn missing_files_are_named() {
 }
 
 #[test]
+fn a_pipe_in_place_of_a_file_is_refused_and_not_waited_for() {
+    let dir = altered(|_, _| ());
+    let path = dir.path().join(MODEL_FILE);
+    fs::remove_file(&path).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+    assert!(made.success());
+    let error = refused(dir.path());
+    assert!(error.to_string().contains("is no regular file"), "{error}");
+}
+
+#[test]
+fn a_model_that_the_library_gives_up_on_is_refused() {
+    // The binding crate panics at a tensor whose name is not UTF-8.
+    let change = |_: &mut Value, model: &mut Vec<u8>| {
+        let name = b"keras_tensor";
+        // The last one is the tensor's own; before it stands that of the signature.
+        let at = model.windows(name.len()).rposition(|found| found == name).expect("a name");
+        model[at] = 0xff;
+    };
+    refused_with(change, "has given up");
+}
+
+#[test]
 fn model_whose_weights_are_nan_is_refused() {
     let dir = altered(|_, model| assert!(overwrite_weights(model, f32::NAN) > 500));
     let error = refused(dir.path());

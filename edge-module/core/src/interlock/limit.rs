@@ -86,6 +86,14 @@ impl Limit {
         }
     }
 
+    /// Whether the value is past the limit, also while its delay still runs.
+    pub(super) const fn is_past(&self) -> bool {
+        match self.state {
+            State::Violated { .. } | State::Past { .. } => true,
+            State::Clear => false,
+        }
+    }
+
     /// What a violation is reported as: the last value that was past the limit.
     pub(super) fn cause(&self) -> TripCause {
         let (value, limit) = self.past.unwrap_or_default();

@@ -171,13 +171,13 @@ impl Watched {
         delays.chain(self.silent_at(settings)).min()
     }
 
-    /// Limits that are violated and votes that are enough.
+    /// Limits that are violated, or will be when their delay has run out, and votes that are enough.
     pub(super) fn violations<'a>(
         &'a self,
         sensor: &'a SensorId,
         settings: &'a InterlockSettings,
     ) -> impl Iterator<Item = TripCause> + 'a {
-        let limits = self.limits.iter().filter(|limit| limit.is_violated());
+        let limits = self.limits.iter().filter(|limit| limit.is_past());
         let votes = self.votes.iter().zip(&settings.score_vote);
         let votes = votes.filter(|(votes, rule)| votes.count(rule.of) >= rule.votes);
         limits.map(Limit::cause).chain(votes.map(|(votes, rule)| votes.cause(sensor, rule)))
