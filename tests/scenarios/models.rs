@@ -313,6 +313,61 @@ fn a_bundle_that_would_have_decided_otherwise_is_refused_with_the_figures_of_bot
     Ok(())
 }
 
+#[test]
+fn a_bundle_is_judged_by_windows_and_not_by_the_time_that_a_machine_stands() -> anyhow::Result<()> {
+    let mut gateway = Gateway::start("model-unseen", &one_motor(), Some(&motor_bundle()))?;
+    gateway.wait_in_force(DEFAULT, BEFORE)?;
+    let next = gateway.plant.dir.join("next");
+    copy_bundle(&next, "1.0.1", unchanged)?;
+    let to = format!("shadow-time = \"500ms\"\n{}", bundle_dir(&next));
+    gateway.change(&bundle_dir(&motor_bundle()), &to)?;
+    let model = gateway.wait_for_model(DEFAULT, "waits for windows", |model| {
+        model["report"].as_str().is_some_and(|report| report.contains("scored 0 windows, 30 are"))
+    })?;
+    assert_eq!((&model["state"], &model["in_force"]), (&"shadow".into(), &BEFORE.into()));
+    let shaking = Shaking::start(gateway.plant.mosquitto.port());
+    gateway.wait_in_force(DEFAULT, NEXT)?;
+    gateway.wait_for_event("model-changed", &[NEXT])?;
+    shaking.end()?;
+    Ok(())
+}
+
+#[test]
+fn a_model_that_the_settings_name_no_more_is_out_of_force_and_does_not_come_back()
+-> anyhow::Result<()> {
+    let mut gateway = Gateway::start("model-gone", &one_motor(), Some(&motor_bundle()))?;
+    let (loud, next) = (gateway.plant.dir.join("loud"), gateway.plant.dir.join("next"));
+    copy_bundle(&loud, "9.9.9", lower_threshold)?;
+    copy_bundle(&next, "1.0.1", unchanged)?;
+    let default = format!("shadow-time = \"500ms\"\n{}", bundle_dir(&motor_bundle()));
+    let with = |folder: &Path| format!("{default}bundles = {{ x = \"{}\" }}\n", folder.display());
+    let kept = gateway.plant.edge_settings.data_dir.join("models-in-force/x");
+    gateway.change(&bundle_dir(&motor_bundle()), &with(&loud))?;
+    gateway.wait_in_force("x", "motor@9.9.9")?;
+    eventually_true("it is kept", DEADLINE, || kept.is_dir())?;
+    gateway.change(&with(&loud), &default)?;
+    eventually_true("it is forgotten", DEADLINE, || {
+        !kept.exists() && gateway.status().is_ok_and(|status| status["models"]["x"].is_null())
+    })?;
+    gateway.stop()?;
+    gateway.restart()?;
+    gateway.change(&default, &with(&next))?;
+    gateway.change(
+        &format!("scored-sensors = [\"{SENSOR}\"]"),
+        &format!("scored-sensors = [{{ sensor = \"{SENSOR}\", model = \"x\" }}]"),
+    )?;
+    gateway.wait_in_force("x", NEXT)?;
+    let shaking = Shaking::start(gateway.plant.mosquitto.port());
+    let judged = gateway.windows_judged()?;
+    eventually_true("the healthy motor is judged", DEADLINE, || {
+        gateway.windows_judged().is_ok_and(|windows| windows > judged + 20)
+    })?;
+    assert!(gateway.motor.is_running() && gateway.motor.commands().is_empty());
+    gateway.check_stopped_by(&shaking, NEXT)?;
+    shaking.end()?;
+    Ok(())
+}
+
 /// Gives one file over HTTP, goes on from where a client asks, and breaks off in the middle when it was told to.
 struct ArchiveServer {
     port: u16,
