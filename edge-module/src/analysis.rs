@@ -173,8 +173,7 @@ impl Analysis {
     /// Puts a model in force under this name; its scorer comes ready, so that nothing is waited for here. No window is lost: sensors whose
     /// windows have another shape now are scored by the model before until the first whole window of the new one.
     pub fn set_model(&mut self, name: &str, bundle: Bundle, scorer: Box<dyn Scorer>) {
-        let threshold = bundle.threshold().value();
-        let threshold = (threshold, (threshold / (1.0 - threshold)).ln());
+        let threshold = (bundle.threshold().value(), bundle.threshold().logit());
         let shape = shape_of(&bundle, self.default_shape);
         let latency = Latency::default();
         let loaded = Some(Loaded { bundle, scorer, threshold, latency });
@@ -219,12 +218,10 @@ impl Analysis {
     pub fn set_scored(&mut self, scored: BTreeMap<SensorId, ScoredBy>) {
         let before = std::mem::replace(&mut self.scored, scored);
         let scored = &self.scored;
-        let model = |of: &BTreeMap<SensorId, ScoredBy>, sensor: &SensorId| {
-            of.get(sensor).map(|scored| scored.model.clone())
-        };
         self.sensors.retain(|sensor, analysis| {
-            analysis.threshold = scored.get(sensor).and_then(|scored| scored.threshold);
-            model(&before, sensor) == model(scored, sensor)
+            let (before, now) = (before.get(sensor), scored.get(sensor));
+            analysis.threshold = now.and_then(|by| by.threshold);
+            before.map(|by| &by.model) == now.map(|by| &by.model)
         });
     }
 
@@ -279,10 +276,7 @@ impl Analysis {
         features: &Features,
         learnt: Option<&SensorBaseline>,
     ) -> Vec<Contribution> {
-        let place = match self.sensors.get(sensor) {
-            Some(sensor) => sensor.model,
-            None => None,
-        };
+        let place = self.sensors.get(sensor).and_then(|sensor| sensor.model);
         let model = place.and_then(|place| self.models.get_mut(place)?.as_mut());
         let Some(Loaded { bundle, scorer, .. }) = model else { return Vec::new() };
         let metadata = bundle.metadata();

@@ -6,8 +6,8 @@
 //! of the bundles hold then.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,6 +21,7 @@ use tracing::{error, warn};
 
 use crate::analysis::Learnt;
 use crate::config::Settings;
+use crate::durable;
 use crate::scoring::metadata::BundleMetadata;
 
 /// Hexadecimal digits that name a machine's conditions.
@@ -283,13 +284,7 @@ impl BaselineFolder {
     /// The disk refuses.
     pub fn write(&self, kept: &KeptBaseline) -> io::Result<()> {
         fs::create_dir_all(&self.0)?;
-        let path = self.path(&kept.baseline.machine_id);
-        let new = path.with_extension("new");
-        let mut file = File::create(&new)?;
-        file.write_all(&serde_json::to_vec(kept)?)?;
-        file.sync_all()?;
-        fs::rename(&new, &path)?;
-        File::open(&self.0)?.sync_all()
+        durable::replace(&self.path(&kept.baseline.machine_id), &serde_json::to_vec(kept)?)
     }
 
     fn path(&self, machine_id: &MachineId) -> PathBuf {

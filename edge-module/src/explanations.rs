@@ -9,7 +9,7 @@
 //! people: losing one loses no record.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use edge_core::bearing::BearingFrequencies;
@@ -17,6 +17,8 @@ use edge_core::explanation::{Contribution, ReducedSpectrum};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use shared_proto::model::{EventTime, MachineId, SensorId};
+
+use crate::durable;
 
 /// Version of the form.
 pub const FORMAT: u32 = 1;
@@ -172,12 +174,10 @@ impl ExplanationStore {
     pub fn write(&self, explanation: &Explanation) -> io::Result<()> {
         fs::create_dir_all(&self.folder)?;
         let (name, new) = (file_name(explanation), self.folder.join(WRITING));
-        let mut file = File::create(&new)?;
-        file.write_all(&serde_json::to_vec(explanation)?)?;
-        file.sync_all()?;
+        durable::write(&new, &serde_json::to_vec(explanation)?)?;
         fs::rename(&new, self.folder.join(&name))?;
         self.delete_oldest(&name)?;
-        File::open(&self.folder)?.sync_all()
+        durable::sync_folder(&self.folder)
     }
 
     /// The explanation of a trip by its id, or by a beginning that only one has.
@@ -245,8 +245,9 @@ impl Listing {
         if let Some(exact) = self.explanations.iter().find(|it| it.trip_id == event) {
             return Ok(exact);
         }
-        let begins: Vec<&Explanation> =
-            self.explanations.iter().filter(|it| it.trip_id.starts_with(event)).collect();
+        // Every id begins with nothing.
+        let begins_so = |it: &&Explanation| !event.is_empty() && it.trip_id.starts_with(event);
+        let begins: Vec<&Explanation> = self.explanations.iter().filter(begins_so).collect();
         let ids = |explanations: &mut dyn Iterator<Item = &Explanation>| {
             explanations.map(|it| it.trip_id.clone()).collect()
         };

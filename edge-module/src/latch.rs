@@ -6,8 +6,8 @@
 //! new one cannot be read and the other has none, nobody knows.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use shared_proto::model::MachineId;
 use tracing::error;
 
 use crate::admin::{Board, Part};
+use crate::durable;
 
 /// Distance of attempts while the disk refuses.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
@@ -93,13 +94,7 @@ impl LatchFolder {
     /// # Errors
     /// The disk refuses.
     pub fn write(&self, latch: &LatchSnapshot) -> io::Result<()> {
-        let path = self.path(&latch.machine_id);
-        let new = path.with_extension("new");
-        let mut file = File::create(&new)?;
-        file.write_all(&serde_json::to_vec_pretty(latch)?)?;
-        file.sync_all()?;
-        fs::rename(&new, &path)?;
-        File::open(&self.0)?.sync_all()
+        durable::replace(&self.path(&latch.machine_id), &serde_json::to_vec_pretty(latch)?)
     }
 
     fn path(&self, machine_id: &MachineId) -> PathBuf {

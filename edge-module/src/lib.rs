@@ -20,6 +20,7 @@ pub mod calibration;
 pub mod cli;
 pub mod config;
 pub mod data_dir;
+pub mod durable;
 pub mod explain;
 pub mod explanations;
 pub mod intake;

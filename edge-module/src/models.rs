@@ -470,9 +470,8 @@ impl ModelManager {
         let Fetched { name, source, stamp, result } = fetched;
         let Some(managed) = self.models.get_mut(&name) else { return };
         if managed.source.as_ref() != Some(&source) || managed.stamp != stamp {
-            // The settings ask for another one by now.
-            managed.stage = Stage::Settled;
-            return self.show(&name);
+            // The settings ask for another one by now, which has begun.
+            return;
         }
         managed.stage = Stage::Settled;
         managed.fetching = None;

@@ -228,7 +228,9 @@ impl Protection {
                 _ = heartbeat.tick() => {
                     self.send_heartbeats();
                     self.watch_models();
-                    self.show_learning();
+                    if !self.runs.is_empty() {
+                        self.show_learning();
+                    }
                 }
                 Some(change) = reload::next_change(&mut self.links) => match change {
                     Change::Machines(change) => {
@@ -405,16 +407,14 @@ impl Protection {
         let sensor = &block.sensor_id;
         let (mut windows, mut outcome) = (0, None);
         let (calibration, now) = (&self.calibration, Instant::now());
-        let condition = calibration.current(&machine_id, now);
         let runs = &mut self.runs;
         let abnormal = &mut self.abnormal;
         let seen = |judged: &Judged<'_>| {
             windows += 1;
-            let window = (judged.features(), judged.score);
             if judged.score.is_some_and(|score| score.is_abnormal()) {
                 abnormal.insert(sensor.clone(), judged.features().clone());
             }
-            let over = commissioning::take_window(runs, &machine_id, sensor, condition, window);
+            let over = commissioning::take_window(runs, &machine_id, sensor, calibration, judged);
             outcome = outcome.take().or(over);
         };
         let analysis = &mut self.analysis;

@@ -94,6 +94,17 @@ impl Gateway {
     }
 }
 
+/// A motor that turns, whose windows the model before scores.
+fn judged_by_the_model_before(name: &str) -> anyhow::Result<(Gateway, Shaking)> {
+    let gateway = Gateway::start(name, &one_motor(), Some(&motor_bundle()))?;
+    gateway.wait_in_force(DEFAULT, BEFORE)?;
+    let shaking = Shaking::start(gateway.plant.mosquitto.port());
+    eventually_true("the model before scores", DEADLINE, || {
+        gateway.windows_judged().is_ok_and(|windows| windows > 2)
+    })?;
+    Ok((gateway, shaking))
+}
+
 fn unchanged(_: &mut Value) {}
 
 /// Flips one bit in the middle of the model.
@@ -198,12 +209,7 @@ fn two_models_judge_two_sensors_of_one_machine_and_either_stops_it() -> anyhow::
 
 #[test]
 fn another_bundle_comes_into_force_after_its_shadow_time_without_a_gap() -> anyhow::Result<()> {
-    let mut gateway = Gateway::start("model-switch", &one_motor(), Some(&motor_bundle()))?;
-    gateway.wait_in_force(DEFAULT, BEFORE)?;
-    let shaking = Shaking::start(gateway.plant.mosquitto.port());
-    eventually_true("the model before scores", DEADLINE, || {
-        gateway.windows_judged().is_ok_and(|windows| windows > 2)
-    })?;
+    let (mut gateway, shaking) = judged_by_the_model_before("model-switch")?;
     let next = gateway.plant.dir.join("next");
     copy_bundle(&next, "1.0.1", unchanged)?;
     let to = format!("shadow-time = \"3s\"\n{}", bundle_dir(&next));
@@ -281,12 +287,7 @@ fn lower_threshold(metadata: &mut Value) {
 #[test]
 fn a_bundle_that_would_have_decided_otherwise_is_refused_with_the_figures_of_both()
 -> anyhow::Result<()> {
-    let mut gateway = Gateway::start("model-otherwise", &one_motor(), Some(&motor_bundle()))?;
-    gateway.wait_in_force(DEFAULT, BEFORE)?;
-    let shaking = Shaking::start(gateway.plant.mosquitto.port());
-    eventually_true("the model before scores", DEADLINE, || {
-        gateway.windows_judged().is_ok_and(|windows| windows > 2)
-    })?;
+    let (mut gateway, shaking) = judged_by_the_model_before("model-otherwise")?;
     let next = gateway.plant.dir.join("next");
     copy_bundle(&next, "1.0.1", lower_threshold)?;
     let to = format!("shadow-time = \"3s\"\n{}", bundle_dir(&next));

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use super::error::StoreError;
 use super::shelf::{disk, read_limited, remove_all};
 use super::source::BundleUrl;
+use crate::journal::chain;
 
 /// Redirects followed.
 pub const REDIRECTS_MAX: u32 = 3;
@@ -136,7 +137,7 @@ impl<'a> Download<'a> {
         // A proxy does not know what this host calls itself.
         let builder = if url.is_local() { builder.no_proxy() } else { builder };
         let made = blocking(move || {
-            builder.build().map_err(|error| StoreError::Client(describe(&error.without_url())))
+            builder.build().map_err(|error| StoreError::Client(chain(&error.without_url())))
         });
         Ok(Self { client: made.await?, url, limits })
     }
@@ -215,7 +216,7 @@ impl<'a> Download<'a> {
         match timeout(silent_for, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
-                Err(StoreError::Transport { url: url(), reason: describe(&error.without_url()) })
+                Err(StoreError::Transport { url: url(), reason: chain(&error.without_url()) })
             }
             Err(_) => Err(StoreError::Silent { url: url(), silent_for }),
         }
@@ -275,17 +276,6 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
-}
-
-/// With its causes, which hold no URL.
-fn describe(error: &reqwest::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// At a place of its own, so that one that failed half-way can be done again.

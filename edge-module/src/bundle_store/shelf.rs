@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -13,6 +13,7 @@ use tracing::warn;
 use super::archive;
 use super::error::StoreError;
 use super::source::ArchiveHash;
+use crate::durable;
 use crate::scoring::{METADATA_FILE, MODEL_FILE};
 
 /// Bundles kept besides those in use: the one before, to return to, and the one before that.
@@ -79,7 +80,7 @@ impl Shelf {
         fs::create_dir(&new).map_err(disk(&new))?;
         for (name, content) in [(METADATA_FILE, files.metadata), (MODEL_FILE, files.model)] {
             let path = new.join(name);
-            write(&path, content).map_err(disk(&path))?;
+            durable::write(&path, content).map_err(disk(&path))?;
         }
         sync(&new)?;
         fs::rename(&new, &folder).map_err(disk(&folder))?;
@@ -200,12 +201,6 @@ fn is_older(path: &Path, age: Duration, now: SystemTime) -> bool {
     modified.is_ok_and(|modified| now.duration_since(modified).is_ok_and(|found| found > age))
 }
 
-fn write(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = File::create_new(path)?;
-    file.write_all(content)?;
-    file.sync_all()
-}
-
 fn sync(folder: &Path) -> Result<(), StoreError> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(disk(folder))
+    durable::sync_folder(folder).map_err(disk(folder))
 }

@@ -4,10 +4,11 @@
 //! Written when a model has come into force: a new folder, synced, put in the place of the old one. Between the two renames a crash
 //! leaves only `<name>.old`, which is read when `<name>` is not there.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::durable;
 use crate::scoring::{Bundle, BundleError};
 
 /// Folder of the bundles in force.
@@ -41,18 +42,16 @@ impl KeptModels {
         remove(&new)?;
         fs::create_dir_all(&new)?;
         for (file, content) in bundle.files() {
-            let mut file = File::create(new.join(file))?;
-            file.write_all(content)?;
-            file.sync_all()?;
+            durable::write(&new.join(file), content)?;
         }
-        File::open(&new)?.sync_all()?;
+        durable::sync_folder(&new)?;
         if folder.is_dir() {
             remove(&old)?;
             fs::rename(&folder, &old)?;
         }
         fs::rename(&new, &folder)?;
         remove(&old)?;
-        File::open(&self.0)?.sync_all()
+        durable::sync_folder(&self.0)
     }
 
     /// Forgets the models of all other names: one that is named again later comes through the same gate as any. Blocks.

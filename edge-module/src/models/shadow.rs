@@ -21,7 +21,6 @@ pub struct Shadow {
     votes: BTreeMap<SensorId, (u32, u32)>,
     /// Of the model in force and of the new one.
     tallies: BTreeMap<SensorId, [Tally; 2]>,
-    latency_in_force: Latency,
 }
 
 /// What one model said of one sensor.
@@ -82,7 +81,6 @@ impl Shadow {
             analysis: Analysis::new(settings, &Models::from([(name.to_owned(), bundle)])),
             name: name.to_owned(),
             tallies: BTreeMap::new(),
-            latency_in_force: Latency::default(),
         }
     }
 
@@ -124,15 +122,15 @@ impl Shadow {
     pub fn report(&self, budget: std::time::Duration) -> ShadowReport {
         let compared =
             |[in_force, new]: &[Tally; 2]| Compared { in_force: in_force.said(), new: new.said() };
-        let latency = self.analysis.latency(&self.name).unwrap_or(&self.latency_in_force);
+        let latency = self.analysis.latency(&self.name);
         ShadowReport {
             sensors: self
                 .tallies
                 .iter()
                 .map(|(sensor, tallies)| (sensor.clone(), compared(tallies)))
                 .collect(),
-            latency: latency.summary(),
-            is_slow: latency.is_over(budget),
+            latency: latency.map(Latency::summary).unwrap_or_default(),
+            is_slow: latency.is_some_and(|latency| latency.is_over(budget)),
         }
     }
 }

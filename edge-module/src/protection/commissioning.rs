@@ -11,15 +11,14 @@ use std::time::{Duration, Instant};
 use edge_core::baseline::{
     Baseline, LearnOutcome, LearnRefused, LearnRequest, LearnSettings, Learner, ModelOfSensor,
 };
-use edge_core::features::Features;
-use edge_core::interlock::{Action, Interlock, MachineState, TripCause, WindowScore};
-use edge_core::operation::Current;
+use edge_core::interlock::{Action, Interlock, MachineState, TripCause};
 use shared_proto::model::{MachineEventDetails, MachineEventType, MachineId, SensorId};
 use tracing::{info, warn};
 
 use super::{Protection, moment};
 use crate::actuation::messages::LearnOrder;
-use crate::calibration::KeptBaseline;
+use crate::analysis::Judged;
+use crate::calibration::{Calibration, KeptBaseline};
 use crate::scoring::Bundle;
 use crate::telemetry;
 
@@ -66,13 +65,12 @@ pub(super) fn take_window(
     runs: &mut Runs,
     machine_id: &MachineId,
     sensor: &SensorId,
-    condition: Current<'_>,
-    window: (&Features, Option<WindowScore>),
+    calibration: &Calibration,
+    judged: &Judged<'_>,
 ) -> Option<LearnOutcome> {
     let run = runs.get_mut(machine_id)?;
-    let (features, Some(score)) = window else { return None };
-    let now = Instant::now();
-    match condition.name() {
+    let (features, score, now) = (judged.features(), judged.score?, Instant::now());
+    match calibration.current(machine_id, now).name() {
         Some(name) => run.learner.handle_window(sensor, name, features, score.logit, now),
         None => run.learner.handle_unknown_condition(sensor, now),
     }
@@ -390,11 +388,10 @@ pub struct NotKept {
 fn described(bundle: &Bundle) -> (ModelOfSensor, f64) {
     let metadata = bundle.metadata();
     let commissioning = metadata.commissioning.as_ref();
-    let threshold = bundle.threshold().value();
     let model = ModelOfSensor {
         identity: bundle.identity(),
         sha256: metadata.model_sha256.clone(),
-        threshold_logit: (threshold / (1.0 - threshold)).ln(),
+        threshold_logit: bundle.threshold().logit(),
         is_absolute: commissioning.is_some_and(|it| it.judges_level),
     };
     (model, commissioning.map_or(MARGIN_LOGIT, |it| it.margin_logit))

@@ -225,6 +225,7 @@ impl Protection {
         self.unsaved.remove(machine_id);
         self.refused.remove(machine_id);
         self.refused_at.remove(machine_id);
+        self.learn_asked_at.remove(machine_id);
         self.waiting_events.extend(self.trips.remove(machine_id).and_then(|trip| trip.event));
         super::show_machine(machine_id, false, false);
         self.sinks.board.forget_latch(machine_id);

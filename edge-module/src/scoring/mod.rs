@@ -58,6 +58,12 @@ impl AnomalyScore {
     pub const fn value(self) -> f64 {
         self.0
     }
+
+    /// In natural logarithmic odds; infinite at 0 and 1.
+    #[must_use]
+    pub fn logit(self) -> f64 {
+        (self.0 / (1.0 - self.0)).ln()
+    }
 }
 
 impl fmt::Display for AnomalyScore {
