@@ -184,8 +184,10 @@ impl Fields<'_> {
 
     fn time(&self) -> Option<EventTime> {
         let parsed = chrono::DateTime::parse_from_rfc3339(&self.text("timestamp")??).ok()?;
-        let year = chrono::Datelike::year(&parsed.to_utc());
-        (0..=9999).contains(&year).then(|| EventTime::from_micros(parsed.timestamp_micros()))
+        // The year of the microsecond, not of the text: a leap second at the end of the year 9999 lies in the year 10000.
+        let time = chrono::DateTime::from_timestamp_micros(parsed.timestamp_micros())?;
+        let year = chrono::Datelike::year(&time);
+        (0..=9999).contains(&year).then(|| EventTime::from_micros(time.timestamp_micros()))
     }
 
     fn identity(&self) -> Option<Option<Identity>> {

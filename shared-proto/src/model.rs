@@ -670,7 +670,11 @@ mod tests {
             assert_eq!(EventTime::parse(input), None, "{input}");
         }
         // Years that would need a sign or a fifth digit in UTC.
-        for input in ["0000-01-01T00:00:00+00:01", "9999-12-31T23:59:59-00:01"] {
+        for input in [
+            "0000-01-01T00:00:00+00:01",
+            "9999-12-31T23:59:59-00:01",
+            "9999-12-31T23:59:60.999999Z",
+        ] {
             assert_eq!(EventTime::parse(input), None, "{input}");
         }
     }
