@@ -14,7 +14,7 @@ use edge_core::baseline::{Baseline, LearnProgress};
 use edge_core::interlock::LatchSnapshot;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
-use shared_proto::model::{EventTime, MachineId, SensorId};
+use shared_proto::model::{DeviceId, EventTime, MachineId, SensorId};
 use tokio::net::TcpListener;
 
 use crate::models::ShownModel;
@@ -44,9 +44,24 @@ pub enum Part {
     Forwarder,
     /// Kafka takes records. Not being ready is no reason to restart: that is what the journal is for.
     Kafka,
+    /// The link to a hub, if there is one. Not being ready is no reason to restart: nothing depends on it.
+    Hub,
 }
 
 impl Part {
+    /// Whether the module is not ready without it.
+    const fn is_awaited(self) -> bool {
+        match self {
+            Self::Kafka | Self::Hub => false,
+            Self::Protection
+            | Self::Actuator
+            | Self::Recording
+            | Self::Journal
+            | Self::Latches
+            | Self::Forwarder => true,
+        }
+    }
+
     /// The word on the pages.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -58,6 +73,7 @@ impl Part {
             Self::Latches => "latches",
             Self::Forwarder => "forwarder",
             Self::Kafka => "kafka",
+            Self::Hub => "hub",
         }
     }
 }
@@ -68,6 +84,7 @@ pub struct Board(Arc<Mutex<Shown>>);
 
 #[derive(Default)]
 struct Shown {
+    device_id: String,
     parts: BTreeMap<Part, Result<(), String>>,
     /// Since when a part is at work and has not come back.
     busy: BTreeMap<Part, Instant>,
@@ -113,9 +130,11 @@ impl ShownBaseline {
 
 /// The settings in force, and what became of the last attempt to change them.
 #[derive(Clone, Default, Serialize)]
-struct ShownSettings {
-    version: String,
-    since: String,
+pub struct ShownSettings {
+    /// Name of exactly these settings.
+    pub version: String,
+    /// When they came into force, RFC 3339.
+    pub since: String,
     last_refusal: Option<Refusal>,
 }
 
@@ -140,10 +159,11 @@ impl Shown {
 }
 
 impl Board {
-    /// A board on which nothing but `parts` is awaited.
+    /// A board of a gateway, on which nothing but `parts` is awaited.
     #[must_use]
-    pub fn new(parts: &[Part]) -> Self {
+    pub fn new(device_id: &DeviceId, parts: &[Part]) -> Self {
         let board = Self::default();
+        board.with(|shown| shown.device_id = device_id.to_string());
         for part in parts {
             board.set(*part, Err("starting".to_owned()));
         }
@@ -245,6 +265,35 @@ impl Board {
         self.with(|shown| shown.states().map(line).collect())
     }
 
+    /// All that is shown.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.with(|shown| Status {
+            device_id: shown.device_id.clone(),
+            version: env!("CARGO_PKG_VERSION"),
+            generation: shown.generation,
+            models: shown.models.clone(),
+            settings: shown.settings.clone(),
+            parts: shown
+                .states()
+                .map(|(part, state)| (part.as_str(), state.err().unwrap_or("ok".to_owned())))
+                .collect(),
+            machines: shown
+                .latches
+                .values()
+                .map(|latch| MachineStatus {
+                    state: latch.as_str(),
+                    latch: latch.clone(),
+                    learning: shown.learning.get(&latch.machine_id).cloned(),
+                    baseline: shown
+                        .baselines
+                        .get(&latch.machine_id)
+                        .map(|it| it.now(&shown.models)),
+                })
+                .collect(),
+        })
+    }
+
     fn with<T>(&self, change: impl FnOnce(&mut Shown) -> T) -> T {
         // Each change is one assignment: a panic elsewhere cannot leave half of one.
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
@@ -255,7 +304,6 @@ impl Board {
 struct Pages {
     board: Board,
     metrics: PrometheusHandle,
-    device_id: String,
 }
 
 /// Binds the address; gives the listener and the address it got.
@@ -273,10 +321,9 @@ pub async fn serve(
     listener: TcpListener,
     board: Board,
     metrics: PrometheusHandle,
-    device_id: String,
     stop: impl Future<Output = ()> + Send + 'static,
 ) {
-    let pages = Pages { board, metrics, device_id };
+    let pages = Pages { board, metrics };
     let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
@@ -289,7 +336,7 @@ pub async fn serve(
 async fn readyz(State(pages): State<Pages>) -> Response {
     let is_ready = pages
         .board
-        .with(|shown| shown.states().all(|(part, state)| part == Part::Kafka || state.is_ok()));
+        .with(|shown| shown.states().all(|(part, state)| !part.is_awaited() || state.is_ok()));
     let lines = pages.board.lines().concat();
     let code = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, lines).into_response()
@@ -300,22 +347,33 @@ async fn metrics_page(State(pages): State<Pages>) -> Response {
     (kind, pages.metrics.render()).into_response()
 }
 
+/// What `/status` shows.
 #[derive(Serialize)]
-struct StatusPage {
-    device_id: String,
-    version: &'static str,
-    generation: u64,
-    models: BTreeMap<String, ShownModel>,
-    settings: ShownSettings,
-    parts: BTreeMap<&'static str, String>,
-    machines: Vec<MachineStatus>,
+pub struct Status {
+    /// Name of the gateway.
+    pub device_id: String,
+    /// Of the program.
+    pub version: &'static str,
+    /// Of the journal.
+    pub generation: u64,
+    /// By name.
+    pub models: BTreeMap<String, ShownModel>,
+    /// Those in force.
+    pub settings: ShownSettings,
+    /// `ok`, or why not.
+    pub parts: BTreeMap<&'static str, String>,
+    /// In the order of their names.
+    pub machines: Vec<MachineStatus>,
 }
 
+/// One machine.
 #[derive(Serialize)]
-struct MachineStatus {
-    state: &'static str,
+pub struct MachineStatus {
+    /// `armed`, `tripped` and so on.
+    pub state: &'static str,
+    /// More of it.
     #[serde(flatten)]
-    latch: LatchSnapshot,
+    pub latch: LatchSnapshot,
     #[serde(skip_serializing_if = "Option::is_none")]
     learning: Option<LearnProgress>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -323,27 +381,7 @@ struct MachineStatus {
 }
 
 async fn status(State(pages): State<Pages>) -> Response {
-    let page = pages.board.with(|shown| StatusPage {
-        device_id: pages.device_id.clone(),
-        version: env!("CARGO_PKG_VERSION"),
-        generation: shown.generation,
-        models: shown.models.clone(),
-        settings: shown.settings.clone(),
-        parts: shown
-            .states()
-            .map(|(part, state)| (part.as_str(), state.err().unwrap_or("ok".to_owned())))
-            .collect(),
-        machines: shown
-            .latches
-            .values()
-            .map(|latch| MachineStatus {
-                state: latch.as_str(),
-                latch: latch.clone(),
-                learning: shown.learning.get(&latch.machine_id).cloned(),
-                baseline: shown.baselines.get(&latch.machine_id).map(|it| it.now(&shown.models)),
-            })
-            .collect(),
-    });
+    let page = pages.board.status();
     match serde_json::to_vec_pretty(&page) {
         Ok(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
@@ -381,8 +419,7 @@ mod tests {
     async fn half_sent_requests_do_not_pile_up_and_probes_are_answered() -> anyhow::Result<()> {
         let (listener, address) = bind((Ipv4Addr::LOCALHOST, 0).into()).await?;
         let metrics = PrometheusBuilder::new().build_recorder().handle();
-        let device = "device".to_owned();
-        let server = tokio::spawn(serve(listener, Board::default(), metrics, device, pending()));
+        let server = tokio::spawn(serve(listener, Board::default(), metrics, pending()));
         let mut slow = Vec::new();
         for _ in 0..100 {
             let mut stream = TcpStream::connect(address).await?;
@@ -400,7 +437,7 @@ mod tests {
 
     #[test]
     fn a_part_that_does_not_come_back_is_not_ready() {
-        let board = Board::new(&[Part::Journal]);
+        let board = Board::default();
         board.set(Part::Journal, Ok(()));
         board.begin(Part::Journal);
         assert_eq!(board.lines(), ["journal: ok\n"]);

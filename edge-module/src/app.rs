@@ -32,7 +32,7 @@ use crate::actuation::Actuation;
 use crate::admin::{self, Board, Part};
 use crate::calibration::{BaselineFolder, Baselines};
 use crate::cli::{EXIT_CONFIG, EXIT_DATA_DIR, EXIT_FAILURE, say};
-use crate::config::{Keys, Model, Settings};
+use crate::config::{Model, Settings};
 use crate::data_dir::{DataDir, Latches, read_patiently};
 use crate::intake::InputTopics;
 use crate::journal::{Connections, Delivered, JournalCommand, Recorder, chain, durable_at_start};
@@ -45,12 +45,12 @@ use crate::mqtt::source::{Session, SessionEvent, SessionKind};
 use crate::protection::{self, Protection, Sinks};
 use crate::recognition::{InputLog, Noted, Recognition};
 use crate::recording::{self, Recording};
-use crate::reload::Reloader;
+use crate::reload::{DesiredChange, Loaded, Reloader};
 use crate::scoring::{Bundle, Models, load_models};
 use crate::store::{Journal, JournalSettings, Lane, SegmentedJournal, generation_folder};
 use crate::supervise::run_again_after_panic;
 use crate::telemetry::{self, LogFilter};
-use lines::{BaselineLines, ModelLines, connect_settings, keep_baselines};
+use lines::{BaselineLines, ModelLines, access, connect_settings, keep_baselines, start_link};
 
 /// Messages between the recording session and its path. Small: what waits here is not acknowledged.
 const SESSION_QUEUE_LENGTH: usize = 256;
@@ -68,10 +68,13 @@ const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Checks what `run` would need, without running.
 #[must_use]
-pub fn check(settings: Settings) -> ExitCode {
+pub fn check(loaded: Loaded) -> ExitCode {
+    let Loaded { settings, desired, refusal, .. } = loaded;
     let (models, refused) = load_models(&settings);
     let faults = refused.iter().map(|(name, error)| format!("{}: {error}", Model::key(name)));
-    let faults: Vec<String> = faults.chain(beyond(&settings, &models)).collect();
+    let hub = access(&settings).err().map(|error| error.to_string());
+    let faults = faults.chain(beyond(&settings, &models)).chain(hub).chain(refusal);
+    let faults: Vec<String> = faults.collect();
     if !faults.is_empty() {
         say(format_args!("wrong settings\n{}", faults.join("\n")));
         return ExitCode::from(EXIT_CONFIG);
@@ -80,7 +83,9 @@ pub fn check(settings: Settings) -> ExitCode {
     let named = named.collect::<Vec<_>>().join(", ");
     let named = if named.is_empty() { "none".to_owned() } else { named };
     let machines = settings.describe_machines();
-    let lines: String = machines.iter().map(|line| format!("\n  {line}")).collect();
+    let desired = desired.map(|it| format!("with desired properties of version {}", it.version));
+    let lines = machines.iter().chain(&desired).map(|line| format!("\n  {line}"));
+    let lines: String = lines.collect();
     let (device, count) = (&settings.device.id, settings.machines.len());
     say(format_args!(
         "settings are valid: device {device}, {count} machines, models {named}{lines}"
@@ -119,7 +124,8 @@ fn ask_health(settings: &Settings) -> anyhow::Result<()> {
 
 /// Runs until SIGTERM or SIGINT. `file` is read again when it changes, and on SIGHUP.
 #[must_use]
-pub fn run(settings: Settings, keys: Keys, file: Option<PathBuf>) -> ExitCode {
+pub fn run(loaded: Loaded, file: Option<PathBuf>) -> ExitCode {
+    let settings = loaded.settings.clone();
     let log_filter = match telemetry::start_logging(&settings.telemetry) {
         Ok(log_filter) => log_filter,
         Err(error) => {
@@ -137,7 +143,7 @@ pub fn run(settings: Settings, keys: Keys, file: Option<PathBuf>) -> ExitCode {
             return ExitCode::from(EXIT_DATA_DIR);
         }
     };
-    let sources = Sources { keys, file, log_filter };
+    let sources = Sources { loaded, file, log_filter };
     match run_tasks(&settings, sources, &mut data_dir, latches) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -208,7 +214,7 @@ fn own_name(settings: &Settings) -> MachineId {
 
 /// Where the settings come from, to read them again.
 struct Sources {
-    keys: Keys,
+    loaded: Loaded,
     file: Option<PathBuf>,
     log_filter: LogFilter,
 }
@@ -235,6 +241,7 @@ struct StopPath {
     recording: recording::Links,
     models: ModelLines,
     baselines: BaselineLines,
+    desired: mpsc::Sender<DesiredChange>,
 }
 
 /// What records and sends, made when the journal is open.
@@ -252,7 +259,8 @@ fn run_tasks(
     latches: Latches,
 ) -> anyhow::Result<()> {
     let metrics = telemetry::start_metrics().context("metrics do not start")?;
-    let board = Board::new(&[Part::Protection, Part::Actuator, Part::Recording, Part::Journal]);
+    let awaited = [Part::Protection, Part::Actuator, Part::Recording, Part::Journal];
+    let board = Board::new(&settings.device.id, &awaited);
     let runtime = own_runtime()?;
     let (listener, address) = runtime
         .block_on(admin::bind(settings.admin.listen))
@@ -272,14 +280,12 @@ fn run_tasks(
     let path =
         start_stop_path(settings, sources, (&initial.models, &baselines), latches, &stops, &board)?;
     yield_to_stop_path(settings.protection.background_nice);
-    let device_id = settings.device.id.to_string();
     let result = runtime.block_on(async {
         let mut stop = stops.intake.subscribe();
-        let pages =
-            tokio::spawn(admin::serve(listener, board.clone(), metrics, device_id, async move {
-                // The sender outlives this task.
-                drop(stop.wait_for(|is_stopping| *is_stopping).await);
-            }));
+        let pages = tokio::spawn(admin::serve(listener, board.clone(), metrics, async move {
+            // The sender outlives this task.
+            drop(stop.wait_for(|is_stopping| *is_stopping).await);
+        }));
         let mut signals = Signals::new()?;
         let opened = tokio::select! {
             journal = open_journal(settings, data_dir, &board) => journal.map(Some),
@@ -351,6 +357,7 @@ async fn run_with_journal(
         recording,
         models,
         baselines: baseline_lines,
+        desired,
     } = path;
     let details =
         MachineEventDetails { model: names(&initial.models), ..MachineEventDetails::default() };
@@ -368,6 +375,7 @@ async fn run_with_journal(
     let session = tokio::spawn(session.run(session_events));
     let recording = tokio::spawn(recording.run(session_receiver, stops.intake.subscribe()));
     let reloader = tokio::spawn(reloader.run(stops.intake.subscribe()));
+    let link = start_link(settings, desired, board, &stops.intake);
     let ModelLines { reached, settings: newest, troubles } = models;
     let manager = ModelManager::new(settings.clone(), initial, own_name(settings), reached);
     let manager = tokio::spawn(manager.run(newest, troubles, stops.intake.subscribe()));
@@ -378,6 +386,9 @@ async fn run_with_journal(
     let leaving = recording.await.ok().map(|events| Leaving { client, acknowledgements, events });
     drop(reloader.await);
     drop(manager.await);
+    if let Some(link) = link {
+        drop(link.await);
+    }
     keeper.abort();
     let finished =
         finish(settings, events, commands, leaving, stops, threads, protection, latches).await;
@@ -469,6 +480,7 @@ fn start_stop_path(
         recording: lines.recording,
         models: lines.models,
         baselines: lines.baselines,
+        desired: lines.desired,
     })
 }
 

@@ -36,6 +36,8 @@ use crate::mqtt::source::random_fraction;
 use download::{Download, Part, blocking};
 use shelf::Shelf;
 
+/// In the data folder.
+const FOLDER: &str = "models";
 /// Times that a download may have the wrong hash: the first may come from a damaged beginning, or from a proxy's cache.
 const WRONG_HASHES_MAX: u32 = 2;
 
@@ -54,8 +56,14 @@ impl BundleStore {
     /// # Errors
     /// The folder cannot be created or read.
     pub fn open(data_dir: &Path, limits: DownloadLimits) -> Result<Self, StoreError> {
-        let shelf = Shelf::open(data_dir.join("models"), SystemTime::now())?;
+        let shelf = Shelf::open(data_dir.join(FOLDER), SystemTime::now())?;
         Ok(Self { shelf, limits, turns: std::sync::Mutex::default() })
+    }
+
+    /// Where a store of this data folder has the bundle of an archive, once it is unpacked. For whoever only reads.
+    #[must_use]
+    pub fn folder_in(data_dir: &Path, sha256: &ArchiveHash) -> PathBuf {
+        data_dir.join(FOLDER).join(sha256.as_str())
     }
 
     /// The folder of a bundle, as far as no network is needed for it; nothing if it must be downloaded first. Blocks.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use edge_core::baseline::{Baseline, SensorBaseline};
-use edge_core::operation::{Current, OperatingCondition, Operation};
+use edge_core::operation::{Current, Holding, OperatingCondition, Operation};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use shared_proto::model::{MachineId, SensorId};
@@ -172,6 +172,26 @@ impl Calibration {
         self.machines
             .get(machine_id)
             .map_or(Current::Unknown, |machine| machine.operation.current(now))
+    }
+
+    /// Begins to notice when the condition of a machine changes, for [`Self::holding`].
+    pub fn follow(&mut self, machine_id: &MachineId, now: Instant) {
+        if let Some(machine) = self.machines.get_mut(machine_id) {
+            machine.operation.follow(now);
+        }
+    }
+
+    /// Ends what [`Self::follow`] began.
+    pub fn unfollow(&mut self, machine_id: &MachineId) {
+        if let Some(machine) = self.machines.get_mut(machine_id) {
+            machine.operation.unfollow();
+        }
+    }
+
+    /// The condition in which a machine that is followed runs, and for which time its sensors vouch for it.
+    #[must_use]
+    pub fn holding(&self, machine_id: &MachineId, now: Instant) -> Option<Holding<'_>> {
+        self.machines.get(machine_id)?.operation.holding(now)
     }
 
     /// What is usual of a sensor in the condition that its machine runs in.

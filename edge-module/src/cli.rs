@@ -53,9 +53,20 @@ pub struct ExplainArguments {
     pub config: ConfigArgument,
     /// A trip's id or its beginning, the file of a machine event, or "latest".
     pub event: String,
-    /// A picture, as SVG.
+    /// What is wanted.
+    #[command(flatten)]
+    pub out: ExplainOutput,
+}
+
+/// How much is said of a trip, and in which form.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ExplainOutput {
+    /// Also a picture, as SVG.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// All features of the model, not only the ten that drove the score most.
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// Which machine.

@@ -1,4 +1,4 @@
-//! Settings: `config/default.toml` compiled in, then a file, then `EDGE__…` variables; later wins.
+//! Settings: `config/default.toml` compiled in, then a file, then `EDGE__…` variables, then what the hub desires; later wins.
 //!
 //! A key that nobody knows, a value of another type and a value out of its range are errors that name the key's
 //! full path and where it was set. Secrets come from files and print as `***`.
@@ -17,7 +17,9 @@ use shared_proto::model::{DeviceId, MetricType, SensorId};
 
 mod actuator;
 mod bearing;
+mod desired;
 mod filters;
+mod iot_hub;
 mod keys;
 mod learning;
 mod machine;
@@ -28,6 +30,8 @@ mod validate;
 
 pub use actuator::{Actuator, ModbusTcp};
 pub use bearing::Bearing;
+pub use desired::{Desired, DesiredFile};
+pub use iot_hub::{HubMode, IotHub};
 pub use keys::Keys;
 pub use learning::{Condition, ConditionRange, Learning};
 pub use machine::{Machine, Sensor};
@@ -146,6 +150,12 @@ impl fmt::Display for Fault {
 pub struct Secret(String);
 
 impl Secret {
+    /// Hides a text.
+    #[must_use]
+    pub const fn new(text: String) -> Self {
+        Self(text)
+    }
+
     /// The text itself, for the one place that needs it.
     #[must_use]
     pub fn expose(&self) -> &str {
@@ -199,6 +209,8 @@ pub struct Settings {
     pub journal: Journal,
     /// `[kafka]`.
     pub kafka: Kafka,
+    /// `[iot-hub]`.
+    pub iot_hub: IotHub,
     /// `[admin]`.
     pub admin: Admin,
     /// `[telemetry]`.
@@ -626,7 +638,18 @@ impl Settings {
     /// # Errors
     /// As [`Settings::load`].
     pub fn load_with_keys(file: Option<&Path>) -> Result<(Self, Keys), SettingsError> {
-        Self::layers_with_keys(file, None)
+        Self::load_desired(file, None)
+    }
+
+    /// As [`Settings::load_with_keys`], with what the hub desires above all.
+    ///
+    /// # Errors
+    /// As [`Settings::load`], and desired properties that may not be set.
+    pub fn load_desired(
+        file: Option<&Path>,
+        desired: Option<&Desired>,
+    ) -> Result<(Self, Keys), SettingsError> {
+        Self::layers_with_keys(file, None, desired)
     }
 
     #[cfg(test)]
@@ -634,12 +657,13 @@ impl Settings {
         file: Option<&Path>,
         variables: Option<config::Map<String, String>>,
     ) -> Result<Self, SettingsError> {
-        Ok(Self::layers_with_keys(file, variables)?.0)
+        Ok(Self::layers_with_keys(file, variables, None)?.0)
     }
 
     fn layers_with_keys(
         file: Option<&Path>,
         variables: Option<config::Map<String, String>>,
+        desired: Option<&Desired>,
     ) -> Result<(Self, Keys), SettingsError> {
         let mut builder = Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
         if let Some(path) = file {
@@ -650,7 +674,11 @@ impl Settings {
             .separator("__")
             .convert_case(Case::Kebab)
             .source(variables);
-        let config = builder.add_source(environment).build().map_err(|error| read_error(&error))?;
+        builder = builder.add_source(environment);
+        if let Some(desired) = desired {
+            builder = builder.add_source(desired.source()?);
+        }
+        let config = builder.build().map_err(|error| read_error(&error))?;
         let unknown = unknown_keys(&config.cache)?;
         if !unknown.is_empty() {
             return Err(SettingsError::Faults(unknown));
@@ -659,10 +687,11 @@ impl Settings {
         let found = config.cache.clone();
         let settings: Self =
             config.try_deserialize().map_err(|error| types::type_faults(&found, &error))?;
-        match settings.faults() {
-            faults if faults.is_empty() => Ok((settings, keys)),
-            faults => Err(SettingsError::Faults(faults)),
+        let mut faults = settings.faults();
+        if let Some(desired) = desired {
+            faults.extend(desired.faults(&settings.iot_hub));
         }
+        if faults.is_empty() { Ok((settings, keys)) } else { Err(SettingsError::Faults(faults)) }
     }
 
     /// Client id of one of the MQTT sessions.

@@ -1,8 +1,8 @@
-//! `edge-module explain EVENT [--out FILE.svg]`: why the module stopped a machine, from what it kept of the window that decided.
+//! `edge-module explain EVENT [--all] [--out FILE.svg]`: why the module stopped a machine, from what it kept of the window that decided.
 //!
 //! EVENT is the id of a trip or a beginning of it, the word `latest`, or a file with a machine event as JSON. The answer is text on
-//! standard output and, if asked for, a picture. Nothing is changed, and the module may run meanwhile: it renames whole files into
-//! the folder.
+//! standard output, of the features that drove the score most or of all, and, if asked for, a picture. Nothing is changed, and the
+//! module may run meanwhile: it renames whole files into the folder.
 //!
 //! | exit code | meaning |
 //! |---|---|
@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use shared_proto::Encoding;
 use shared_proto::codec;
 
-use crate::cli::say;
+use crate::cli::{ExplainOutput, say};
 use crate::config::Settings;
 use crate::explanations::{
     COUNT_MAX, Explanation, ExplanationError, ExplanationStore, FOLDER, Listing,
@@ -71,9 +71,9 @@ impl ExplainError {
 
 /// Explains one trip of the settings' data folder.
 #[must_use]
-pub fn run(settings: Settings, event: &str, output: Option<PathBuf>) -> ExitCode {
+pub fn run(settings: Settings, event: &str, output: ExplainOutput) -> ExitCode {
     let store = ExplanationStore::new(settings.device.data_dir.join(FOLDER), COUNT_MAX);
-    match explain(&store, event, output.as_deref(), io::stdout().lock()) {
+    match explain(&store, event, &output, io::stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(&error);
@@ -85,7 +85,7 @@ pub fn run(settings: Settings, event: &str, output: Option<PathBuf>) -> ExitCode
 fn explain(
     store: &ExplanationStore,
     event: &str,
-    output: Option<&Path>,
+    output: &ExplainOutput,
     mut answer: impl Write,
 ) -> Result<(), ExplainError> {
     let listing = store.list()?;
@@ -93,10 +93,10 @@ fn explain(
         say(format_args!("{} is left out: {}", skipped.path.display(), skipped.reason));
     }
     let explanation = find(&listing, event)?;
-    answer.write_all(text::report(explanation).as_bytes())?;
+    answer.write_all(text::report(explanation, output.all).as_bytes())?;
     answer.flush()?;
-    let Some(path) = output else { return Ok(()) };
-    let failed = |source| ExplainError::Picture { path: path.to_owned(), source };
+    let Some(path) = &output.out else { return Ok(()) };
+    let failed = |source| ExplainError::Picture { path: path.clone(), source };
     fs::write(path, picture::draw(explanation)).map_err(failed)?;
     say(format_args!("{} is written", path.display()));
     Ok(())

@@ -5,6 +5,7 @@
 //! ```text
 //! mqtt::source (protection) -> backlog -> analysis -> [interlock] -> actuation              protection, own thread
 //! mqtt::source (recording)  -> intake -> analysis -> [deadband]  -> journal (store) -> kafka
+//! hub (desired properties)  -> reload -> both, models              settings; nothing waits for it
 //! ```
 //!
 //! Decisions are in `edge-core`; here is what touches the world.
@@ -23,6 +24,7 @@ pub mod data_dir;
 pub mod durable;
 pub mod explain;
 pub mod explanations;
+pub mod hub;
 pub mod intake;
 pub mod journal;
 pub mod journal_tool;

@@ -4,43 +4,47 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use edge_module::cli::{Cli, Command, ConfigArgument, EXIT_CONFIG, say};
-use edge_module::config::{Keys, Settings};
+use edge_module::config::{Settings, SettingsError};
+use edge_module::reload::Loaded;
 use edge_module::{app, baseline_tool, explain, journal_tool, judge, log_output};
 
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(argument) => {
             let file = argument.config.clone();
-            with_settings(&argument, |settings, keys| app::run(settings, keys, file))
+            with_loaded(&argument, |loaded| app::run(loaded, file))
         }
-        Command::CheckConfig(argument) => {
-            with_settings(&argument, |settings, _| app::check(settings))
-        }
-        Command::Healthcheck(argument) => {
-            with_settings(&argument, |settings, _| app::healthcheck(settings))
-        }
-        Command::Judge(arguments) => with_settings(&arguments.config, |settings, _| {
+        Command::CheckConfig(argument) => with_loaded(&argument, app::check),
+        Command::Healthcheck(argument) => with_settings(&argument, app::healthcheck),
+        Command::Judge(arguments) => with_settings(&arguments.config, |settings| {
             judge::run(&settings, arguments.output.as_deref())
         }),
-        Command::Explain(arguments) => with_settings(&arguments.config, |settings, _| {
+        Command::Explain(arguments) => with_settings(&arguments.config, |settings| {
             explain::run(settings, &arguments.event, arguments.out.clone())
         }),
-        Command::Baseline(arguments) => with_settings(&arguments.config, |settings, _| {
-            baseline_tool::run(&settings, arguments.machine.as_deref())
+        Command::Baseline(arguments) => with_loaded(&arguments.config, |loaded| {
+            baseline_tool::run(&loaded.settings, arguments.machine.as_deref())
         }),
-        Command::Journal(arguments) => with_settings(&arguments.config, |settings, _| {
+        Command::Journal(arguments) => with_settings(&arguments.config, |settings| {
             journal_tool::run(&settings, &arguments.action)
         }),
     }
 }
 
-fn with_settings(
-    argument: &ConfigArgument,
-    act: impl FnOnce(Settings, Keys) -> ExitCode,
-) -> ExitCode {
-    match Settings::load_with_keys(argument.config.as_deref()) {
-        Ok((settings, keys)) => {
-            let code = act(settings, keys);
+/// With file and variables alone.
+fn with_settings(argument: &ConfigArgument, act: impl FnOnce(Settings) -> ExitCode) -> ExitCode {
+    with(Settings::load(argument.config.as_deref()), act)
+}
+
+/// Also with what the hub desired last.
+fn with_loaded(argument: &ConfigArgument, act: impl FnOnce(Loaded) -> ExitCode) -> ExitCode {
+    with(Loaded::read(argument.config.as_deref()), act)
+}
+
+fn with<T>(found: Result<T, SettingsError>, act: impl FnOnce(T) -> ExitCode) -> ExitCode {
+    match found {
+        Ok(found) => {
+            let code = act(found);
             log_output::flush();
             code
         }

@@ -15,6 +15,7 @@
 //!
 //! Nothing here stands between a sample and a stop; the stop path is handed a model that is ready and never waits.
 
+mod fetching;
 mod initial;
 mod kept;
 mod shadow;
@@ -22,20 +23,21 @@ mod shadow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde::Serialize;
 use shared_proto::model::{MachineEvent, MachineEventDetails, MachineEventType, MachineId};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::admin::Board;
 use crate::bundle_store::{BundleSource, BundleStore, DownloadLimits};
 use crate::config::Settings;
-use crate::scoring::{Bundle, METADATA_FILE, MODEL_FILE, Scorer};
+use crate::scoring::{Bundle, Scorer};
 use crate::telemetry;
+use fetching::{Fetched, Fetching, NotFetched, Stamp, fetch};
 
 pub use initial::Initial;
 pub use kept::KeptModels;
@@ -168,8 +170,8 @@ struct Managed {
     report: Option<String>,
     /// Passed its self-test and was refused after its shadow time: a person may want it all the same.
     held: Option<Bundle>,
-    /// Ends a fetch that nobody waits for any more.
-    fetching: Option<AbortHandle>,
+    /// The fetch that is waited for: what any other brings is of settings that are no more.
+    fetching: Option<Fetching>,
     /// Whether the model in force is still to be kept, and when that is tried next.
     keep_at: Option<Instant>,
 }
@@ -185,47 +187,10 @@ enum Stage {
     Waiting { until: Instant },
     /// It scores beside the one in force.
     Shadow { bundle: Bundle, since: Instant },
-    /// It is in force, under watch; the one before is at hand.
-    Watched { before: Option<Bundle>, since: Instant },
+    /// It is in force, under watch by this budget; the one before is at hand.
+    Watched { before: Option<Bundle>, since: Instant, budget: Duration },
     /// It does not do; the one before is to be put back.
     Returning { before: Bundle, trouble: Trouble },
-}
-
-/// Changes when the files behind a source do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Stamp(Vec<(u64, Option<SystemTime>)>);
-
-impl Stamp {
-    fn of(source: &BundleSource) -> Option<Self> {
-        let files: Vec<PathBuf> = match source {
-            BundleSource::Folder(folder) => {
-                [METADATA_FILE, MODEL_FILE].iter().map(|name| folder.join(name)).collect()
-            }
-            BundleSource::Archive { file, .. } => vec![file.clone()],
-            // The hash of the settings says which one it is.
-            BundleSource::Download { .. } => return None,
-        };
-        let found = files.iter().map(|file| {
-            let found = std::fs::metadata(file).ok()?;
-            Some((found.len(), found.modified().ok()))
-        });
-        found.collect::<Option<Vec<_>>>().map(Self)
-    }
-}
-
-/// A bundle that was fetched, or why not.
-struct Fetched {
-    name: String,
-    source: BundleSource,
-    stamp: Option<Stamp>,
-    result: Result<Bundle, NotFetched>,
-}
-
-enum NotFetched {
-    /// Perhaps later.
-    Later(String),
-    /// Never.
-    Refused { cause: &'static str, detail: String },
 }
 
 /// Puts models in force and takes them out.
@@ -236,6 +201,8 @@ pub struct ModelManager {
     store: Option<Arc<BundleStore>>,
     kept: KeptModels,
     work: JoinSet<Fetched>,
+    /// Fetches begun so far.
+    fetches: u64,
     machine_id: MachineId,
     reached: Reached,
 }
@@ -267,7 +234,17 @@ impl ModelManager {
         let data_dir = settings.device.data_dir.clone();
         let kept = KeptModels::at(&data_dir);
         let work = JoinSet::new();
-        Self { settings, models, data_dir, store: None, kept, work, machine_id, reached }
+        Self {
+            settings,
+            models,
+            data_dir,
+            store: None,
+            kept,
+            work,
+            fetches: 0,
+            machine_id,
+            reached,
+        }
     }
 
     /// Runs until `stop`. `settings` are the newest ones.
@@ -293,11 +270,7 @@ impl ModelManager {
                     }
                     self.settings = settings.borrow_and_update().clone();
                 }
-                Some(fetched) = self.work.join_next() => match fetched {
-                    Ok(fetched) => self.handle_fetched(fetched).await,
-                    Err(error) if error.is_cancelled() => {}
-                    Err(error) => error!(%error, "fetching a model has panicked"),
-                },
+                Some(ended) = self.work.join_next() => self.handle_ended(ended).await,
                 Some(trouble) = troubles.recv() => self.handle_trouble(trouble).await,
                 _ = look.tick() => self.look().await,
             }
@@ -326,7 +299,7 @@ impl ModelManager {
             // What was wanted before is not wanted any more.
             managed.held = None;
             if let Some(fetching) = managed.fetching.take() {
-                fetching.abort();
+                fetching.handle.abort();
                 managed.stage = Stage::Settled;
             }
             match managed.stage {
@@ -341,6 +314,7 @@ impl ModelManager {
                     self.fetch(&name, source, stamp);
                 }
                 Stage::Settled | Stage::Fetching | Stage::Waiting { .. } | Stage::Shadow { .. } => {
+                    self.show(&name);
                 }
             }
         }
@@ -357,7 +331,7 @@ impl ModelManager {
             return warn!(model = name, "a path does not answer: the model stays in force");
         }
         if let Some(fetching) = self.models.remove(name).and_then(|managed| managed.fetching) {
-            fetching.abort();
+            fetching.handle.abort();
         }
         info!(model = name, "model out of force: the settings do not name it");
         let names: Vec<String> = self.models.keys().cloned().collect();
@@ -402,6 +376,9 @@ impl ModelManager {
                 self.keep(name).await;
                 self.show(name);
             }
+            Stage::Watched { budget, .. } if *budget != self.settings.model.latency_budget => {
+                self.watch_anew(name).await;
+            }
             Stage::Returning { before, trouble } => {
                 let (before, trouble) = (before.clone(), trouble.clone());
                 self.put_back(before, trouble).await;
@@ -426,16 +403,17 @@ impl ModelManager {
         managed.stage = Stage::Fetching;
         managed.held = None;
         managed.source = Some(source.clone());
-        managed.stamp.clone_from(&stamp);
+        managed.stamp = stamp;
         let name = name.to_owned();
         self.show(&name);
-        let of_task = name.clone();
-        let fetching = self.work.spawn(async move {
+        self.fetches += 1;
+        let (number, of_task) = (self.fetches, name.clone());
+        let handle = self.work.spawn(async move {
             let result = fetch(store.as_deref(), &source).await;
-            Fetched { name: of_task, source, stamp, result }
+            Fetched { name: of_task, number, result }
         });
         if let Some(managed) = self.models.get_mut(&name) {
-            managed.fetching = Some(fetching);
+            managed.fetching = Some(Fetching { number, handle });
         }
     }
 
@@ -466,11 +444,20 @@ impl ModelManager {
         self.show(name);
     }
 
+    async fn handle_ended(&mut self, ended: Result<Fetched, JoinError>) {
+        match ended {
+            Ok(fetched) => self.handle_fetched(fetched).await,
+            // It was overtaken.
+            Err(error) if error.is_cancelled() => {}
+            Err(error) => error!(%error, "fetching a model has panicked"),
+        }
+    }
+
     async fn handle_fetched(&mut self, fetched: Fetched) {
-        let Fetched { name, source, stamp, result } = fetched;
+        let Fetched { name, number, result } = fetched;
         let Some(managed) = self.models.get_mut(&name) else { return };
-        if managed.source.as_ref() != Some(&source) || managed.stamp != stamp {
-            // The settings ask for another one by now, which has begun.
+        if managed.fetching.as_ref().is_none_or(|fetching| fetching.number != number) {
+            // It was overtaken when it was done already: the settings have asked for another one since, or for the same one anew.
             return;
         }
         managed.stage = Stage::Settled;
@@ -572,7 +559,8 @@ impl ModelManager {
         let identity = bundle.identity();
         let from = before.as_ref().map_or("none".to_owned(), Bundle::identity);
         let is_first = before.is_none();
-        managed.stage = Stage::Watched { before, since: Instant::now() };
+        let budget = self.settings.model.latency_budget;
+        managed.stage = Stage::Watched { before, since: Instant::now(), budget };
         info!(model = name, identity, before = from, "other model in force");
         let seen = report.map_or("not compared".to_owned(), ToString::to_string);
         let detail = Some(format!("model {name}: {from} -> {identity}; {seen}"));
@@ -587,6 +575,23 @@ impl ModelManager {
         if is_first {
             // There is none before it that a restart could begin with.
             self.keep(name).await;
+        }
+    }
+
+    /// The budget is another one: the model is put in force once more, to be watched by it from its next window on.
+    async fn watch_anew(&mut self, name: &str) {
+        let in_force = self.models.get(name).and_then(|managed| managed.in_force.clone());
+        let Some(bundle) = in_force else { return };
+        if let Err(reason) = self.put_in_force(name, &bundle, true).await {
+            // With the next look, again.
+            return warn!(model = name, reason, "model still watched by the budget of before");
+        }
+        let new_budget = self.settings.model.latency_budget;
+        if let Some(Managed { stage: Stage::Watched { since, budget, .. }, .. }) =
+            self.models.get_mut(name)
+        {
+            (*since, *budget) = (Instant::now(), new_budget);
+            info!(model = name, ?new_budget, "model watched by another budget");
         }
     }
 
@@ -753,21 +758,5 @@ impl ModelManager {
     }
 }
 
-async fn fetch(store: Option<&BundleStore>, source: &BundleSource) -> Result<Bundle, NotFetched> {
-    use crate::bundle_store::Disposition;
-
-    let folder = match (store, source) {
-        (_, BundleSource::Folder(folder)) => folder.clone(),
-        (Some(store), source) => store.folder(source).await.map_err(|error| {
-            let detail = error.to_string();
-            match error.disposition() {
-                Disposition::Retry | Disposition::Later => NotFetched::Later(detail),
-                Disposition::Refuse => NotFetched::Refused { cause: "fetch", detail },
-            }
-        })?,
-        (None, _) => return Err(NotFetched::Later("there is no store of bundles".to_owned())),
-    };
-    let loaded = tokio::task::spawn_blocking(move || Bundle::load(&folder)).await;
-    let loaded = loaded.map_err(|error| NotFetched::Later(error.to_string()))?;
-    loaded.map_err(|error| NotFetched::Refused { cause: "self-test", detail: error.to_string() })
-}
+#[cfg(all(test, feature = "tflite"))]
+mod tests;

@@ -653,7 +653,10 @@ impl Protection {
     fn show_latch(&self, latch: LatchSnapshot) {
         let machine_id = latch.machine_id.clone();
         let refused = self.refused.get(&machine_id).cloned();
-        if let Err(error) = self.actuation.show(ShownLatch { latch, refused }) {
+        let learning = self.shown_learning(&machine_id);
+        let learnt_at = self.calibration.baseline(&machine_id).map(|it| it.learnt_at.to_string());
+        let shown = ShownLatch { latch, refused, learning, learnt_at };
+        if let Err(error) = self.actuation.show(shown) {
             warn!(%machine_id, %error, "state of the latch not published");
         }
     }

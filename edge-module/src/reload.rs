@@ -1,4 +1,4 @@
-//! Settings read again while the module runs: on SIGHUP, and when the configuration file changes.
+//! Settings read again while the module runs: on SIGHUP, when the configuration file changes, and when the hub desires others.
 //!
 //! The file's size, time and inode are looked at each second; one that is still being written is left alone until two looks
 //! in a row see the same. What was read is checked whole and put in force whole, or refused whole: the settings before stay
@@ -8,6 +8,8 @@
 //! `kafka.historical-after`. Everything else needs a restart and refuses the whole change by naming its keys. Everything is
 //! built here; the stop path gets it through a channel of one place and swaps it in between two inputs. It alone may still
 //! refuse: a machine whose trip is latched cannot be removed, and its `actuators` cannot change. No change arms a machine.
+
+mod desired;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,13 +29,15 @@ use crate::actuation::machines_max;
 use crate::admin::Board;
 use crate::analysis::band_limited;
 use crate::calibration::{BaselineFolder, Baselines, MachineConditions};
-use crate::config::{Keys, Machine, Settings, SettingsError};
+use crate::config::{Desired, DesiredFile, Keys, Machine, Settings, SettingsError};
 use crate::kafka::now;
 use crate::latch::LatchFolder;
 use crate::limits::{self, show_use};
 use crate::protection::NewMachines;
 use crate::recording::NewFilters;
 use crate::telemetry::{self, LogFilter};
+
+pub use desired::{DesiredChange, Loaded};
 
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest wait for the stop path to answer; it answers between two inputs.
@@ -137,6 +141,12 @@ pub struct Reloader {
     file: Option<PathBuf>,
     settings: Settings,
     keys: Keys,
+    /// What the hub desires of them, where that is in force.
+    desired: Option<Desired>,
+    desired_file: DesiredFile,
+    /// Why what the hub desired before the start is not in force; told once.
+    refusal: Option<String>,
+    changes: mpsc::Receiver<DesiredChange>,
     machines_max: usize,
     latches: LatchFolder,
     machine_id: MachineId,
@@ -191,18 +201,24 @@ impl Reloader {
     #[must_use]
     pub fn new(
         file: Option<PathBuf>,
-        (settings, keys): (Settings, Keys),
+        loaded: Loaded,
+        changes: mpsc::Receiver<DesiredChange>,
         latches: LatchFolder,
         machine_id: MachineId,
         reached: Reached,
     ) -> Self {
+        let Loaded { settings, keys, desired, refusal } = loaded;
         reached.board.show_settings(keys.version(), now());
         limits::show(&keys);
         Self {
             file,
             machines_max: machines_max(&settings),
+            desired_file: DesiredFile::at(&settings.device.data_dir),
             settings,
             keys,
+            desired,
+            refusal,
+            changes,
             latches,
             machine_id,
             reached,
@@ -219,10 +235,17 @@ impl Reloader {
         let mut hangup = signal(SignalKind::hangup())?;
         let mut look = tokio::time::interval(LOOK_INTERVAL);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        if let Some(refusal) = self.refusal.take() {
+            self.tell_refusal(&ReloadError::Invalid(refusal));
+        }
         while !*stop.borrow() {
             let is_asked = tokio::select! {
                 _ = stop.changed() => continue,
                 _ = hangup.recv() => { info!("SIGHUP: settings are read again"); true }
+                Some(change) = self.changes.recv() => {
+                    self.handle_desired(change).await;
+                    continue;
+                }
                 _ = look.tick() => { self.show_use(); false }
             };
             let stamp = self.file.as_deref().and_then(Stamp::of);
@@ -240,16 +263,42 @@ impl Reloader {
         show_use("protection.event-queue-length", events.max_capacity() - events.capacity());
     }
 
+    /// Puts what the hub desires in force as a whole, or leaves what it desired before.
+    async fn handle_desired(&mut self, change: DesiredChange) {
+        let DesiredChange { desired, answer } = change;
+        let is_same = |before: &Desired| before.properties == desired.properties;
+        let result = if self.desired.as_ref().is_some_and(is_same) {
+            Ok(())
+        } else {
+            self.put_in_force(Some(desired.clone()), true).await
+        };
+        if result.is_ok() && self.desired.as_ref() != Some(&desired) {
+            self.desired = Some(desired);
+        }
+        if let (Ok(()), Some(desired)) = (&result, &self.desired) {
+            desired::keep(&self.desired_file, desired).await;
+        }
+        // Without anybody who waits, nobody is told.
+        drop(answer.send(result.map_err(|refusal| refusal.to_string())));
+    }
+
     /// Reads the settings again and puts them in force, or says why not.
     async fn reload(&mut self, is_silent_if_same: bool) {
+        // A refusal was told.
+        drop(self.put_in_force(self.desired.clone(), is_silent_if_same).await);
+    }
+
+    async fn put_in_force(
+        &mut self,
+        desired: Option<Desired>,
+        is_silent_if_same: bool,
+    ) -> Result<(), ReloadError> {
         let before = self.keys.version();
-        let outcome = self.try_reload().await;
-        let details = match &outcome {
+        match self.try_reload(desired).await {
             Ok(changed) if changed.is_empty() => {
                 if !is_silent_if_same {
                     info!(version = before, "settings are as before");
                 }
-                return;
             }
             Ok(changed) => {
                 let version = self.keys.version();
@@ -257,31 +306,37 @@ impl Reloader {
                 self.reached.board.show_settings(version.clone(), now());
                 limits::show(&self.keys);
                 let detail = format!("settings {before} -> {version}: {}", changed.join(", "));
-                MachineEventDetails { detail: Some(shortened(detail)), ..Default::default() }
+                let detail = Some(shortened(detail));
+                let details = MachineEventDetails { detail, ..Default::default() };
+                metrics::counter!(telemetry::SETTINGS_RELOADS, "result" => "changed").increment(1);
+                self.tell(MachineEventType::SettingsChanged, details);
             }
             Err(refusal) => {
-                error!(version = before, reason = refusal.as_str(), %refusal, "other settings refused");
-                self.reached.board.show_refusal(now(), refusal.to_string());
-                MachineEventDetails {
-                    cause: Some(refusal.as_str().to_owned()),
-                    detail: Some(shortened(format!("settings {before} stay: {refusal}"))),
-                    ..Default::default()
-                }
+                self.tell_refusal(&refusal);
+                return Err(refusal);
             }
+        }
+        Ok(())
+    }
+
+    fn tell_refusal(&self, refusal: &ReloadError) {
+        let version = self.keys.version();
+        error!(version, reason = refusal.as_str(), %refusal, "other settings refused");
+        self.reached.board.show_refusal(now(), refusal.to_string());
+        let details = MachineEventDetails {
+            cause: Some(refusal.as_str().to_owned()),
+            detail: Some(shortened(format!("settings {version} stay: {refusal}"))),
+            ..Default::default()
         };
-        let (result, event_type) = match outcome {
-            Ok(_) => ("changed", MachineEventType::SettingsChanged),
-            Err(_) => ("refused", MachineEventType::SettingsRefused),
-        };
-        metrics::counter!(telemetry::SETTINGS_RELOADS, "result" => result).increment(1);
-        self.tell(event_type, details);
+        metrics::counter!(telemetry::SETTINGS_RELOADS, "result" => "refused").increment(1);
+        self.tell(MachineEventType::SettingsRefused, details);
     }
 
     /// Gives the keys that changed.
-    async fn try_reload(&mut self) -> Result<Vec<String>, ReloadError> {
+    async fn try_reload(&mut self, desired: Option<Desired>) -> Result<Vec<String>, ReloadError> {
         let file = self.file.clone();
         let loaded = tokio::task::spawn_blocking(move || {
-            let (settings, keys) = Settings::load_with_keys(file.as_deref())?;
+            let (settings, keys) = Settings::load_desired(file.as_deref(), desired.as_ref())?;
             // A machine that is added may have been learnt before.
             let folder = BaselineFolder::at(&settings.device.data_dir);
             let machines: Vec<_> = settings.machines.iter().map(|it| it.id.clone()).collect();

@@ -126,6 +126,16 @@ metrics_of_this_program! {
     INPUT_NOT_JUDGED = "input_not_judged_total";
     /// 1 while a part is ready, by `part`, as `/readyz` says it; kafka is not needed for that.
     PART_READY = "part_ready";
+    /// Connections to the hub that were accepted.
+    HUB_CONNECTS = "hub_connects_total";
+    /// Connections to the hub that ended or were not made, by `reason`: lost, or refused.
+    HUB_DISCONNECTS = "hub_disconnects_total";
+    /// 1 while the hub is connected. Absent without a link.
+    HUB_CONNECTED = "hub_connected";
+    /// What the hub sent or answered and could not be used, by `reason`.
+    HUB_REFUSED = "hub_refused_total";
+    /// Direct methods called.
+    HUB_METHODS = "hub_methods_total";
     /// 1 while a latch is set, by `machine_id`.
     MACHINE_TRIPPED = "interlock_machine_tripped";
     /// 1 while the stop of a tripped machine is not confirmed and its deadline has passed, by `machine_id`.
@@ -143,7 +153,7 @@ const CAUSES: (&str, &[&str]) =
 
 /// Every counter. Each shows as 0 before it counts, so that an alarm on its rise sees the first rise, too. Values of `reason` and
 /// `kind` that are not here come with what they count.
-pub const COUNTERS: [(&str, Labels); 37] = [
+pub const COUNTERS: [(&str, Labels); 41] = [
     (MQTT_MESSAGES, &[("session", &["protection", "recording"])]),
     (MQTT_DISCONNECTS, &[("session", &["protection", "recording", "actuator"])]),
     (MQTT_SESSIONS_DISCARDED, &[]),
@@ -187,6 +197,10 @@ pub const COUNTERS: [(&str, Labels); 37] = [
     (KAFKA_FAILURES, &[("disposition", &["retry", "dead-letter"])]),
     (TASK_PANICS, &[("task", &["journal", "forwarder"])]),
     (LOG_LINES_LOST, &[]),
+    (HUB_CONNECTS, &[]),
+    (HUB_DISCONNECTS, &[("reason", &["lost", "refused"])]),
+    (HUB_REFUSED, &[("reason", &["twin", "report", "topic", "input", "message"])]),
+    (HUB_METHODS, &[]),
 ];
 
 const LATENCY_BUCKETS_SECONDS: [f64; 14] = [

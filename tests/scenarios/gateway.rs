@@ -57,8 +57,19 @@ pub(crate) struct Gateway {
 
 impl Gateway {
     pub(crate) fn start(name: &str, machines: &str, bundle: Option<&Path>) -> anyhow::Result<Self> {
+        Self::start_with(name, machines, bundle, Vec::new())
+    }
+
+    /// With further variables.
+    pub(crate) fn start_with(
+        name: &str,
+        machines: &str,
+        bundle: Option<&Path>,
+        environment: Vec<(String, String)>,
+    ) -> anyhow::Result<Self> {
         let mut plant = Plant::new(name)?;
         plant.edge_settings.machines = machines.to_owned();
+        plant.edge_settings.environment = environment;
         plant.edge_settings.bundle_dir = bundle.map(Path::to_owned);
         // A slow processor is no reason to refuse a model here.
         let budget = ("EDGE__MODEL__LATENCY_BUDGET".to_owned(), "5s".to_owned());

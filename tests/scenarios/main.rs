@@ -18,6 +18,8 @@ mod feeder;
 mod foreign_writer;
 mod gaps;
 mod gateway;
+mod hub_link;
+mod hub_stand_in;
 mod kafka_faults;
 mod lake_disk;
 mod lake_upkeep;

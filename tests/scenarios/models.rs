@@ -21,7 +21,7 @@ use crate::gateway::{
     BLOCK_INTERVAL, BLOCK_SAMPLES, Gateway, MODEL, MOTOR, OBEYS, SENSOR, Shaking, WINDOW_MICROS,
     copy_bundle, machine_toml, one_motor,
 };
-use crate::plant::{DEADLINE, motor_bundle, now, run_dir};
+use crate::plant::{DEADLINE, kafka, motor_bundle, now, run_dir};
 
 /// The name of the model of `model.bundle-dir`.
 const DEFAULT: &str = "default";
@@ -82,6 +82,37 @@ impl Gateway {
             Ok(())
         })?;
         Ok(seen)
+    }
+
+    /// Starts the module anew, so that the budget is that of the file: the one in the environment would go before it.
+    fn restart_with_budget_of_file(&mut self) -> anyhow::Result<()> {
+        self.stop()?;
+        let environment = &mut self.plant.edge_settings.environment;
+        environment.retain(|(name, _)| name != "EDGE__MODEL__LATENCY_BUDGET");
+        self.edge = self.plant.start_edge_module()?;
+        Ok(())
+    }
+
+    /// As [`Self::change`], of the file that [`Self::restart_with_budget_of_file`] has written.
+    fn edit(&mut self, from: &str, to: &str) -> anyhow::Result<()> {
+        let before = self.status()?["settings"]["version"].clone();
+        let text = std::fs::read_to_string(&self.file)?;
+        ensure!(text.contains(from), "{from} is not in the file");
+        std::fs::write(&self.file, text.replace(from, to))?;
+        self.edge.process().signal("HUP")?;
+        eventually("another version is in force", DEADLINE, || {
+            let settings = &self.status()?["settings"];
+            ensure!(settings["version"] != before, "{settings}");
+            Ok(())
+        })
+    }
+
+    /// How often a model of this identity came into force.
+    fn times_in_force(&self, identity: &str) -> anyhow::Result<usize> {
+        let events = kafka()?.read_json(&self.plant.topic("machine-events"))?;
+        let is_it =
+            |event: &&Value| event["event_type"] == "model-changed" && event["model"] == identity;
+        Ok(events.iter().filter(is_it).count())
     }
 
     /// The motor's bearing breaks, and the model of this name must stop the motor.
@@ -315,6 +346,50 @@ fn a_bundle_that_would_have_decided_otherwise_is_refused_with_the_figures_of_bot
 }
 
 #[test]
+fn a_model_that_is_too_slow_on_the_stop_path_gives_way_to_the_one_before() -> anyhow::Result<()> {
+    let mut gateway = Gateway::start("model-slow", &one_motor(), Some(&motor_bundle()))?;
+    gateway.wait_in_force(DEFAULT, BEFORE)?;
+    gateway.restart_with_budget_of_file()?;
+    gateway.wait_in_force(DEFAULT, BEFORE)?;
+    let shaking = Shaking::start(gateway.plant.mosquitto.port());
+    let next = gateway.plant.dir.join("next");
+    copy_bundle(&next, "1.0.1", unchanged)?;
+    let quick = "shadow-time = \"5s\"\nlatency-budget = \"5s\"\n";
+    let to = format!("{quick}{}", bundle_dir(&next));
+    gateway.edit(&bundle_dir(&motor_bundle()), &to)?;
+    gateway.wait_for_model(DEFAULT, "under watch", |model| {
+        model["state"] == "watched" && model["in_force"] == NEXT
+    })?;
+
+    // No model is as quick as that. Those that are in force without a watch stay.
+    let slow = "shadow-time = \"10m\"\nlatency-budget = \"1us\"\n";
+    gateway.edit(quick, slow)?;
+    let model = gateway.wait_refused("model.latency-budget is 1µs")?;
+    let refusal = model["refusal"].as_str().context("no refusal")?;
+    for words in [NEXT, " us, one in a hundred over ", &format!("returned to {BEFORE}")] {
+        assert!(refusal.contains(words), "{words} is not in {refusal}");
+    }
+    let event = gateway.wait_for_event("model-refused", &["model.latency-budget", NEXT])?;
+    assert_eq!((&event["cause"], &event["model"]), (&"latency".into(), &BEFORE.into()), "{event}");
+
+    // Other settings that say nothing of it do not bring it back.
+    let beside = format!("{slow}bundles = {{ y = \"{}\" }}\n", motor_bundle().display());
+    gateway.edit(slow, &beside)?;
+    gateway.wait_for_model("y", "in force", |model| model["in_force"] == BEFORE)?;
+    assert_eq!(gateway.model(DEFAULT)?, model);
+    assert_eq!(gateway.times_in_force(NEXT)?, 1);
+    gateway.check_stopped_by(&shaking, BEFORE)?;
+    // Another content of its folder is another bundle.
+    copy_bundle(&next, "1.0.2", unchanged)?;
+    gateway.wait_for_model(DEFAULT, "in its shadow time", |model| {
+        model["state"] == "shadow" && model["candidate"] == "motor@1.0.2"
+    })?;
+    assert_eq!(gateway.times_in_force(NEXT)?, 1);
+    shaking.end()?;
+    Ok(())
+}
+
+#[test]
 fn a_bundle_is_judged_by_windows_and_not_by_the_time_that_a_machine_stands() -> anyhow::Result<()> {
     let mut gateway = Gateway::start("model-unseen", &one_motor(), Some(&motor_bundle()))?;
     gateway.wait_in_force(DEFAULT, BEFORE)?;
@@ -370,7 +445,7 @@ fn a_model_that_the_settings_name_no_more_is_out_of_force_and_does_not_come_back
 }
 
 /// Gives one file over HTTP, goes on from where a client asks, and breaks off in the middle when it was told to.
-struct ArchiveServer {
+pub(crate) struct ArchiveServer {
     port: u16,
     served: Arc<Served>,
     thread: JoinHandle<()>,
@@ -385,7 +460,7 @@ struct Served {
 }
 
 impl ArchiveServer {
-    fn start(archive: Vec<u8>) -> anyhow::Result<Self> {
+    pub(crate) fn start(archive: Vec<u8>) -> anyhow::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let port = listener.local_addr()?.port();
         let served = Arc::new(Served {
@@ -407,10 +482,13 @@ impl ArchiveServer {
         Ok(Self { port, served, thread })
     }
 
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}/motor.tar", self.port)
+    }
+
     /// The entry of `model.bundles`.
     fn bundle(&self, sha256: &str) -> String {
-        let port = self.port;
-        format!("{{ url = \"http://127.0.0.1:{port}/motor.tar\", sha256 = \"{sha256}\" }}")
+        format!("{{ url = \"{}\", sha256 = \"{sha256}\" }}", self.url())
     }
 
     fn break_off(&self) {
@@ -421,7 +499,7 @@ impl ArchiveServer {
         self.served.ranges.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn close(self) -> anyhow::Result<()> {
+    pub(crate) fn close(self) -> anyhow::Result<()> {
         self.served.is_over.store(true, Ordering::SeqCst);
         let address = (Ipv4Addr::LOCALHOST, self.port);
         // It looks up with the next connection.
@@ -470,7 +548,7 @@ impl Served {
 }
 
 /// Makes one file of a bundle, as operators do; gives its sha256.
-fn pack(folder: &Path, file: &Path) -> anyhow::Result<String> {
+pub(crate) fn pack(folder: &Path, file: &Path) -> anyhow::Result<String> {
     let program = workspace_root().join("target/setup/model-venv/bin/python");
     let packed = Command::new(&program)
         .args(["-m", "machine_model", "pack"])

@@ -1,5 +1,5 @@
 //! What tests and the demo need beyond one package: servers on free ports, child processes, recordings, an independent
-//! reader of the lake, simulated machines and signals.
+//! reader of the lake, simulated machines and signals, a stand-in for IoT Edge and IoT Hub.
 //!
 //! Everything listens on 127.0.0.1 on a port that was free, writes below a folder that the caller names, and ends with the
 //! process that started it, even when that process is killed.
@@ -12,6 +12,7 @@ pub mod edge_module;
 pub mod eventually;
 pub mod http;
 pub mod http_proxy;
+pub mod hub;
 pub mod kafka;
 pub mod lake;
 pub mod machine;

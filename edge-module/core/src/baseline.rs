@@ -8,12 +8,13 @@
 //! Limits: [`BASELINE_BYTES_MAX`], [`PAIRS_MAX`] pairs of condition and sensor, [`FEATURES_MAX`] features of each.
 //!
 //! **Memory.** A pair takes at most about 120 kB while it is learnt: 64 kB of logits, 41 kB of levels over the run (107
-//! features), the rest moments. All pairs together stay below 32 MB.
+//! features), the rest moments. All pairs together stay below 32 MB, and what waits for its condition to be confirmed below 8 MB.
 
 mod learner;
 mod progress;
 mod settings;
 mod track;
+mod waiting;
 
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@
 //! sensor; `interlock` decides when a machine must stop; `fair` keeps one sensor from starving another. On the other path
 //! `aggregate` folds readings of an interval into one, `deadband` holds back what says nothing new, `snapshot` keeps the
 //! raw samples around a trip, `outbox` keeps the books of what is owed to the cloud, and `ledger` tells the cloud what to expect.
+//! `hub` speaks with IoT Edge or IoT Hub: who we are there, topics, and the twin.
 
 pub mod aggregate;
 pub mod baseline;
@@ -14,6 +15,7 @@ pub mod drift;
 pub mod explanation;
 pub mod fair;
 pub mod features;
+pub mod hub;
 pub mod interlock;
 pub mod ledger;
 pub mod operation;

@@ -6,6 +6,9 @@
 //!
 //! A machine without conditions has one baseline, [`ANY_CONDITION`]. Where it has some, a value that is missing, too old, not
 //! finite or in no condition's ranges gives [`Current::Unknown`], never a guess.
+//!
+//! A reading is of a moment, and the next one comes later: what is measured in between belongs to a condition only if the readings
+//! before and after say so. [`Operation::holding`] tells from when to when that is known.
 
 #[cfg(test)]
 mod tests;
@@ -143,6 +146,17 @@ impl<'a> Current<'a> {
     }
 }
 
+/// A condition that holds, and for which time its sensors vouch for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holding<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Since then it holds without a break. What is older may be of another one, or of none.
+    pub since: Instant,
+    /// Each of its sensors has spoken then or later. What came before that, and after `since`, lies between readings that agree.
+    pub heard: Instant,
+}
+
 /// Tells in which condition one machine runs.
 #[derive(Debug)]
 pub struct Operation {
@@ -150,6 +164,8 @@ pub struct Operation {
     stale_after: Duration,
     /// Each sensor that a range names, whether it has spoken or not.
     heard: BTreeMap<SensorId, Option<Heard>>,
+    /// Since when no reading has changed the condition; `None` while nobody asks for that.
+    followed: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -173,14 +189,43 @@ impl Operation {
         }
         let ranges = conditions.iter().flat_map(|condition| &condition.ranges);
         let heard = ranges.map(|range| (range.sensor.clone(), None)).collect();
-        Ok(Self { conditions, stale_after, heard })
+        Ok(Self { conditions, stale_after, heard, followed: None })
     }
 
     /// Takes a reading; those of sensors that no range names are left alone. Allocates nothing.
     pub fn handle_reading(&mut self, sensor: &SensorId, value: f64, now: Instant) {
+        if !self.heard.contains_key(sensor) {
+            return;
+        }
+        // Also a value that was too old until now is a change.
+        let before = self.followed.map(|_| self.holds_now(now));
         if let Some(heard) = self.heard.get_mut(sensor) {
             *heard = Some(Heard { value, at: now });
         }
+        if before.is_some_and(|before| before != self.holds_now(now)) {
+            self.followed = Some(now);
+        }
+    }
+
+    /// Begins to notice when the condition changes, for [`Self::holding`].
+    pub const fn follow(&mut self, now: Instant) {
+        self.followed = Some(now);
+    }
+
+    /// Ends what [`Self::follow`] began.
+    pub const fn unfollow(&mut self) {
+        self.followed = None;
+    }
+
+    /// The condition that holds now, with the time that its sensors vouch for; `None` where none is known, in a machine without
+    /// conditions, and in one that is not followed.
+    #[must_use]
+    pub fn holding(&self, now: Instant) -> Option<Holding<'_>> {
+        let (since, condition) = (self.followed?, &self.conditions[self.holds_now(now)?]);
+        let heard =
+            condition.ranges.iter().filter_map(|range| self.heard.get(&range.sensor)?.as_ref());
+        let heard = heard.map(|heard| heard.at).min()?;
+        Some(Holding { name: &condition.name, since, heard })
     }
 
     /// The condition that holds now.
@@ -189,14 +234,8 @@ impl Operation {
         if self.conditions.is_empty() {
             return Current::Only;
         }
-        let holds = |range: &OperatingRange| {
-            self.heard.get(&range.sensor).copied().flatten().is_some_and(|heard| {
-                let age = now.saturating_duration_since(heard.at);
-                age <= self.stale_after && range.contains(heard.value)
-            })
-        };
-        let found = self.conditions.iter().find(|condition| condition.ranges.iter().all(holds));
-        found.map_or(Current::Unknown, |condition| Current::Condition(&condition.name))
+        let name = |index: usize| Current::Condition(&self.conditions[index].name);
+        self.holds_now(now).map_or(Current::Unknown, name)
     }
 
     /// The sensors whose readings are needed.
@@ -211,6 +250,17 @@ impl Operation {
             return vec![ANY_CONDITION.to_owned()];
         }
         self.conditions.iter().map(|condition| condition.name.clone()).collect()
+    }
+
+    /// Number of the condition that holds.
+    fn holds_now(&self, now: Instant) -> Option<usize> {
+        let holds = |range: &OperatingRange| {
+            self.heard.get(&range.sensor).copied().flatten().is_some_and(|heard| {
+                let age = now.saturating_duration_since(heard.at);
+                age <= self.stale_after && range.contains(heard.value)
+            })
+        };
+        self.conditions.iter().position(|condition| condition.ranges.iter().all(holds))
     }
 }
 

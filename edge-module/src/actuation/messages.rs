@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | `plant/{machine}/command` | out | `{"command":"stop","trip_id":…,"attempt":…}` | no |
 //! | `plant/{machine}/heartbeat` | out | `{"device_id":…,"count":…}` | no |
-//! | `plant/{machine}/interlock` | out | the latch: `{"state":"armed",…}`, and with `refused` the last request of a person that was refused, until one is granted | yes |
+//! | `plant/{machine}/interlock` | out | the latch: `{"state":"armed",…}`, and with `refused` the last request of a person that was refused, until one is granted; while the machine is learnt `learning`, and of what was learnt `learnt_at` | yes |
 //! | `plant/{machine}/state` | in | `{"state":"running" \| "stopping" \| "stopped"}` | as the machine likes |
 //! | `plant/{machine}/reset` | in | `{"operator":"name"}` | ignored if retained |
 //! | `plant/{machine}/shelve` | in | `{"operator":"name","rule":…,"for":"2h","reason":…}` | ignored if retained |
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use edge_core::interlock::{LatchSnapshot, MachineState, REASON_CHARACTERS_MAX, ShelveRequest};
 use serde::{Deserialize, Serialize};
-use shared_proto::model::MachineId;
+use shared_proto::model::{EventTime, MachineId};
 
 use crate::actuation::StopOrder;
 use crate::config::Protection;
@@ -110,6 +110,34 @@ pub struct RefusedRequest {
     pub at: String,
 }
 
+/// How far a machine is learnt.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ShownLearning {
+    /// Who asked for it.
+    pub operator: String,
+    /// Since when.
+    pub since: EventTime,
+    /// When it ends at the latest.
+    pub until: EventTime,
+    /// The operating condition of now; `None`: none that is known.
+    pub condition: Option<String>,
+    /// What each sensor needs in each condition.
+    pub wanted: ShownWindows,
+    /// What was learnt, by condition: of the sensor that is least far.
+    pub conditions: BTreeMap<String, ShownWindows>,
+    /// Windows that are learnt when the next readings confirm the condition.
+    pub waiting: u64,
+}
+
+/// Windows, and the running time that they stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ShownWindows {
+    /// How many.
+    pub windows: u64,
+    /// Running time.
+    pub seconds: f64,
+}
+
 /// What is shown of an interlock.
 #[derive(Clone, Debug)]
 pub struct ShownLatch {
@@ -117,6 +145,10 @@ pub struct ShownLatch {
     pub latch: LatchSnapshot,
     /// The last request that was refused, if none was granted since.
     pub refused: Option<RefusedRequest>,
+    /// How far the machine is learnt, while it is.
+    pub learning: Option<ShownLearning>,
+    /// When the baseline was learnt that is in force, in RFC 3339.
+    pub learnt_at: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,9 +226,11 @@ impl Topics {
     /// The state of a latch, to be retained: topic and payload.
     #[must_use]
     pub fn interlock(&self, shown: &ShownLatch) -> Option<(&str, Vec<u8>)> {
-        let ShownLatch { latch, refused } = shown;
+        let ShownLatch { latch, refused, learning, learnt_at } = shown;
         let topics = self.outgoing.get(&latch.machine_id)?;
-        Some((&topics.interlock, json(&InterlockPayload { state: latch.as_str(), latch, refused })))
+        let state = latch.as_str();
+        let payload = InterlockPayload { state, latch, refused, learning, learnt_at };
+        Some((&topics.interlock, json(&payload)))
     }
 
     /// Where latches are shown.
@@ -360,6 +394,10 @@ struct InterlockPayload<'a> {
     latch: &'a LatchSnapshot,
     #[serde(skip_serializing_if = "Option::is_none")]
     refused: &'a Option<RefusedRequest>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    learning: &'a Option<ShownLearning>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    learnt_at: &'a Option<String>,
 }
 
 fn json(payload: &impl Serialize) -> Vec<u8> {
@@ -422,5 +460,45 @@ mod tests {
         check_shelving(("2h", "-2h"), "expected {\"operator\"");
         check("plant/press-2/state", r#"{"state":"stopped"}"#, false, "no configured machine");
         check("plant/press-1/state", &"x".repeat(5000), false, "5000 bytes, at most 4096");
+    }
+
+    #[test]
+    fn learning_is_shown_beside_the_latch_while_it_goes_on() {
+        let text_of = |shown: &ShownLatch| {
+            let topics = topics();
+            let (topic, payload) = topics.interlock(shown).expect("a machine of the settings");
+            assert_eq!(topic, "plant/press-1/interlock");
+            String::from_utf8(payload).expect("text")
+        };
+        let latch = LatchSnapshot {
+            machine_id: MachineId::new("press-1").expect("valid"),
+            trip_count: 0,
+            trip: None,
+            machine_state: Some(MachineState::Running),
+            shelved: Vec::new(),
+            alarms: Vec::new(),
+            sensor_faults: Vec::new(),
+            dry_run: false,
+            rule_version: "1a2b".to_owned(),
+        };
+        let learning = ShownLearning {
+            operator: "Kim".to_owned(),
+            since: EventTime::from_micros(1_772_353_800_000_000),
+            until: EventTime::from_micros(1_772_357_400_000_000),
+            condition: None,
+            wanted: ShownWindows { windows: 30, seconds: 600.0 },
+            conditions: [("idle".to_owned(), ShownWindows { windows: 12, seconds: 24.5 })].into(),
+            waiting: 3,
+        };
+        let mut shown =
+            ShownLatch { latch, refused: None, learning: Some(learning), learnt_at: None };
+        let head = r#"{"state":"armed","machine_id":"press-1","trip_count":0,"trip":null,"machine_state":"running","rule_version":"1a2b""#;
+        let of_learning = concat!(
+            r#","learning":{"operator":"Kim","since":1772353800000000,"until":1772357400000000,"condition":null,"#,
+            r#""wanted":{"windows":30,"seconds":600.0},"conditions":{"idle":{"windows":12,"seconds":24.5}},"waiting":3}}"#
+        );
+        assert_eq!(text_of(&shown), format!("{head}{of_learning}"));
+        (shown.learning, shown.learnt_at) = (None, Some("2026-03-01T08:31:41Z".to_owned()));
+        assert_eq!(text_of(&shown), format!(r#"{head},"learnt_at":"2026-03-01T08:31:41Z"}}"#));
     }
 }

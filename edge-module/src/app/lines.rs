@@ -1,21 +1,25 @@
 //! The bounded channels between the paths and whoever changes them while they run: settings, models, what was learnt.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use edge_core::baseline::Baseline;
 use shared_proto::model::MachineEvent;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tracing::error;
 
 use super::{Sources, own_name};
-use crate::admin::Board;
+use crate::admin::{Board, Part};
 use crate::calibration::{BaselineFolder, KeptBaseline};
 use crate::config::Settings;
+use crate::hub;
+use crate::hub::access::{Access, AccessError};
 use crate::latch::LatchFolder;
 use crate::models::{self, Trouble};
 use crate::protection::{self, NotKept};
 use crate::recording;
-use crate::reload::{Reached, Reloader};
+use crate::reload::{DesiredChange, Reached, Reloader};
 
 /// Orders and reports about models and baselines that may wait.
 const MODEL_QUEUE_LENGTH: usize = 8;
@@ -41,6 +45,7 @@ pub(super) struct Lines {
     pub(super) recording: recording::Links,
     pub(super) models: ModelLines,
     pub(super) baselines: BaselineLines,
+    pub(super) desired: mpsc::Sender<DesiredChange>,
 }
 
 /// Settings have one place in each channel: who sends the next waits for the answer to the one before.
@@ -71,9 +76,10 @@ pub(super) fn connect_settings(
         events: events.clone(),
         board: board.clone(),
     };
-    let in_force = (settings.clone(), sources.keys);
-    let latches = latches.clone();
-    let reloader = Reloader::new(sources.file, in_force, latches, own_name(settings), reached);
+    let (desired, changes) = mpsc::channel(1);
+    let (name, latches) = (own_name(settings), latches.clone());
+    let Sources { loaded, file, .. } = sources;
+    let reloader = Reloader::new(file, loaded, changes, latches, name, reached);
     let lines = Lines {
         historical_after,
         protection: protection::Links {
@@ -101,8 +107,39 @@ pub(super) fn connect_settings(
             settings: in_newest,
             troubles: in_troubles,
         },
+        desired,
     };
     (reloader, lines)
+}
+
+/// How to reach the hub of the settings; nothing if there shall be no link.
+pub(super) fn access(settings: &Settings) -> Result<Option<Access>, AccessError> {
+    Access::new(&settings.iot_hub, |name| std::env::var(name).ok())
+}
+
+/// A link that cannot be set up is no reason to leave the machines without protection.
+pub(super) fn start_link(
+    settings: &Settings,
+    desired: mpsc::Sender<DesiredChange>,
+    board: &Board,
+    stop: &watch::Sender<bool>,
+) -> Option<JoinHandle<()>> {
+    match access(settings) {
+        Ok(None) => None,
+        Ok(Some(access)) => {
+            board.set(Part::Hub, Err("connecting".to_owned()));
+            let links = hub::Links { desired, board: board.clone() };
+            let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |it| it.as_nanos());
+            let seed = (seed as u64) ^ u64::from(std::process::id());
+            let link = hub::Link::new(settings.iot_hub.clone(), access, links, seed);
+            Some(tokio::spawn(link.run(stop.subscribe())))
+        }
+        Err(error) => {
+            error!(%error, "no link to a hub; everything else goes on");
+            board.set(Part::Hub, Err(error.to_string()));
+            None
+        }
+    }
 }
 
 /// Brings what was learnt to the disk, and only then into force.

@@ -98,6 +98,26 @@ fn the_threshold_is_that_of_the_condition_the_machine_runs_in() {
 }
 
 #[test]
+fn a_machine_that_is_followed_tells_since_when_its_condition_holds() {
+    let conditions = slow_and_fast(1_000.0);
+    let mut calibration = Calibration::default();
+    calibration.replace([(machine(), conditions.clone())].into());
+    let (speed, start) = (sensor("press-1/speed"), Instant::now());
+    let at = |seconds: u64| start + Duration::from_secs(seconds);
+    calibration.handle_reading(&speed, 600.0, at(0));
+    assert_eq!(calibration.holding(&machine(), at(0)), None, "nobody follows");
+    calibration.follow(&machine(), at(1));
+    calibration.handle_reading(&speed, 1_200.0, at(2));
+    calibration.handle_reading(&speed, 1_300.0, at(3));
+    let expected = Some(Holding { name: "fast", since: at(2), heard: at(3) });
+    assert_eq!(calibration.holding(&machine(), at(3)), expected);
+    calibration.replace([(machine(), conditions)].into());
+    assert_eq!(calibration.holding(&machine(), at(3)), expected, "the same settings");
+    calibration.unfollow(&machine());
+    assert_eq!(calibration.holding(&machine(), at(3)), None);
+}
+
+#[test]
 fn in_an_unknown_condition_a_model_of_a_level_keeps_to_the_machines_own_scale() {
     let conditions = slow_and_fast(1_000.0);
     let mut calibration = Calibration::default();

@@ -1,16 +1,19 @@
 //! The explanation as a picture: one SVG, written by hand.
 //!
 //! Over a logarithmic frequency axis the spectrum of the window that decided, in decibels, and the usual one behind it; the bands
-//! that drove the score are shaded, the shaft's and the bearings' lines drawn thin, the lines that grew most marked. A label that would
-//! cover another is left out, less important ones first; what it names stays drawn.
+//! that drove the score are shaded, in one colour where they are above usual and in another where they are below, the shaft's and the
+//! bearings' lines drawn thin, the lines that grew most marked. A label that would cover another is pushed aside, or else left out, less
+//! important ones first; what it names stays drawn, and how many are left out is said.
 
+mod room;
 mod svg;
 
-use edge_core::explanation::{Contribution, Point, ReducedSpectrum};
+use edge_core::explanation::{Contribution, Peak, Point, ReducedSpectrum};
 
 use super::lines::{KnownLine, known_lines};
-use super::text::{band, driving, grown_peaks, hertz, sentence};
+use super::text::{CONTRIBUTIONS_MAX, band, driving, grown_peaks, hertz, sentence};
 use crate::explanations::Explanation;
+use room::{Area, Room};
 use svg::{Anchor, Svg, width_of};
 
 const WIDTH: f64 = 1_200.0;
@@ -21,12 +24,20 @@ const TOP: f64 = 186.0;
 const BOTTOM: f64 = 640.0;
 /// Of the texts at the top.
 const MARGIN: f64 = 24.0;
+/// Baselines of the legend's rows.
+const LEGEND_ROWS: [f64; 2] = [100.0, 117.0];
 /// Rows of labels of known lines, over the plot.
 const LABEL_ROWS: usize = 4;
 const LABEL_ROW_HEIGHT: f64 = 15.0;
 const LABEL_SIZE: f64 = 11.0;
-/// A third of an octave of bands is just as wide as its name.
+/// A third of an octave of bands is hardly as wide as its name.
 const BAND_LABEL_SIZE: f64 = 10.0;
+const BAND_ROW_HEIGHT: f64 = 14.0;
+/// Rows of names of bands, each with its figure below: neighbours that are too narrow take turns.
+const BAND_ROWS: u8 = 2;
+/// From a peak to the baseline of its label: above, below, further above.
+const PEAK_LABELS: [f64; 3] = [-8.0, 17.0, -22.0];
+const PEAK_RADIUS: f64 = 4.0;
 /// The lowest frequency is this much under the highest, at most: 3.7 decades.
 const FREQUENCY_SPAN_MAX: f64 = 5_000.0;
 /// The lowest level is so many decibels under the highest, at most.
@@ -35,8 +46,8 @@ const LEVEL_SPAN_MAX: f64 = 100.0;
 const HEADROOM: f64 = 0.14;
 /// Features that the sentence names: more do not fit.
 const SENTENCE_FEATURES: usize = 2;
-/// Bands that are shaded.
-const BANDS_MAX: usize = 8;
+/// Bands that are shaded: no more than the text names.
+const BANDS_MAX: usize = CONTRIBUTIONS_MAX;
 
 const INK: &str = "#222b36";
 const FAINT: &str = "#5b6673";
@@ -45,32 +56,40 @@ const NOW: &str = "#1a5fb4";
 const USUAL: &str = "#9aa5b1";
 const BAND: &str = "#f29d38";
 const BAND_INK: &str = "#9a5a00";
+const BELOW: &str = "#5aa9e6";
+const BELOW_INK: &str = "#1f5f99";
 const SHAFT: &str = "#6b7280";
 const BEARINGS: [&str; 4] = ["#1b8a5a", "#8e3fa8", "#b3402f", "#0e7c8b"];
 
 /// Draws one explanation.
 pub(super) fn draw(explanation: &Explanation) -> String {
     let mut svg = Svg::new(WIDTH, HEIGHT);
-    head(&mut svg, explanation);
+    let mut left_out = head(&mut svg, explanation);
     match Frame::of(explanation) {
         Some(frame) => {
+            let mut room = Room::default();
             shade_bands(&mut svg, &frame, explanation);
             axes(&mut svg, &frame, explanation);
-            known(&mut svg, &frame, explanation);
+            left_out += known(&mut svg, &frame, explanation);
             if let Some(usual) = &explanation.usual {
                 curve(&mut svg, &frame, &usual.spectrum, USUAL);
             }
             curve(&mut svg, &frame, &explanation.spectrum, NOW);
-            name_bands(&mut svg, &frame, explanation);
-            mark_peaks(&mut svg, &frame, explanation);
+            left_out += name_bands(&mut svg, &frame, explanation, &mut room);
+            left_out += mark_peaks(&mut svg, &frame, explanation, &mut room);
         }
         None => svg.text(LEFT, TOP, 14.0, FAINT, Anchor::Start, "The spectrum is empty."),
+    }
+    if left_out > 0 {
+        let labels = if left_out == 1 { "label is" } else { "labels are" };
+        let text = format!("{left_out} {labels} left out for want of room");
+        svg.text(RIGHT, BOTTOM + 42.0, 12.0, FAINT, Anchor::End, &text);
     }
     svg.end()
 }
 
-/// Title, sentence and legend.
-fn head(svg: &mut Svg, explanation: &Explanation) {
+/// Title, sentence and legend. Gives the labels that were left out, as all below.
+fn head(svg: &mut Svg, explanation: &Explanation) -> usize {
     let Explanation { machine_id, sensor_id, time, score, threshold, .. } = explanation;
     let title = format!("{machine_id} was stopped: sensor {sensor_id}, {time}");
     svg.bold(MARGIN, 34.0, 20.0, INK, &fitting(&title, 20.0));
@@ -81,10 +100,10 @@ fn head(svg: &mut Svg, explanation: &Explanation) {
     svg.text(MARGIN, 56.0, 13.0, FAINT, Anchor::Start, &fitting(&score, 13.0));
     let sentence = sentence(explanation, SENTENCE_FEATURES);
     svg.text(MARGIN, 78.0, 14.0, INK, Anchor::Start, &fitting(&sentence, 14.0));
-    legend(svg, explanation);
+    legend(svg, explanation)
 }
 
-fn legend(svg: &mut Svg, explanation: &Explanation) {
+fn legend(svg: &mut Svg, explanation: &Explanation) -> usize {
     let before = match &explanation.usual {
         Some(usual) => format!("before (mean of {} windows)", usual.windows),
         None => String::new(),
@@ -94,25 +113,36 @@ fn legend(svg: &mut Svg, explanation: &Explanation) {
     if !before.is_empty() {
         entries.push((USUAL, &before));
     }
-    let mut driving = driving(&explanation.contributions);
-    if driving.any(|it| band(it.feature, &explanation.band_edges_hz).is_some()) {
-        entries.push((BAND, "drove the score (logit)"));
+    let is_band = |it: &&Contribution| band(it.feature, &explanation.band_edges_hz).is_some();
+    let (below, above): (Vec<&Contribution>, Vec<&Contribution>) =
+        driving(&explanation.contributions).filter(is_band).partition(|it| is_below(it));
+    if !above.is_empty() {
+        entries.push((BAND, "drove the score, above usual (logit)"));
+    }
+    if !below.is_empty() {
+        entries.push((BELOW, "drove the score, below usual (logit)"));
     }
     if is_lined {
         entries.push((SHAFT, "shaft"));
         let bearings = explanation.bearings.iter().enumerate();
         entries.extend(bearings.map(|(index, it)| (bearing_colour(index), it.name.as_str())));
     }
-    let mut x = MARGIN;
+    let (mut x, mut row, mut left_out) = (MARGIN, 0, 0);
     for (colour, text) in entries {
         let width = 26.0 + width_of(text, 12.0) + 18.0;
-        if x + width > WIDTH {
-            return;
+        if x + width > WIDTH && x > MARGIN {
+            (x, row) = (MARGIN, row + 1);
         }
-        svg.rectangle((x, 94.0), (18.0, 4.0), colour, 1.0);
-        svg.text(x + 24.0, 100.0, 12.0, FAINT, Anchor::Start, text);
-        x += width;
+        match LEGEND_ROWS.get(row) {
+            Some(y) if x + width <= WIDTH => {
+                svg.rectangle((x, y - 6.0), (18.0, 4.0), colour, 1.0);
+                svg.text(x + 24.0, *y, 12.0, FAINT, Anchor::Start, text);
+                x += width;
+            }
+            Some(_) | None => left_out += 1,
+        }
     }
+    left_out
 }
 
 const fn bearing_colour(index: usize) -> &'static str {
@@ -199,25 +229,42 @@ fn driving_bands<'a>(
         .take(BANDS_MAX)
 }
 
+fn is_below(contribution: &Contribution) -> bool {
+    contribution.value < contribution.usual
+}
+
 fn shade_bands(svg: &mut Svg, frame: &Frame, explanation: &Explanation) {
     let largest = explanation.contributions.first().map_or(1.0, |it| it.logit);
     for (contribution, left, right) in driving_bands(frame, explanation) {
         let opacity = 0.08 + 0.24 * contribution.logit / largest;
-        svg.rectangle((left, TOP), (right - left, BOTTOM - TOP), BAND, opacity);
+        let colour = if is_below(contribution) { BELOW } else { BAND };
+        svg.rectangle((left, TOP), (right - left, BOTTOM - TOP), colour, opacity);
     }
 }
 
-fn name_bands(svg: &mut Svg, frame: &Frame, explanation: &Explanation) {
+/// Largest contribution first.
+fn name_bands(svg: &mut Svg, frame: &Frame, explanation: &Explanation, room: &mut Room) -> usize {
+    let mut left_out = 0;
     for (contribution, left, right) in driving_bands(frame, explanation) {
-        let name = contribution.feature.to_string();
-        let logit = format!("{:+.1}", contribution.logit);
-        for (row, text) in (1_u8..).zip([name, logit]) {
-            if width_of(&text, BAND_LABEL_SIZE) < right - left {
-                let (x, y) = (f64::midpoint(left, right), TOP + 14.0 * f64::from(row));
-                svg.haloed(x, y, BAND_LABEL_SIZE, BAND_INK, &text);
-            }
-        }
+        let (name, logit) =
+            (contribution.feature.to_string(), format!("{:+.1}", contribution.logit));
+        let half = width_of(&name, BAND_LABEL_SIZE).max(width_of(&logit, BAND_LABEL_SIZE)) / 2.0;
+        let x = f64::midpoint(left, right).clamp(LEFT + half, RIGHT - half);
+        let places = (0..BAND_ROWS).map(|row| {
+            let y = TOP + BAND_ROW_HEIGHT * f64::from(1 + 2 * row);
+            let of_name = Area::of_text(x, y, BAND_LABEL_SIZE, &name);
+            let of_logit = Area::of_text(x, y + BAND_ROW_HEIGHT, BAND_LABEL_SIZE, &logit);
+            (y, of_name.with(of_logit))
+        });
+        let Some(y) = room.take(places) else {
+            left_out += 1;
+            continue;
+        };
+        let ink = if is_below(contribution) { BELOW_INK } else { BAND_INK };
+        svg.haloed(x, y, BAND_LABEL_SIZE, ink, &name);
+        svg.haloed(x, y + BAND_ROW_HEIGHT, BAND_LABEL_SIZE, ink, &logit);
     }
+    left_out
 }
 
 fn axes(svg: &mut Svg, frame: &Frame, explanation: &Explanation) {
@@ -304,7 +351,7 @@ impl Label {
 }
 
 /// Lines of shaft and bearings. Row 0 is next to the plot.
-fn known(svg: &mut Svg, frame: &Frame, explanation: &Explanation) {
+fn known(svg: &mut Svg, frame: &Frame, explanation: &Explanation) -> usize {
     let mut lines = known_lines(explanation);
     lines.retain(|line| frame.has(line.frequency_hz));
     // The lines themselves find a place for their labels before their harmonics do.
@@ -329,34 +376,43 @@ fn known(svg: &mut Svg, frame: &Frame, explanation: &Explanation) {
         };
         svg.dashed((x, top), (x, BOTTOM), colour, opacity);
     }
+    lines.len() - placed.len()
 }
 
 /// In the lowest row that has room; `None` if none has.
 fn place(line: &KnownLine, x: f64, placed: &[Label]) -> Option<Label> {
     let half = width_of(&line.label, LABEL_SIZE) / 2.0;
-    // Within the picture, even if its line is at the edge.
-    let middle = x.clamp(LEFT + half - 40.0, WIDTH - half - 4.0);
+    // Within the picture and beside the axis, even if its line is at the edge.
+    let middle = x.clamp(LEFT + half - 4.0, WIDTH - half - 4.0);
     let rows =
         (0..LABEL_ROWS).map(|row| Label { row, x, left: middle - half, right: middle + half });
     rows.into_iter().find(|label| placed.iter().all(|other| label.goes_with(other)))
 }
 
 /// The lines that grew most, largest first: where there is no room for a frequency, there is still its circle.
-fn mark_peaks(svg: &mut Svg, frame: &Frame, explanation: &Explanation) {
-    let mut covered: Vec<(f64, f64, f64)> = Vec::new();
-    for peak in grown_peaks(explanation).iter().filter(|peak| frame.has(peak.frequency_hz)) {
-        let (x, y) = (frame.x(peak.frequency_hz), frame.y(decibels(peak.power)));
-        svg.circle((x, y), 4.0, NOW);
+fn mark_peaks(svg: &mut Svg, frame: &Frame, explanation: &Explanation, room: &mut Room) -> usize {
+    let mut peaks = grown_peaks(explanation);
+    peaks.retain(|peak| frame.has(peak.frequency_hz));
+    let place = |peak: &Peak| (frame.x(peak.frequency_hz), frame.y(decibels(peak.power)));
+    for centre in peaks.iter().map(place) {
+        svg.circle(centre, PEAK_RADIUS, NOW);
+        room.cover(Area::of_circle(centre, PEAK_RADIUS));
+    }
+    let mut left_out = 0;
+    for peak in &peaks {
+        let (x, y) = place(peak);
         let text = format!("{} Hz", hertz(peak.frequency_hz));
         let half = width_of(&text, LABEL_SIZE) / 2.0;
-        let is_free = covered.iter().all(|(left, right, other)| {
-            x + half < *left || x - half > *right || (y - other).abs() > LABEL_SIZE + 6.0
-        });
-        if is_free {
-            svg.haloed(x, y - 8.0, LABEL_SIZE, NOW, &text);
-            covered.push((x - half, x + half, y));
+        let x = x.clamp(LEFT + half, RIGHT - half);
+        let baselines = PEAK_LABELS.iter().map(|away| y + away);
+        let within = baselines.filter(|y| (TOP + LABEL_SIZE..BOTTOM - 4.0).contains(y));
+        let places = within.map(|y| (y, Area::of_text(x, y, LABEL_SIZE, &text)));
+        match room.take(places) {
+            Some(y) => svg.haloed(x, y, LABEL_SIZE, NOW, &text),
+            None => left_out += 1,
         }
     }
+    left_out
 }
 
 #[cfg(test)]

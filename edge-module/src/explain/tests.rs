@@ -1,4 +1,5 @@
-use edge_core::explanation::ReducedSpectrum;
+use edge_core::explanation::{Contribution, ReducedSpectrum};
+use edge_core::features::FeatureName;
 
 use super::*;
 use crate::explanations::tests::explanation;
@@ -16,7 +17,7 @@ fn store_with(trips: &[&str]) -> (tempfile::TempDir, ExplanationStore) {
 
 fn answer(store: &ExplanationStore, event: &str) -> Result<String, ExplainError> {
     let mut answer = Vec::new();
-    explain(store, event, None, &mut answer)?;
+    explain(store, event, &ExplainOutput::default(), &mut answer)?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
@@ -54,7 +55,7 @@ Lines of the spectrum that grew most (near is within 1.0 Hz or 1 %):
 #[test]
 fn what_is_not_known_is_said() {
     let check = |explanation: &Explanation, expected: &str| {
-        let report = text::report(explanation);
+        let report = text::report(explanation, false);
         assert!(report.contains(expected), "{report}");
     };
     let whole = explanation(TRIP);
@@ -72,10 +73,37 @@ fn what_is_not_known_is_said() {
 }
 
 #[test]
+fn the_ten_features_that_drove_the_score_most_are_named_unless_all_are_wanted() {
+    let with = |count: u8| {
+        let mut explanation = explanation(TRIP);
+        let first = explanation.contributions[0].clone();
+        let of = |index| Contribution {
+            feature: FeatureName::Band(index),
+            logit: 2.0 - f64::from(index) / 10.0,
+            ..first.clone()
+        };
+        explanation.contributions = (0..count).map(of).collect();
+        explanation
+    };
+    let check = |count: u8, is_all: bool, named: usize, expected: Option<&str>| {
+        let report = text::report(&with(count), is_all);
+        let table = report.lines().filter(|line| line.trim_start().starts_with('+'));
+        assert_eq!(table.count(), named, "{report}");
+        let more = report.lines().find(|line| line.contains("--all"));
+        assert_eq!(more, expected, "{report}");
+    };
+    check(10, false, 10, None);
+    check(11, false, 10, Some("  and 1 more, of less or against it: --all shows them"));
+    check(17, false, 10, Some("  and 7 more, of less or against it: --all shows them"));
+    check(17, true, 17, None);
+    check(0, false, 0, None);
+}
+
+#[test]
 fn no_name_speaks_to_the_terminal() {
     let mut hostile = explanation("t\u{1b}[2J\n");
     hostile.rule = "\u{9b}31m".to_owned();
-    let report = text::report(&hostile);
+    let report = text::report(&hostile, true);
     assert!(report.starts_with("trip t?[2J?\n"), "{report}");
     assert!(report.chars().all(|it| it == '\n' || !it.is_control()), "{report:?}");
 }
@@ -135,11 +163,12 @@ fn a_picture_is_written_where_it_is_wanted() {
     let (folder, store) = store_with(&[TRIP]);
     let path = folder.path().join("trip.svg");
     fs::write(&path, "what was there before").unwrap();
-    explain(&store, LATEST, Some(&path), Vec::new()).unwrap();
+    let wanted = |path: &Path| ExplainOutput { out: Some(path.to_owned()), all: false };
+    explain(&store, LATEST, &wanted(&path), Vec::new()).unwrap();
     let svg = fs::read_to_string(&path).unwrap();
     assert!(svg.starts_with("<?xml") && svg.ends_with("</svg>\n"));
     let nowhere = folder.path().join("no/folder.svg");
-    let error = explain(&store, LATEST, Some(&nowhere), Vec::new()).unwrap_err();
+    let error = explain(&store, LATEST, &wanted(&nowhere), Vec::new()).unwrap_err();
     assert_eq!(error.exit_code(), EXIT_IO);
     assert!(error.to_string().contains("folder.svg cannot be written"), "{error}");
 }

@@ -10,6 +10,8 @@ use crate::explanations::Explanation;
 pub(super) const PEAKS_MAX: usize = 5;
 /// What a line may be: more names would be a guess.
 const NAMES_MAX: usize = 2;
+/// Features in the table, unless all are asked for.
+pub(super) const CONTRIBUTIONS_MAX: usize = 10;
 /// Features that the one sentence names.
 const SENTENCE_FEATURES: usize = 3;
 /// More say no more, but that the usual windows were few and alike.
@@ -17,8 +19,8 @@ const DEVIATIONS_MAX: f64 = 100.0;
 /// A smaller contribution than this share of the largest drove nothing.
 const DRIVING_SHARE: f64 = 0.1;
 
-/// The whole answer, ending with a line feed.
-pub(super) fn report(explanation: &Explanation) -> String {
+/// The whole answer, ending with a line feed; with `is_all` also the features that hardly drove the score, or spoke against it.
+pub(super) fn report(explanation: &Explanation, is_all: bool) -> String {
     let mut lines = head(explanation);
     lines.push(String::new());
     lines.push(sentence(explanation, SENTENCE_FEATURES));
@@ -28,7 +30,8 @@ pub(super) fn report(explanation: &Explanation) -> String {
                 .to_owned(),
         );
     }
-    lines.extend(explanation.contributions.iter().map(|contribution| {
+    let count = if is_all { usize::MAX } else { CONTRIBUTIONS_MAX };
+    lines.extend(explanation.contributions.iter().take(count).map(|contribution| {
         let name = feature_name(contribution.feature, &explanation.band_edges_hz);
         format!(
             "  {:>+7.2}  {name}: {}{}",
@@ -37,6 +40,10 @@ pub(super) fn report(explanation: &Explanation) -> String {
             deviations(contribution)
         )
     }));
+    let more = explanation.contributions.len().saturating_sub(count);
+    if more > 0 {
+        lines.push(format!("  and {more} more, of less or against it: --all shows them"));
+    }
     lines.push(String::new());
     lines.extend(grown(explanation));
     let is_harmless = |character: char| !character.is_control();

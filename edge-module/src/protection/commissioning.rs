@@ -3,6 +3,9 @@
 //! Learning judges nothing and delays nothing: limits and votes act meanwhile as they are set to, and whatever they find ends it. Only
 //! the votes of a model of a level say nothing yet: its own threshold is that of another machine. A machine that they would stop
 //! is learnt with `score-action = "alarm"`; its limits stop it still.
+//!
+//! Windows of a machine with operating conditions wait in the learner until later readings have confirmed their condition. It is asked
+//! with each look around of the loop; while no machine is learnt, readings cost nothing more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,7 +19,7 @@ use shared_proto::model::{MachineEventDetails, MachineEventType, MachineId, Sens
 use tracing::{info, warn};
 
 use super::{Protection, moment};
-use crate::actuation::messages::LearnOrder;
+use crate::actuation::messages::{LearnOrder, ShownLearning, ShownWindows};
 use crate::analysis::Judged;
 use crate::calibration::{Calibration, KeptBaseline};
 use crate::scoring::Bundle;
@@ -26,6 +29,8 @@ use crate::telemetry;
 const MARGIN_LOGIT: f64 = 2.0;
 /// A machine's learning begins or ends at most so often by request: each is an event, a line and a latch to write.
 const REQUEST_INTERVAL: Duration = Duration::from_secs(1);
+/// How far a run is, is published so often, beside all that is published anyway.
+const SHOW_INTERVAL: Duration = Duration::from_secs(5);
 /// What a person is told when nothing can be learnt.
 const NO_MODEL: &str = "no sensor of this machine is scored by a model: set scored-sensors";
 
@@ -37,12 +42,28 @@ pub(super) struct Run {
     conditions: String,
     /// Sensors whose model judges a level: what its own threshold says of this machine is no finding before it is learnt.
     of_level: BTreeSet<SensorId>,
+    /// When it was published last how far it is.
+    shown_at: Instant,
 }
 
 impl Run {
     /// Whether a finding says that the machine is not healthy.
     fn counts(&self, cause: &TripCause) -> bool {
         !is_of_level(cause, &self.of_level)
+    }
+
+    /// Learns windows whose condition was confirmed since, and ends when its time is over.
+    fn look_around(
+        &mut self,
+        machine_id: &MachineId,
+        calibration: &Calibration,
+        now: Instant,
+    ) -> Option<LearnOutcome> {
+        if self.learner.has_waiting() {
+            self.learner.handle_condition(calibration.holding(machine_id, now), now)
+        } else {
+            self.learner.handle_timeout(now)
+        }
     }
 }
 
@@ -160,11 +181,10 @@ impl Protection {
             conditions,
             is_replacing: order.is_replacing,
         };
-        let previous = self.calibration.baseline(machine_id).cloned();
-        let mut learner =
-            Learner::new(request, settings, previous, moment()).map_err(|faults| {
-                faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-            })?;
+        let (previous, began) = (self.calibration.baseline(machine_id).cloned(), moment());
+        let mut learner = Learner::new(request, settings, previous, began).map_err(|faults| {
+            faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+        })?;
         // Nothing can be over so soon.
         drop(match latch.machine_state {
             Some(MachineState::Stopped | MachineState::Stopping) => {
@@ -172,19 +192,25 @@ impl Protection {
             }
             Some(MachineState::Running) | None => None,
         });
-        info!(%machine_id, operator, sensors = count, for_s = order.duration.as_secs(), "learning begins: the machine must run healthily");
+        let shown_at = began.instant;
+        self.calibration.follow(machine_id, shown_at);
+        let run = Run { learner, operator, conditions: version, of_level, shown_at };
+        self.runs.insert(machine_id.clone(), run);
+        self.tell_begun(machine_id, order, count);
+        Ok(())
+    }
+
+    fn tell_begun(&mut self, machine_id: &MachineId, order: &LearnOrder, sensors: usize) {
+        let LearnOrder { operator, duration, is_replacing, .. } = order;
+        info!(%machine_id, operator, sensors, for_s = duration.as_secs(), "learning begins: the machine must run healthily");
         let details = MachineEventDetails {
             operator: Some(operator.clone()),
             detail: Some(format!(
-                "{:?} of running in each condition, {count} sensors, replace {}",
-                order.duration, order.is_replacing
+                "{duration:?} of running in each condition, {sensors} sensors, replace {is_replacing}"
             )),
             ..MachineEventDetails::default()
         };
-        self.runs
-            .insert(machine_id.clone(), Run { learner, operator, conditions: version, of_level });
         self.report(machine_id, MachineEventType::LearningStarted, details);
-        Ok(())
     }
 
     /// Models and margins of these sensors, and the longest window.
@@ -259,9 +285,11 @@ impl Protection {
         self.runs.values().filter_map(|run| run.learner.poll_timeout()).min()
     }
 
+    /// With each look around, too: what has come may confirm windows that wait.
     pub(super) fn handle_learning_timeouts(&mut self, now: Instant) {
+        let calibration = &self.calibration;
         let over = self.runs.iter_mut().find_map(|(machine_id, run)| {
-            Some((machine_id.clone(), run.learner.handle_timeout(now)?))
+            Some((machine_id.clone(), run.look_around(machine_id, calibration, now)?))
         });
         if let Some((machine_id, outcome)) = over {
             self.end_learning(&machine_id, outcome);
@@ -269,11 +297,47 @@ impl Protection {
     }
 
     /// Shows how far each run is.
-    pub(super) fn show_learning(&self) {
+    pub(super) fn show_learning(&mut self) {
         let now = Instant::now();
         let progress = self.runs.iter();
         let progress = progress.map(|(id, run)| (id.clone(), run.learner.progress(now)));
         self.sinks.board.show_learning(progress.collect());
+        let mut due = Vec::new();
+        for (machine_id, run) in &mut self.runs {
+            if now.duration_since(run.shown_at) >= SHOW_INTERVAL {
+                run.shown_at = now;
+                due.push(machine_id.clone());
+            }
+        }
+        for machine_id in due {
+            self.show(&machine_id);
+        }
+    }
+
+    /// Publishes what is shown of a machine. Its latch is as before, so nothing is written.
+    fn show(&self, machine_id: &MachineId) {
+        if let Some(interlock) = self.interlocks.get(machine_id) {
+            self.show_latch(interlock.snapshot());
+        }
+    }
+
+    /// How far a machine is learnt, for people.
+    pub(super) fn shown_learning(&self, machine_id: &MachineId) -> Option<ShownLearning> {
+        let (run, now) = (self.runs.get(machine_id)?, Instant::now());
+        let progress = run.learner.progress(now);
+        let (windows, seconds) = (progress.wanted_windows, progress.wanted_seconds);
+        let conditions = progress.conditions.into_iter().map(|(name, found)| {
+            (name, ShownWindows { windows: found.windows, seconds: found.seconds })
+        });
+        Some(ShownLearning {
+            operator: run.operator.clone(),
+            since: run.learner.since(),
+            until: run.learner.until(),
+            condition: self.calibration.current(machine_id, now).name().map(str::to_owned),
+            wanted: ShownWindows { windows, seconds },
+            conditions: conditions.collect(),
+            waiting: progress.waiting,
+        })
     }
 
     pub(super) fn end_if_over(&mut self, machine_id: &MachineId, outcome: Option<LearnOutcome>) {
@@ -284,6 +348,7 @@ impl Protection {
 
     fn end_learning(&mut self, machine_id: &MachineId, outcome: LearnOutcome) {
         let Some(run) = self.runs.remove(machine_id) else { return };
+        self.calibration.unfollow(machine_id);
         self.show_learning();
         match outcome {
             LearnOutcome::Refused(refusal) => {
@@ -300,6 +365,7 @@ impl Protection {
                     let (word, reason) = (refusal.as_str(), refusal.to_string());
                     return self.tell_not_learnt(machine_id, run.operator, word, reason);
                 }
+                self.show(machine_id);
                 let kept = KeptBaseline { conditions: run.conditions, baseline };
                 let links = self.links.as_ref();
                 if links.is_none_or(|links| links.baselines.try_send(kept).is_err()) {
@@ -363,8 +429,11 @@ impl Protection {
     /// Other settings or models: what is being learnt would be of the ones before.
     pub(super) fn stop_learning(&mut self, machines: &[MachineId]) {
         for machine_id in machines {
-            let outcome = self.runs.get_mut(machine_id).and_then(|run| run.learner.cancel());
-            self.end_if_over(machine_id, outcome);
+            match self.runs.get_mut(machine_id).and_then(|run| run.learner.cancel()) {
+                Some(outcome) => self.end_learning(machine_id, outcome),
+                // In other conditions what was learnt is not in force, or is again.
+                None => self.show(machine_id),
+            }
         }
     }
 

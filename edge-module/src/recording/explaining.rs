@@ -1,8 +1,9 @@
-//! What a trip by a model's score is explained with: the spectrum that is usual of each scored sensor, its last abnormal window, and what
-//! drove that. Written to the data folder for `edge-module explain`.
+//! What a trip by a model's score is explained with: the spectrum that is usual of each scored sensor, the abnormal window that decided,
+//! and what drove that. Written to the data folder for `edge-module explain`.
 //!
-//! The stop path tells of a trip at once; the window that decided may be a little behind on this path, and is waited for. What else was
-//! known is that of the moment of the trip: a second later the machine stands. An explanation is written [`DELAY`] after the trip.
+//! The stop path tells of a trip at once. The window that decided may be a little behind on this path, and is waited for; or this path is
+//! ahead, since a block may complete many windows, and has it among the last [`ABNORMAL_MAX`] abnormal ones. What else was known is that
+//! of the moment of the trip: a second later the machine stands. An explanation is written [`DELAY`] after the trip.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -28,6 +29,10 @@ use crate::explanations::{
 const DELAY: Duration = Duration::from_secs(1);
 /// Windows after which one that was counted weighs a third of what it did.
 const USUAL_WINDOWS: u32 = 256;
+/// Abnormal windows of a sensor that are kept, some 10 KiB each: the one that decided a trip is among them when this path hears of it.
+const ABNORMAL_MAX: usize = 8;
+/// An abnormal window that was seen longer ago decided nothing now, whatever its score.
+const ABNORMAL_AGE_MAX: Duration = Duration::from_secs(60);
 /// Trips that may wait for their explanation.
 const WAITING_MAX: usize = 64;
 
@@ -41,10 +46,13 @@ struct Trip {
     due: Instant,
     /// What was learnt of the sensor in the condition of that moment.
     learnt: Option<SensorBaseline>,
-    condition: Option<String>,
     shaft_hz: Option<f64>,
+    /// What was usual of the sensor in that condition.
+    usual: Option<UsualSpectrum>,
     /// The window that decided, when it was seen here.
     window: Option<Abnormal>,
+    /// The last abnormal one before, or else the first one since: it says much the same.
+    nearest: Option<Abnormal>,
 }
 
 /// What is known of one sensor.
@@ -52,12 +60,14 @@ struct Trip {
 struct Known {
     /// By operating condition; the empty name where none is known.
     usual: BTreeMap<String, SpectrumAverage>,
-    abnormal: Option<Abnormal>,
+    /// The last ones, oldest first.
+    abnormal: VecDeque<Abnormal>,
 }
 
-/// The last window that voted.
+/// A window that voted.
 #[derive(Clone, Debug, PartialEq)]
 struct Abnormal {
+    seen: Instant,
     features: Features,
     spectrum: ReducedSpectrum,
     score: WindowScore,
@@ -135,17 +145,29 @@ impl Explaining {
             return;
         }
         let abnormal = Abnormal {
+            seen: Instant::now(),
             features: judged.features().clone(),
             spectrum: ReducedSpectrum::of(resolution_hz, power),
             score,
             sample_rate_hz: window.sample_rate_hz,
             window_samples: window.samples.len(),
         };
-        let mut waiting = self.waiting.iter_mut().filter(|trip| trip.window.is_none());
-        if let Some(trip) = waiting.find(|trip| is_of(&trip.cause, sensor, &abnormal)) {
-            trip.window = Some(abnormal.clone());
+        let is_waited_for = |trip: &&mut Trip| {
+            trip.window.is_none() && trip.cause.sensor().is_some_and(|of| of == sensor)
+        };
+        for trip in self.waiting.iter_mut().filter(is_waited_for) {
+            if is_of(&trip.cause, &abnormal) {
+                trip.window = Some(abnormal.clone());
+                break;
+            }
+            if trip.nearest.is_none() {
+                trip.nearest = Some(abnormal.clone());
+            }
         }
-        known.abnormal = Some(abnormal);
+        if known.abnormal.len() == ABNORMAL_MAX {
+            known.abnormal.pop_front();
+        }
+        known.abnormal.push_back(abnormal);
     }
 
     /// Takes note of a trip; one that no score brought about needs no explanation.
@@ -170,10 +192,19 @@ impl Explaining {
             return;
         }
         let now = Instant::now();
-        let abnormal = self.known.get(sensor).and_then(|known| known.abnormal.as_ref());
-        let window = abnormal.filter(|abnormal| is_of(&cause, sensor, abnormal)).cloned();
+        let known = self.known.get(sensor);
+        let is_recent = |it: &&Abnormal| now.saturating_duration_since(it.seen) <= ABNORMAL_AGE_MAX;
+        let recent = || known.into_iter().flat_map(|known| &known.abnormal).filter(is_recent);
+        // Of two that are equal to the last digit the later one may be behind the trip.
+        let window = recent().find(|it| is_of(&cause, it)).cloned();
+        let nearest = recent().next_back().cloned();
         let learnt = calibration.usual(&machine_id, sensor, now).cloned();
-        let condition = calibration.current(&machine_id, now).name().map(str::to_owned);
+        let condition = calibration.current(&machine_id, now).name().unwrap_or_default();
+        let usual = known.and_then(|known| {
+            let usual = known.usual.get(condition)?;
+            let (windows, spectrum) = (usual.windows(), usual.spectrum()?.clone());
+            Some(UsualSpectrum { windows, spectrum })
+        });
         let machine = self.machines.get(&machine_id);
         let speed = machine.and_then(|machine| machine.shaft_speed_sensor.as_ref());
         let measured = speed.and_then(|sensor| self.speeds.get(sensor).copied().flatten());
@@ -187,9 +218,10 @@ impl Explaining {
             time,
             due,
             learnt,
-            condition,
             shaft_hz,
+            usual,
             window,
+            nearest,
         });
     }
 
@@ -218,9 +250,8 @@ impl Explaining {
 
     fn explain(&self, trip: &Trip, analysis: &mut Analysis) -> Option<Explanation> {
         let sensor = trip.cause.sensor()?;
-        let known = self.known.get(sensor)?;
-        // The window that decided was perhaps not judged here, after a loss of the connection: the last one before it says much the same.
-        let abnormal = trip.window.as_ref().or(known.abnormal.as_ref())?;
+        // The window that decided was perhaps not judged here, after a loss of the connection.
+        let abnormal = trip.window.as_ref().or(trip.nearest.as_ref())?;
         let learnt = trip.learnt.as_ref();
         let contributions = analysis.contributions(sensor, &abnormal.features, learnt);
         let bundle = analysis.bundle_of(sensor)?;
@@ -229,7 +260,6 @@ impl Explaining {
             let frequencies = bearing.geometry().frequencies().ok()?;
             Some(NamedBearing { name: bearing.name.clone(), frequencies })
         });
-        let usual = known.usual.get(trip.condition.as_deref().unwrap_or_default());
         Some(Explanation {
             format: FORMAT,
             trip_id: trip.trip_id.clone(),
@@ -247,20 +277,17 @@ impl Explaining {
             window_samples: abnormal.window_samples,
             unit: Some(bundle.metadata().input.unit.clone()),
             spectrum: abnormal.spectrum.clone(),
-            usual: usual.and_then(|usual| {
-                let (windows, spectrum) = (usual.windows(), usual.spectrum()?.clone());
-                Some(UsualSpectrum { windows, spectrum })
-            }),
+            usual: trip.usual.clone(),
             shaft_hz: trip.shaft_hz,
             bearings: bearings.collect(),
         })
     }
 }
 
-/// Whether a window is the one that decided.
-fn is_of(cause: &TripCause, of: &SensorId, abnormal: &Abnormal) -> bool {
+/// Whether a window of the sensor that tripped is the one that decided.
+fn is_of(cause: &TripCause, abnormal: &Abnormal) -> bool {
     match cause {
-        TripCause::Score { sensor, score, .. } => sensor == of && *score == abnormal.score.score,
+        TripCause::Score { score, .. } => *score == abnormal.score.score,
         TripCause::Limit { .. }
         | TripCause::Silence { .. }
         | TripCause::SensorFault { .. }
@@ -268,3 +295,6 @@ fn is_of(cause: &TripCause, of: &SensorId, abnormal: &Abnormal) -> bool {
         | TripCause::Restart => false,
     }
 }
+
+#[cfg(all(test, feature = "tflite"))]
+mod tests;

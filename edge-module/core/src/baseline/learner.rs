@@ -1,21 +1,24 @@
 //! One run of learning of one machine.
 //!
-//! Each input first looks at the deadline. Windows are learnt while the machine runs, settled, in a known condition; those that are
-//! abnormal by the model's own threshold (unless it judges an absolute level) or by the previous baseline's are set aside: they
-//! raise no threshold, and more of them than [`TOLERATED_WINDOWS`] and [`TOLERATED_PERCENT`] of the pair's windows refuse the
-//! whole run. The last answer of a run is its only one: `Some` once, nothing after it.
+//! Each input first looks at the deadline. Windows are learnt while the machine runs, settled, in a known condition, and not before
+//! later readings have confirmed that condition ([`Learner::handle_condition`]); those that are abnormal by the model's own threshold
+//! (unless it judges an absolute level) or by the previous baseline's are set aside: they raise no threshold, and more of them than
+//! [`TOLERATED_WINDOWS`] and [`TOLERATED_PERCENT`] of the pair's windows refuse the whole run. The last answer of a run is its only
+//! one: `Some` once, nothing after it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use shared_proto::model::SensorId;
+use shared_proto::model::{EventTime, SensorId};
 
 use super::progress::{ConditionProgress, LearnProgress, NotLearnt, SensorProgress};
 use super::settings::{LearnFault, LearnRequest, LearnSettings};
 use super::track::Track;
+use super::waiting::{Waiting, Window};
 use super::{BASELINE_FORMAT, Baseline, SensorBaseline};
 use crate::features::Features;
 use crate::interlock::Moment;
+use crate::operation::{ANY_CONDITION, Holding};
 
 /// Abnormal windows of a pair of condition and sensor that never refuse a run: a knock, a passing fork-lift.
 pub(super) const TOLERATED_WINDOWS: u64 = 2;
@@ -24,6 +27,8 @@ pub(super) const TOLERATED_PERCENT: u64 = 1;
 /// The highest logit of an absolute model may lie this many times the distance from the median to the ninth decile above the ninth
 /// decile, and the margin. Of normal values that is 6.4 standard deviations above the median, and the highest of 100,000 is at 4.3.
 pub(super) const OUTLIER_DISTANCES: f64 = 4.0;
+/// Most windows learnt at a time of those that waited: whoever learns may have to stop a machine next.
+pub(super) const CONFIRMED_AT_A_TIME: usize = 32;
 
 /// What a run of learning came to. It is over.
 #[derive(Clone, Debug, PartialEq)]
@@ -116,7 +121,8 @@ pub enum LearnRefused {
     /// Not enough.
     #[error(
         "at most {windows} windows and {seconds:.0} s of a sensor in a condition came up to the deadline, {windows_min} windows and \
-         {seconds_min:.0} s are needed: let the machine run longer, or allow more time"
+         {seconds_min:.0} s are needed ({unconfirmed} windows were in a condition that no later reading confirmed): let the machine run \
+         longer, or allow more time"
     )]
     TooFewWindows {
         /// Windows of the pair that has most running time.
@@ -127,12 +133,15 @@ pub enum LearnRefused {
         windows_min: u32,
         /// Running time needed: half of what was wanted.
         seconds_min: f64,
+        /// Windows of all sensors in a condition that no later reading confirmed.
+        unconfirmed: u64,
     },
     /// Nothing at all.
     #[error(
-        "no window could be learnt up to the deadline ({} at standstill, {} settling, {} in no known condition, {} unusable, \
-         {} not asked for): see that the machine runs in a condition that is asked for, and that its sensors deliver",
-        .0.standstill, .0.settling, .0.unknown_condition, .0.unusable, .0.not_asked
+        "no window could be learnt up to the deadline ({} at standstill, {} settling, {} in no known condition, \
+         {} in a condition that no later reading confirmed, {} unusable, {} not asked for): see that the machine runs in a condition \
+         that is asked for, and that its sensors deliver, those of its condition again and again",
+        .0.standstill, .0.settling, .0.unknown_condition, .0.unconfirmed, .0.unusable, .0.not_asked
     )]
     NoWindows(NotLearnt),
     /// A person ended it.
@@ -166,6 +175,7 @@ pub struct Learner {
     started: Moment,
     tracks: BTreeMap<String, BTreeMap<SensorId, Track>>,
     feeds: BTreeMap<SensorId, Feed>,
+    waiting: Waiting,
     is_running: bool,
     is_over: bool,
     counts: NotLearnt,
@@ -207,6 +217,7 @@ impl Learner {
         Ok(Self {
             tracks: tracks.collect(),
             feeds: feeds.collect(),
+            waiting: Waiting::new(settings.models.len()),
             request,
             settings,
             previous,
@@ -217,7 +228,8 @@ impl Learner {
         })
     }
 
-    /// Takes a window of a sensor: its features and the model's answer, in natural-log odds.
+    /// Takes a window of a sensor: its features and the model's answer, in natural-log odds. In [`ANY_CONDITION`] it is learnt at once,
+    /// otherwise it waits for [`Self::handle_condition`].
     #[must_use = "the run may be over"]
     pub fn handle_window(
         &mut self,
@@ -230,8 +242,8 @@ impl Learner {
         if self.is_over || self.is_due(now) {
             return self.handle_timeout(now);
         }
-        let track = self.tracks.get_mut(condition).and_then(|sensors| sensors.get_mut(sensor));
-        let (Some(track), Some(feed)) = (track, self.feeds.get_mut(sensor)) else {
+        let is_asked = self.tracks.contains_key(condition);
+        let Some(feed) = self.feeds.get_mut(sensor).filter(|_| is_asked) else {
             self.counts.not_asked += 1;
             return None;
         };
@@ -248,6 +260,55 @@ impl Learner {
             self.counts.unusable += 1;
             return None;
         }
+        let window = Window { at: now, features: features.clone(), logit, running };
+        if condition == ANY_CONDITION {
+            return self.learn(sensor, condition, &window, now);
+        }
+        self.counts.unconfirmed += self.waiting.add(condition, sensor, window);
+        None
+    }
+
+    /// Learns windows that wait and lie between readings that agree on their condition, the oldest first, at most 32 at a time, and gives
+    /// up those that no reading can confirm any more. `holding` is the condition of now, if one is known; it is followed since the run
+    /// began.
+    #[must_use = "the run may be over"]
+    pub fn handle_condition(
+        &mut self,
+        holding: Option<Holding<'_>>,
+        now: Instant,
+    ) -> Option<LearnOutcome> {
+        if self.is_over || self.is_due(now) {
+            return self.handle_timeout(now);
+        }
+        self.counts.unconfirmed += self.waiting.give_up(holding.as_ref());
+        let holding = holding?;
+        // Also a change that no window came in: the samples of the next ones began in it, or before.
+        if holding.since > self.started.instant {
+            let settled_from = holding.since + self.settings.settle;
+            self.counts.settling += self.waiting.give_up_before(settled_from);
+        }
+        (0..CONFIRMED_AT_A_TIME).find_map(|_| {
+            let (sensor, window) = self.waiting.take_confirmed(&holding)?;
+            self.learn(&sensor, holding.name, &window, now)
+        })
+    }
+
+    /// Whether windows wait for [`Self::handle_condition`].
+    #[must_use]
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    fn learn(
+        &mut self,
+        sensor: &SensorId,
+        condition: &str,
+        window: &Window,
+        now: Instant,
+    ) -> Option<LearnOutcome> {
+        let Window { at: _, features, logit, running } = window;
+        let (logit, running) = (*logit, *running);
+        let track = self.tracks.get_mut(condition)?.get_mut(sensor)?;
         let model = &self.settings.models[sensor];
         let is_above_model = !model.is_absolute && logit >= model.threshold_logit;
         let held_against = if self.request.is_replacing { None } else { self.previous.as_ref() };
@@ -277,10 +338,11 @@ impl Learner {
         self.refuse(LearnRefused::Violation { rule: rule.to_owned() })
     }
 
-    /// The machine stands still: windows are not learnt until it runs.
+    /// The machine stands still: windows are not learnt until it runs, nor are those that wait, which may be of its slowing down.
     #[must_use = "the run may be over"]
     pub fn handle_standstill(&mut self, now: Instant) -> Option<LearnOutcome> {
         self.is_running = false;
+        self.counts.unconfirmed += self.waiting.clear();
         for feed in self.feeds.values_mut() {
             feed.latest = None;
         }
@@ -314,6 +376,7 @@ impl Learner {
             Some(feed) => {
                 feed.take("", now, &self.settings);
                 self.counts.unknown_condition += 1;
+                self.counts.unconfirmed += self.waiting.clear();
             }
         }
         None
@@ -346,6 +409,18 @@ impl Learner {
         self.previous.as_ref()
     }
 
+    /// When the run began.
+    #[must_use]
+    pub const fn since(&self) -> EventTime {
+        self.started.time
+    }
+
+    /// When the run ends at the latest.
+    #[must_use]
+    pub fn until(&self) -> EventTime {
+        self.time_after(self.settings.deadline)
+    }
+
     /// How far the run is.
     #[must_use]
     pub fn progress(&self, now: Instant) -> LearnProgress {
@@ -367,11 +442,14 @@ impl Learner {
             is_running: self.is_running,
             passed_seconds: passed.as_secs_f64(),
             remaining_seconds: self.settings.deadline.saturating_sub(passed).as_secs_f64(),
+            wanted_windows: u64::from(self.settings.windows_min),
+            wanted_seconds: self.settings.duration.as_secs_f64(),
             conditions: self
                 .tracks
                 .iter()
                 .map(|(name, sensors)| (name.clone(), of_condition(sensors)))
                 .collect(),
+            waiting: self.waiting.len() as u64,
             not_learnt: self.counts,
         }
     }
@@ -387,6 +465,11 @@ impl Learner {
             logit_mean: logit.map(|logit| logit.mean),
             logit_max: logit.map(|logit| logit.max),
         }
+    }
+
+    fn time_after(&self, passed: Duration) -> EventTime {
+        let micros = i64::try_from(passed.as_micros()).unwrap_or(i64::MAX);
+        self.started.time.saturating_add_micros(micros)
     }
 
     fn is_due(&self, now: Instant) -> bool {
@@ -420,6 +503,7 @@ impl Learner {
 
     fn end(&mut self, now: Instant) -> LearnOutcome {
         self.is_over = true;
+        self.counts.unconfirmed += self.waiting.clear();
         match self.conclude(now) {
             Ok(baseline) => LearnOutcome::Learnt(baseline),
             Err(refused) => LearnOutcome::Refused(refused),
@@ -445,12 +529,10 @@ impl Learner {
         if !is_any_learnt {
             return Err(self.nothing());
         }
-        let passed = now.saturating_duration_since(self.started.instant).as_micros();
-        let passed_micros = i64::try_from(passed).unwrap_or(i64::MAX);
         Ok(Baseline {
             format: BASELINE_FORMAT,
             machine_id: self.request.machine_id.clone(),
-            learnt_at: self.started.time.saturating_add_micros(passed_micros),
+            learnt_at: self.time_after(now.saturating_duration_since(self.started.instant)),
             operator: self.request.operator.clone(),
             conditions,
             not_learnt,
@@ -538,6 +620,7 @@ impl Learner {
                 seconds: track.running.as_secs_f64(),
                 windows_min: self.settings.windows_min,
                 seconds_min: (self.settings.duration / 2).as_secs_f64(),
+                unconfirmed: self.counts.unconfirmed,
             },
         }
     }

@@ -15,6 +15,8 @@ pub struct NotLearnt {
     pub settling: u64,
     /// In no known operating condition.
     pub unknown_condition: u64,
+    /// In a condition that changed, or ended otherwise, before a later reading confirmed it.
+    pub unconfirmed: u64,
     /// A logit or feature that is not finite, or other features than before.
     pub unusable: u64,
     /// Of a sensor without a model or a condition that is not to be learnt.
@@ -31,8 +33,14 @@ pub struct LearnProgress {
     pub passed_seconds: f64,
     /// Time until the deadline.
     pub remaining_seconds: f64,
+    /// Fewest windows of each sensor in each condition.
+    pub wanted_windows: u64,
+    /// Running time wanted of each sensor in each condition.
+    pub wanted_seconds: f64,
     /// By operating condition.
     pub conditions: BTreeMap<String, ConditionProgress>,
+    /// Windows that are learnt when later readings confirm their condition.
+    pub waiting: u64,
     /// Windows that are not learnt.
     pub not_learnt: NotLearnt,
 }

@@ -3,12 +3,14 @@
 mod form;
 mod moments;
 mod runs;
+mod waiting;
 
 use std::time::{Duration, Instant};
 
 use super::*;
 use crate::features::Features;
 use crate::interlock::Moment;
+use crate::operation::Holding;
 
 const BEGUN_MICROS: i64 = 1_772_353_800_000_000;
 const THRESHOLD: f64 = 2.0;
@@ -87,6 +89,8 @@ struct Run {
     begun: Moment,
     passed: Duration,
     sensors: Vec<SensorId>,
+    /// The condition that was told last, and since when.
+    condition: (String, Instant),
 }
 
 impl Run {
@@ -97,22 +101,48 @@ impl Run {
     fn of(request: LearnRequest, settings: LearnSettings, previous: Option<Baseline>) -> Self {
         let (begun, sensors) = (begun(), settings.models.keys().cloned().collect());
         let learner = Learner::new(request, settings, previous, begun).expect("valid settings");
-        Self { learner, begun, passed: Duration::ZERO, sensors }
+        let condition = (String::new(), begun.instant);
+        Self { learner, begun, passed: Duration::ZERO, sensors, condition }
     }
 
     fn now(&self) -> Instant {
         self.begun.instant + self.passed
     }
 
-    /// A second passes, then each sensor has a window; the answer of the last that gave one.
+    /// A second passes, each sensor has a window, and a reading confirms the condition; the answer of the last that gave one.
     fn second(&mut self, condition: &str, decibels: f64, logit: f64) -> Option<LearnOutcome> {
+        let over = self.windows(condition, decibels, logit);
+        over.or_else(|| self.confirm(condition))
+    }
+
+    /// A second passes, then each sensor has a window.
+    fn windows(&mut self, condition: &str, decibels: f64, logit: f64) -> Option<LearnOutcome> {
         self.passed += seconds(1);
         let now = self.now();
+        self.tell(condition);
         let learner = &mut self.learner;
         let windows = self.sensors.iter().filter_map(|sensor| {
             learner.handle_window(sensor, condition, &features(decibels), logit, now)
         });
         windows.last()
+    }
+
+    /// A reading comes right after the windows.
+    fn confirm(&mut self, condition: &str) -> Option<LearnOutcome> {
+        let now = self.now();
+        self.tell(condition);
+        let heard = now + Duration::from_nanos(1);
+        let holding = Holding { name: condition, since: self.condition.1, heard };
+        self.learner.handle_condition(Some(holding), now)
+    }
+
+    /// The first condition has held since before the run.
+    fn tell(&mut self, condition: &str) {
+        if self.condition.0 != condition {
+            let is_first = self.condition.0.is_empty();
+            let since = if is_first { self.begun.instant } else { self.now() };
+            self.condition = (condition.to_owned(), since);
+        }
     }
 
     /// So many seconds of `condition`, with the logit that `logit_of` gives of the second.

@@ -158,6 +158,52 @@ fn what_was_not_said_or_is_too_old_is_unknown() {
     assert_eq!(operation.names(), ["idle", "full.light", "full.heavy"]);
 }
 
+#[test]
+fn a_condition_is_vouched_for_from_its_last_change_to_the_sensor_silent_longest() {
+    let (mut operation, start) = (press(), start());
+    let at = |seconds: u64| start + Duration::from_secs(seconds);
+    operation.handle_reading(&sensor("speed"), 2000.0, at(0));
+    assert_eq!(operation.holding(at(0)), None, "nobody follows");
+    operation.follow(at(1));
+    assert_eq!(operation.holding(at(1)), None, "the load is not known");
+    operation.handle_reading(&sensor("load"), 10.0, at(2));
+    let check = |operation: &Operation, now: u64, expected: Option<(&str, u64, u64)>| {
+        let expected = expected.map(|(name, since, heard)| Holding {
+            name,
+            since: at(since),
+            heard: at(heard),
+        });
+        assert_eq!(operation.holding(at(now)), expected, "{now}");
+    };
+    check(&operation, 2, Some(("full.light", 2, 0)));
+    operation.handle_reading(&sensor("speed"), 2500.0, at(3));
+    check(&operation, 3, Some(("full.light", 2, 2)));
+    operation.handle_reading(&sensor("someone-else"), 0.0, at(4));
+    operation.handle_reading(&sensor("load"), 60.0, at(5));
+    check(&operation, 5, Some(("full.heavy", 5, 3)));
+    // There and back between two looks.
+    operation.handle_reading(&sensor("load"), 10.0, at(6));
+    operation.handle_reading(&sensor("load"), 60.0, at(7));
+    check(&operation, 7, Some(("full.heavy", 7, 3)));
+    // Idle needs no load.
+    operation.handle_reading(&sensor("speed"), 700.0, at(8));
+    operation.handle_reading(&sensor("speed"), 710.0, at(9));
+    check(&operation, 9, Some(("idle", 8, 9)));
+    operation.handle_reading(&sensor("speed"), f64::NAN, at(10));
+    check(&operation, 10, None);
+    operation.handle_reading(&sensor("speed"), 700.0, at(11));
+    check(&operation, 21, Some(("idle", 11, 11)));
+    check(&operation, 22, None);
+    // In between it was not known.
+    operation.handle_reading(&sensor("speed"), 700.0, at(22));
+    check(&operation, 22, Some(("idle", 22, 22)));
+    operation.unfollow();
+    check(&operation, 22, None);
+    let mut only = Operation::new(Vec::new(), STALE_AFTER).expect("no conditions");
+    only.follow(at(0));
+    assert_eq!(only.holding(at(0)), None);
+}
+
 /// Lowest value and width of the ranges, by the number of the sensor.
 fn any_condition() -> impl Strategy<Value = BTreeMap<usize, (u8, u8)>> {
     prop::collection::btree_map(0_usize..3, (0_u8..5, 1_u8..4), 1..3)
@@ -200,6 +246,36 @@ proptest! {
                     }
                     let found: Vec<&str> = operation.current(now).name().into_iter().collect();
                     prop_assert_eq!(found, holding(point));
+                }
+            }
+        }
+    }
+
+    /// A model that writes down all readings and looks at each moment anew.
+    #[test]
+    fn between_since_and_heard_the_condition_has_held_at_every_moment(
+        readings in prop::collection::vec((any::<bool>(), 0_u8..8, 0_u64..6), 1..60),
+    ) {
+        let (mut operation, start) = (press(), start());
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        operation.follow(start);
+        let (mut now, mut names) = (0, Vec::new());
+        for (is_speed, value, pause) in readings {
+            for second in now..now + pause {
+                let name = operation.current(at(second)).name().map(str::to_owned);
+                names.push(name);
+            }
+            now += pause;
+            let (on, unit) = if is_speed { ("speed", 250.0) } else { ("load", 12.5) };
+            operation.handle_reading(&sensor(on), f64::from(value) * unit, at(now));
+            let current = operation.current(at(now)).name();
+            let holding = operation.holding(at(now));
+            prop_assert_eq!(holding.map(|holding| holding.name), current);
+            if let Some(Holding { name, since, heard }) = holding {
+                let between = (0..now).filter(|second| since <= at(*second) && at(*second) < heard);
+                for second in between {
+                    let found = names[usize::try_from(second).expect("small")].as_deref();
+                    prop_assert_eq!(found, Some(name), "{} of {}", second, now);
                 }
             }
         }

@@ -1,4 +1,5 @@
 use edge_core::explanation::SpectrumAverage;
+use edge_core::features::FeatureName;
 
 use super::*;
 use crate::explanations::tests::explanation;
@@ -50,12 +51,46 @@ fn a_picture_names_what_there_is_to_see() {
         &texts,
         &["The score was driven by band-01, 80.0 to 160.0 Hz (8.7 dB above usual, +2.1)"],
     );
-    assert_has(&texts, &["before (mean of 256 windows)", "drive end", "drove the score (logit)"]);
+    assert_has(&texts, &["before (mean of 256 windows)", "drive end", "above usual (logit)"]);
     assert_has(&texts, &["shaft", "FTF", "BPFO", "BPFI", "2 BSF", "2 x BPFO", "3 x shaft"]);
     assert_has(&texts, &["band-01", "+2.1", "107.5 Hz", "frequency in Hz", "1 V²"]);
     assert_has(&texts, &["10", "200", "1 k", "5 k", "-60"]);
     // It spoke for health.
     assert!(!texts.iter().any(|text| text.contains("band-02")));
+    assert!(!texts.iter().any(|text| text.contains("below usual (logit)")));
+    // Of the highest harmonics, where lines lie close together.
+    assert_has(&texts, &["3 labels are left out for want of room"]);
+}
+
+#[test]
+fn bands_below_usual_are_shaded_otherwise_than_those_above() {
+    let colours = |below: &[u8]| {
+        let mut explanation = explanation("t");
+        let first = explanation.contributions[0].clone();
+        let of = |index| {
+            let usual = if below.contains(&index) { -8.0 } else { -12.0 };
+            Contribution { feature: FeatureName::Band(index), usual, ..first.clone() }
+        };
+        explanation.contributions = (0..3).map(of).collect();
+        let svg = draw(&explanation);
+        let count = |colour: &str| {
+            // Shades have the height of the plot, those of the legend have not.
+            let height = format!("height=\"{:.1}\"", BOTTOM - TOP);
+            let rectangles = svg.lines().filter(|line| line.contains(&height));
+            rectangles.filter(|line| line.contains(colour)).count()
+        };
+        let texts = texts(&svg);
+        for (has, label) in [
+            (below.len() < 3, "drove the score, above usual (logit)"),
+            (!below.is_empty(), "drove the score, below usual (logit)"),
+        ] {
+            assert_eq!(texts.iter().any(|text| text == label), has, "{label}");
+        }
+        (count(BAND), count(BELOW))
+    };
+    assert_eq!(colours(&[]), (3, 0));
+    assert_eq!(colours(&[1]), (2, 1));
+    assert_eq!(colours(&[0, 1, 2]), (0, 3));
 }
 
 #[test]
@@ -120,6 +155,92 @@ fn labels_of_known_lines_cover_neither_each_other_nor_a_line() {
             assert!(label.goes_with(other) && other.goes_with(label));
         }
     }
+}
+
+/// What each text that is not turned covers, by the width that the picture reckons with.
+fn areas(svg: &str) -> Vec<(String, Area)> {
+    let attribute = |tag: &str, name: &str| {
+        let (_, rest) = tag.split_once(&format!(" {name}=\"")).expect("an attribute");
+        rest.split_once('"').expect("its end").0.to_owned()
+    };
+    let number = |tag: &str, name: &str| attribute(tag, name).parse::<f64>().expect("a number");
+    let lines = svg.lines().filter(|line| line.starts_with("<text ") && !line.contains("rotate"));
+    let area = |line: &str| {
+        let (tag, rest) = line.split_once('>').expect("a tag");
+        let text = rest.strip_suffix("</text>").expect("an end").to_owned();
+        let (x, y, size) = (number(tag, "x"), number(tag, "y"), number(tag, "font-size"));
+        let width = width_of(&text, size);
+        let left = if tag.contains("\"middle\"") {
+            x - width / 2.0
+        } else if tag.contains("\"end\"") {
+            x - width
+        } else {
+            x
+        };
+        let area = Area { left, right: left + width, top: y - 0.75 * size, bottom: y };
+        (text, area)
+    };
+    lines.map(area).collect()
+}
+
+/// Sixteen narrow bands, four bearings, and five lines beside each other.
+fn crowded() -> Explanation {
+    let mut crowded = explanation("t");
+    crowded.band_edges_hz = (0..=16).map(|edge| 100.0 * 1.2_f64.powi(edge)).collect();
+    let first = crowded.contributions[0].clone();
+    let of = |index| Contribution { feature: FeatureName::Band(index), ..first.clone() };
+    crowded.contributions = (0..16).map(of).collect();
+    crowded.bearings = vec![crowded.bearings[0].clone(); 4];
+    let usual = |bin: usize| 1e-6 / (1.0 + bin as f64);
+    let is_line = |bin: usize| (4_000..=4_040).contains(&bin) && bin.is_multiple_of(10);
+    let now = |bin: usize| if is_line(bin) { 1e3 * usual(bin) } else { usual(bin) };
+    crowded.spectrum = ReducedSpectrum::of(0.5, (0..10_001).map(now));
+    crowded
+}
+
+#[test]
+fn no_label_covers_another_and_how_many_are_left_out_is_said() {
+    let svg = draw(&crowded());
+    texts(&svg);
+    let areas = areas(&svg);
+    for (index, (text, area)) in areas.iter().enumerate() {
+        assert!(area.left >= 0.0 && area.right <= WIDTH && area.bottom <= HEIGHT, "{text}");
+        for (other_text, other) in &areas[index + 1..] {
+            let beside = area.right <= other.left || other.right <= area.left;
+            let above = area.bottom <= other.top || other.bottom <= area.top;
+            assert!(beside || above, "{text} at {area:?} and {other_text} at {other:?}");
+        }
+    }
+    let labels =
+        |is_it: &dyn Fn(&str) -> bool| areas.iter().filter(|(text, _)| is_it(text)).count();
+    let lines = known_lines(&crowded()).len();
+    let of_lines = ["shaft", "FTF", "BPFO", "BPFI", "BSF"];
+    // In the legend the shaft has a name, too.
+    let of_lines = labels(&|text| of_lines.iter().any(|name| text.ends_with(name))) - 1;
+    let of_bands = labels(&|text| text.starts_with("band-"));
+    let is_number = |text: &str| text.starts_with(|first: char| first.is_ascii_digit());
+    let of_peaks = labels(&|text| is_number(text) && text.ends_with(" Hz"));
+    let peaks = grown_peaks(&crowded()).len();
+    assert!(of_lines > 8 && of_bands > 2 && of_peaks > 0, "{of_lines}, {of_bands}, {of_peaks}");
+    let left_out = lines + BANDS_MAX + peaks - of_lines - of_bands - of_peaks;
+    let note = areas.iter().find(|(text, _)| text.contains("left out"));
+    let expected = format!("{left_out} labels are left out for want of room");
+    assert_eq!(note.map(|(text, _)| text.as_str()), Some(expected.as_str()));
+}
+
+#[test]
+fn a_legend_too_long_for_a_row_goes_on_in_a_second_one() {
+    let mut long = explanation("t");
+    long.bearings = vec![long.bearings[0].clone(); 3];
+    for (number, bearing) in long.bearings.iter_mut().enumerate() {
+        bearing.name = format!("bearing {number} of the spindle");
+    }
+    assert_has(&texts(&draw(&long)), &["bearing 0 of", "bearing 1 of", "bearing 2 of"]);
+    long.bearings = vec![long.bearings[2].clone(); 12];
+    let texts = texts(&draw(&long));
+    let named = texts.iter().filter(|text| text.contains("bearing 2 of")).count();
+    assert!((3..12).contains(&named), "{named}");
+    assert_has(&texts, &["labels are left out for want of room"]);
 }
 
 #[test]

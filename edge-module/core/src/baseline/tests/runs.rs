@@ -66,8 +66,8 @@ fn windows_that_are_too_few_are_not_learnt_however_long_they_took() {
         run.passed += seconds(9);
         assert_eq!(run.second("any", 0.0, usual(index)), None);
     }
-    let expected = "at most 59 windows and 580 s of a sensor in a condition came up to the deadline, 60 windows and 50 s are needed: \
-                    let the machine run longer, or allow more time";
+    let expected = "at most 59 windows and 580 s of a sensor in a condition came up to the deadline, 60 windows and 50 s are needed \
+                    (0 windows were in a condition that no later reading confirmed): let the machine run longer, or allow more time";
     let refused = refused(run.wait());
     assert_eq!((refused.to_string().as_str(), refused.as_str()), (expected, "too-few-windows"));
 }
@@ -121,13 +121,20 @@ fn what_cannot_be_learnt_is_counted() {
     assert_eq!(run.second("any", 0.0, 50.0), None);
     assert_eq!(run.learner.handle_standstill(run.now()), None);
     assert_eq!(run.learner.handle_unknown_condition(&on, run.now()), None);
-    let expected =
-        NotLearnt { standstill: 1, settling: 1, unknown_condition: 1, unusable: 5, not_asked: 3 };
+    let expected = NotLearnt {
+        standstill: 1,
+        settling: 1,
+        unknown_condition: 1,
+        unconfirmed: 0,
+        unusable: 5,
+        not_asked: 3,
+    };
     assert_eq!(run.learner.progress(run.now()).not_learnt, expected);
     let refused = refused(run.wait());
     assert_eq!(refused, LearnRefused::NoWindows(expected));
-    let text = "no window could be learnt up to the deadline (1 at standstill, 1 settling, 1 in no known condition, 5 unusable, \
-                3 not asked for): see that the machine runs in a condition that is asked for, and that its sensors deliver";
+    let text = "no window could be learnt up to the deadline (1 at standstill, 1 settling, 1 in no known condition, \
+                0 in a condition that no later reading confirmed, 5 unusable, 3 not asked for): see that the machine runs in a condition \
+                that is asked for, and that its sensors deliver, those of its condition again and again";
     assert_eq!(refused.to_string(), text);
 }
 
@@ -148,12 +155,13 @@ fn a_violation_and_a_person_end_a_run_at_once() {
 #[test]
 fn the_deadline_is_looked_at_with_every_input() {
     type Input = fn(&mut Learner, Instant) -> Option<LearnOutcome>;
-    let inputs: [Input; 6] = [
+    let inputs: [Input; 7] = [
         |learner, now| learner.handle_window(&sensor("shape"), "any", &features(0.0), 0.0, now),
         |learner, now| learner.handle_violation("limit", now),
         |learner, now| learner.handle_standstill(now),
         |learner, now| learner.handle_running(now),
         |learner, now| learner.handle_unknown_condition(&sensor("shape"), now),
+        |learner, now| learner.handle_condition(None, now),
         |learner, now| learner.handle_timeout(now),
     ];
     for (number, input) in inputs.into_iter().enumerate() {

@@ -1,0 +1,114 @@
+"""A client of IoT Edge and IoT Hub that is not ours, for tests of the stand-in: the official SDK, unchanged.
+
+    oracle.py module TOKEN_SECONDS                  by what edgeAgent sets in the environment
+    oracle.py device CONNECTION_STRING CA_FILE      by a connection string
+    oracle.py provision HOST SCOPE REGISTRATION KEY CA_FILE
+                                                    registers, then connects to the hub that it was told
+
+It connects, sends a message, reads the twin, reports, and says "ready". From then on it says what arrives, each a line of a
+word and JSON, and answers calls of methods with 200 and what they carried; the call of "end" is the last.
+"""
+
+import json
+import sys
+import threading
+from pathlib import Path
+
+from azure.iot.device import (
+    IoTHubDeviceClient,
+    IoTHubModuleClient,
+    Message,
+    MethodResponse,
+    ProvisioningDeviceClient,
+)
+
+BODY = json.dumps({"value": 1.5, "text": "grün & =/+"})
+END_SECONDS = 120
+
+
+def say(word: str, value: object) -> None:
+    print(word, json.dumps(value, sort_keys=True), flush=True)
+
+
+def message() -> Message:
+    made = Message(BODY, message_id="m 1", content_encoding="utf-8", content_type="application/json")
+    made.custom_properties["machine"] = "press/1 & more"
+    return made
+
+
+def received(incoming: Message) -> None:
+    say(
+        "message",
+        {
+            "input": incoming.input_name,
+            "body": incoming.data.decode(),
+            "properties": incoming.custom_properties,
+        },
+    )
+
+
+def serve(client) -> None:
+    """Does with a connected client what module and device have in common."""
+    ended = threading.Event()
+
+    def call(request) -> None:
+        say("method", {"name": request.name, "payload": request.payload})
+        client.send_method_response(MethodResponse.create_from_method_request(request, 200, request.payload))
+        if request.name == "end":
+            ended.set()
+
+    client.on_message_received = received
+    client.on_twin_desired_properties_patch_received = lambda patch: say("patch", patch)
+    client.on_method_request_received = call
+    say("twin", client.get_twin())
+    client.patch_twin_reported_properties({"state": "armed", "limits": {"rms": 4.5}})
+    client.patch_twin_reported_properties({"limits": {"rms": None, "peak": 9}})
+    say("ready", client.connected)
+    if not ended.wait(END_SECONDS):
+        raise SystemExit("no call of \"end\"")
+    client.shutdown()
+
+
+def module(token_seconds: str) -> None:
+    client = IoTHubModuleClient.create_from_edge_environment(sastoken_ttl=int(token_seconds))
+    client.connect()
+    client.send_message_to_output(message(), "alerts")
+    client.send_message("no output")
+    serve(client)
+
+
+def device(connection_string: str, ca_file: str) -> None:
+    authority = Path(ca_file).read_text()
+    client = IoTHubDeviceClient.create_from_connection_string(
+        connection_string, server_verification_cert=authority
+    )
+    client.connect()
+    client.send_message(message())
+    serve(client)
+
+
+def provision(host: str, scope: str, registration: str, key: str, ca_file: str) -> None:
+    authority = Path(ca_file).read_text()
+    registering = ProvisioningDeviceClient.create_from_symmetric_key(
+        provisioning_host=host,
+        registration_id=registration,
+        id_scope=scope,
+        symmetric_key=key,
+        server_verification_cert=authority,
+    )
+    result = registering.register()
+    state = result.registration_state
+    say("registered", {"status": result.status, "hub": state.assigned_hub, "device": state.device_id})
+    client = IoTHubDeviceClient.create_from_symmetric_key(
+        symmetric_key=key,
+        hostname=state.assigned_hub,
+        device_id=state.device_id,
+        server_verification_cert=authority,
+    )
+    client.connect()
+    client.send_message(message())
+    client.shutdown()
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](*sys.argv[2:])
