@@ -18,7 +18,7 @@ use aggregator_core::checkpoint::{
     EpochFile, EpochId, Nonce, PartitionEpoch, PendingRows, SavedState, TopicPartition,
 };
 use aggregator_core::rows::Offset;
-use aggregator_core::{PartitionState, ProcessingTime};
+use aggregator_core::{AlertBook, PartitionState, ProcessingTime};
 use anyhow::Context as _;
 use cloud_aggregator::config::Settings;
 use cloud_aggregator::sink::commit::{EpochCommit, Lake, Recovered};
@@ -125,6 +125,8 @@ impl Simulation {
                 &aggregator_core::Settings::default(),
             ))),
             rows: PendingRows::default(),
+            owed_to: BTreeMap::new(),
+            book: AlertBook::default(),
             watch: None,
             alerts: Vec::new(),
         };

@@ -1,8 +1,12 @@
 //! Which alerts are owed to which channel.
 //!
-//! An alert is owed from its epoch's commit until every channel has taken it or given it up; what is owed stands in
-//! each state file, so that a crash sends it again under the same id. Delivery never blocks counting: what does not
-//! fit a channel's queue waits here.
+//! An event of an alert is owed from its epoch's commit until every channel that wants it has taken it or given it up; what is owed
+//! stands in each state file with the channels that have not taken it, so that a crash sends it again under the same id, to those
+//! alone. Who wants it is asked anew at each start: a target that the settings no longer name is owed nothing, and one that is new
+//! hears of what comes from then on. Delivery never blocks counting: what does not fit a channel's queue waits here.
+//!
+//! An event that is suppressed (maintenance, shelved) is owed to nobody. A digest is its channel's own matter: the events in it
+//! are owed until the digest is delivered.
 //!
 //! While the lake takes no rows, the same epoch is read back and counted again and again. What a channel has taken from this
 //! process it does not get from it a second time.
@@ -10,22 +14,23 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use aggregator_core::Alert;
-use aggregator_core::checkpoint::TopicPartition;
+use aggregator_core::AlertEvent;
+use aggregator_core::checkpoint::{OwedTo, TopicPartition};
 use metrics::{counter, gauge};
 use tokio::sync::mpsc;
 use tracing::error;
 
+use crate::config::Audience;
 use crate::sink::alert::{Channel, Delivery, Outcome, delivery};
 use crate::telemetry::names;
 
-/// An alert that some channel will never take.
+/// An event that some channel will never take.
 #[derive(Debug)]
 pub struct Undelivered {
     /// Partition it came from.
     pub partition: TopicPartition,
-    /// The alert.
-    pub alert: Alert,
+    /// The event.
+    pub alert: AlertEvent,
     /// `alert-undelivered` or `alert-overflow`.
     pub reason: &'static str,
     /// A sentence for people.
@@ -34,29 +39,38 @@ pub struct Undelivered {
     pub body: Arc<str>,
 }
 
+/// A channel that is open.
+#[derive(Debug)]
+pub struct Outlet {
+    /// Its queue.
+    pub sender: mpsc::Sender<Delivery>,
+    /// Which events it wants.
+    pub audience: Audience,
+}
+
 #[derive(Debug)]
 struct Owed {
     partition: TopicPartition,
-    alert: Alert,
+    alert: AlertEvent,
     delivery: Delivery,
     channels: BTreeSet<Channel>,
 }
 
-/// What came of adding an alert.
+/// What came of adding an event.
 #[derive(Debug, Default)]
 pub struct Added {
     /// This process has not had it before.
     pub is_new: bool,
-    /// Every channel has taken it from this process: nothing is owed.
+    /// Every channel that wants it has taken it from this process: nothing is owed.
     pub is_settled: bool,
-    /// The oldest alert, given up because more are owed than are kept.
+    /// The oldest event, given up because more are owed than are kept.
     pub overflow: Option<Undelivered>,
 }
 
-/// Alerts that are owed.
+/// Events of alerts that are owed.
 #[derive(Debug)]
 pub struct AlertDesk {
-    channels: BTreeMap<Channel, mpsc::Sender<Delivery>>,
+    channels: BTreeMap<Channel, Outlet>,
     /// Ids that wait for a place in a channel's queue, oldest first.
     waiting: BTreeMap<Channel, VecDeque<Arc<str>>>,
     owed: BTreeMap<Arc<str>, Owed>,
@@ -73,12 +87,8 @@ pub struct AlertDesk {
 impl AlertDesk {
     /// Nothing owed.
     #[must_use]
-    pub fn new(
-        channels: BTreeMap<Channel, mpsc::Sender<Delivery>>,
-        owed_max: usize,
-        source: String,
-    ) -> Self {
-        let waiting = channels.keys().map(|channel| (*channel, VecDeque::new())).collect();
+    pub fn new(channels: BTreeMap<Channel, Outlet>, owed_max: usize, source: String) -> Self {
+        let waiting = channels.keys().map(|channel| (channel.clone(), VecDeque::new())).collect();
         Self {
             channels,
             waiting,
@@ -98,35 +108,61 @@ impl AlertDesk {
         self.waiting.values_mut().for_each(VecDeque::clear);
     }
 
-    /// Forgets the alerts of partitions that are somebody else's now: its state file owes them.
+    /// Forgets the events of partitions that are somebody else's now: its state file owes them.
     pub fn forget(&mut self, partitions: &[TopicPartition]) {
         self.owed.retain(|_, owed| !partitions.contains(&owed.partition));
         let owed = &self.owed;
         self.order.retain(|id| owed.contains_key(id));
+        self.waiting.values_mut().for_each(|queue| queue.retain(|id| owed.contains_key(id)));
     }
 
-    /// Owes an alert to every channel that has not taken it. At the limit the oldest is given up.
-    pub fn add(&mut self, partition: TopicPartition, alert: Alert) -> Added {
+    /// Owes an event to every channel that wants it and has not taken it. At the limit the oldest is given up.
+    pub fn add(&mut self, partition: TopicPartition, alert: AlertEvent) -> Added {
+        self.add_to(partition, alert, None)
+    }
+
+    /// As [`Self::add`], of what was owed before a restart: to those channels alone, if they are known.
+    pub fn add_to(
+        &mut self,
+        partition: TopicPartition,
+        alert: AlertEvent,
+        to: Option<&BTreeSet<String>>,
+    ) -> Added {
         let delivery = delivery(&alert, &self.source);
         let id = Arc::clone(&delivery.id);
         let is_new = self.get_to_know(&id);
         if self.owed.contains_key(&id) {
             return Added { is_new, ..Added::default() };
         }
-        let taken = self.known.get(&id);
-        let has_not_taken = |channel: &&Channel| !taken.is_some_and(|by| by.contains(channel));
-        let channels: BTreeSet<Channel> =
-            self.channels.keys().filter(has_not_taken).copied().collect();
+        let mut channels = self.wanting(&id, &alert);
+        if let Some(to) = to {
+            // The others have taken it, from the process before.
+            channels.retain(|channel| to.contains(channel.as_str()));
+        }
         if channels.is_empty() {
             return Added { is_new, is_settled: true, overflow: None };
         }
         for channel in &channels {
-            self.waiting.entry(*channel).or_default().push_back(Arc::clone(&id));
+            self.waiting.entry(channel.clone()).or_default().push_back(Arc::clone(&id));
         }
         self.order.push_back(Arc::clone(&id));
         self.owed.insert(id, Owed { partition, alert, delivery, channels });
         let overflow = if self.owed.len() > self.owed_max { self.give_up_oldest() } else { None };
         Added { is_new, is_settled: false, overflow }
+    }
+
+    /// Channels that want the event and have not taken it from this process.
+    fn wanting(&self, id: &Arc<str>, alert: &AlertEvent) -> BTreeSet<Channel> {
+        if alert.suppressed_by.is_some() {
+            return BTreeSet::new();
+        }
+        let taken = self.known.get(id);
+        let has_taken = |channel: &Channel| taken.is_some_and(|by| by.contains(channel));
+        let wanting = self
+            .channels
+            .iter()
+            .filter(|(channel, outlet)| outlet.audience.wants(alert) && !has_taken(channel));
+        wanting.map(|(channel, _)| channel.clone()).collect()
     }
 
     /// Whether the id is new.
@@ -149,14 +185,17 @@ impl AlertDesk {
         loop {
             let id = self.order.pop_front()?;
             let Some(owed) = self.owed.remove(&id) else { continue };
+            let channels: Vec<&str> = owed.channels.iter().map(Channel::as_str).collect();
             let detail = format!(
-                "more than {} alerts are owed (alerts.pending-max): see why the channels do not take them",
-                self.owed_max
+                "more than {} alerts are owed (alerts.pending-max): see why {} does not take them",
+                self.owed_max,
+                channels.join(", ")
             );
             counter!(names::ALERTS_GIVEN_UP_TOTAL, "channel" => "all").increment(1);
             error!(
                 alert = &*id,
                 owed_max = self.owed_max,
+                channels = channels.join(", "),
                 "too many alerts are owed, the oldest is given up"
             );
             return Some(Undelivered {
@@ -169,16 +208,16 @@ impl AlertDesk {
         }
     }
 
-    /// Fills the channels' queues.
+    /// Fills the channels' queues. One that is full holds nobody else up.
     pub fn pump(&mut self) {
-        for (channel, sender) in &self.channels {
+        for (channel, outlet) in &self.channels {
             let Some(queue) = self.waiting.get_mut(channel) else { continue };
             while let Some(id) = queue.front() {
                 let Some(owed) = self.owed.get(id) else {
                     queue.pop_front();
                     continue;
                 };
-                let Ok(permit) = sender.try_reserve() else { break };
+                let Ok(permit) = outlet.sender.try_reserve() else { break };
                 permit.send(owed.delivery.clone());
                 queue.pop_front();
             }
@@ -192,13 +231,13 @@ impl AlertDesk {
         if outcome.given_up.is_none()
             && let Some(taken) = self.known.get_mut(&outcome.id)
         {
-            taken.insert(outcome.channel);
+            taken.insert(outcome.channel.clone());
         }
         let owed = self.owed.get_mut(&outcome.id)?;
         owed.channels.remove(&outcome.channel);
         let undelivered = outcome.given_up.map(|detail| {
             let channel = outcome.channel.as_str();
-            counter!(names::ALERTS_GIVEN_UP_TOTAL, "channel" => channel).increment(1);
+            counter!(names::ALERTS_GIVEN_UP_TOTAL, "channel" => channel.to_owned()).increment(1);
             Undelivered {
                 partition: owed.partition.clone(),
                 alert: owed.alert.clone(),
@@ -217,14 +256,21 @@ impl AlertDesk {
         undelivered
     }
 
-    /// Alerts of a partition that are owed, for the state file.
+    /// Events of a partition that are owed, for the state file.
     #[must_use]
-    pub fn owed_of(&self, partition: &TopicPartition) -> Vec<Alert> {
-        let of_partition = |owed: &&Owed| owed.partition == *partition;
-        self.owed.values().filter(of_partition).map(|owed| owed.alert.clone()).collect()
+    pub fn owed_of(&self, partition: &TopicPartition) -> (Vec<AlertEvent>, OwedTo) {
+        let owed = self.owed.iter().filter(|(_, owed)| owed.partition == *partition);
+        let names = |owed: &Owed| owed.channels.iter().map(|it| it.as_str().to_owned()).collect();
+        owed.map(|(id, owed)| (owed.alert.clone(), (id.to_string(), names(owed)))).unzip()
     }
 
-    /// How many alerts are owed.
+    /// How many events are owed to a channel.
+    #[must_use]
+    pub fn owed_to(&self, channel: &Channel) -> usize {
+        self.owed.values().filter(|owed| owed.channels.contains(channel)).count()
+    }
+
+    /// How many events are owed.
     #[must_use]
     pub fn len(&self) -> usize {
         self.owed.len()

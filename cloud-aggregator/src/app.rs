@@ -15,19 +15,20 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use crate::alerts::AlertDesk;
-use crate::config::{Keys, Settings};
+use crate::alerts::{AlertDesk, Outlet};
+use crate::config::{Audience, Keys, Settings};
 use crate::gap_watch::{GapDesk, Scanner};
 use crate::health::Health;
+use crate::outcomes::{self, Api, OutcomeTopic, Tokens};
 use crate::pipeline::{Parts, Pipeline, PipelineError};
 use crate::reload::Reloader;
-use crate::sink::alert::{Channel, Delivery, Outcome};
+use crate::sink::alert::{Channel, Outcome};
 use crate::sink::alert_topic::AlertTopic;
 use crate::sink::commit::Lake;
 use crate::sink::delta::Location;
 use crate::sink::maintenance::{self, Maintenance, Reports};
 use crate::sink::rows::TELEMETRY;
-use crate::sink::webhook::Webhook;
+use crate::sink::webhook::{TargetHealth, Webhook};
 use crate::source::kafka::{Source, client_config, start};
 use crate::{admin, config, telemetry};
 
@@ -119,8 +120,10 @@ async fn run_async(
     let health = Arc::new(Health::new(Arc::clone(&source.brokers_down)));
     let source = Arc::new(source);
     let (outcomes_sender, outcomes) = mpsc::channel(settings.alerts.queue_length);
-    let channels =
+    let (channels, targets) =
         open_channels(&settings, &outcomes_sender, &mut tasks).map_err(exit_with(EXIT_CONFIG))?;
+    health.watch_targets(targets);
+    open_api(&settings, stop.clone(), &mut tasks).await.map_err(exit_with(EXIT_CONFIG))?;
     if is_maintained {
         spawn_maintenance(lake_settings, settings.maintenance.clone(), stop.clone())
             .map_err(exit_with(EXIT_SOFTWARE))?;
@@ -229,25 +232,54 @@ async fn leave_group(source: Arc<Source>, limit: Duration) {
     }
 }
 
+/// Channels, and how those do that may be slow or away.
+type Channels = (BTreeMap<Channel, Outlet>, Vec<TargetHealth>);
+
 fn open_channels(
     settings: &Settings,
     outcomes: &mpsc::Sender<Outcome>,
     tasks: &mut JoinSet<()>,
-) -> anyhow::Result<BTreeMap<Channel, mpsc::Sender<Delivery>>> {
+) -> anyhow::Result<Channels> {
     let alerts = &settings.alerts;
     let mut channels = BTreeMap::new();
     if !alerts.topic.is_empty() {
         let (sender, queue) = mpsc::channel(alerts.queue_length);
-        let topic = AlertTopic::new(client_config(&settings.kafka)?, alerts)?;
+        let topic = AlertTopic::new(client_config(&settings.kafka)?, alerts, Handle::current())?;
         tasks.spawn(topic.run(queue, outcomes.clone()));
-        channels.insert(Channel::Topic, sender);
+        channels.insert(Channel::Topic, Outlet { sender, audience: Audience::everything() });
     }
-    if !alerts.webhook_url.is_empty() {
+    let mut health = Vec::new();
+    for target in alerts.all_targets() {
         let (sender, queue) = mpsc::channel(alerts.queue_length);
-        tasks.spawn(Webhook::new(alerts)?.run(queue, outcomes.clone()));
-        channels.insert(Channel::Webhook, sender);
+        let audience = target.audience.clone();
+        let webhook = Webhook::new(target)?;
+        health.push(webhook.health());
+        channels.insert(webhook.channel(), Outlet { sender, audience });
+        tasks.spawn(webhook.run(queue, outcomes.clone()));
     }
-    Ok(channels)
+    Ok((channels, health))
+}
+
+/// Takes what people found, if there is somebody who may tell.
+async fn open_api(
+    settings: &Settings,
+    stop: watch::Receiver<bool>,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<()> {
+    let api = &settings.api;
+    if !api.is_on() {
+        return Ok(());
+    }
+    let tokens = Tokens::read(&api.token_file)?;
+    let topic = &settings.kafka.topics.outcomes;
+    let sink = OutcomeTopic::new(client_config(&settings.kafka)?, topic, api.publish_timeout)?;
+    let listener = outcomes::bind(api.listen)
+        .await
+        .with_context(|| format!("api.listen {} cannot be bound", api.listen))?;
+    info!(address = %listener.local_addr()?, "outcomes are taken");
+    let api = Arc::new(Api::new(api.clone(), tokens, Box::new(sink)));
+    tasks.spawn(outcomes::serve(listener, api, stop));
+    Ok(())
 }
 
 /// A thread of its own, so that sorting keeps no worker of the pipeline busy. It ends with the process.

@@ -54,11 +54,13 @@ use windows::{Counted, FoundRow, Verdict, WindowKey, compare, count_reading};
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 /// Tables that hold Kafka records, each record in one of them.
-const RECORD_TABLES: [&str; 4] = [
+const RECORD_TABLES: [&str; 6] = [
     TELEMETRY,
     SideTable::LateReadings.as_str(),
     SideTable::MachineEvents.as_str(),
     SideTable::DeadLetters.as_str(),
+    SideTable::Outcomes.as_str(),
+    SideTable::Waveforms.as_str(),
 ];
 const SOURCE_COLUMNS: [&str; 3] = ["source_topic", "source_partition", "source_offset"];
 /// Why windows are left out.
@@ -143,7 +145,13 @@ async fn audit_moment(
     // First: they tell which topics were made anew.
     audit.read_side(&moment, SideTable::MachineEvents.as_str(), &mut report).await?;
     audit.read_telemetry(&moment, &mut report).await?;
-    for table in [SideTable::LateReadings, SideTable::DeadLetters] {
+    let others = [
+        SideTable::LateReadings,
+        SideTable::DeadLetters,
+        SideTable::Outcomes,
+        SideTable::Waveforms,
+    ];
+    for table in others {
         audit.read_side(&moment, table.as_str(), &mut report).await?;
     }
     audit.judge_records(&moment, &mut report);

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::commands::alert_commands;
+use crate::outcomes::report::Report;
+use crate::sink::alert::EventKind;
 use crate::sink::maintenance::table_names;
 
 /// Counts anomalies from Kafka in event-time windows, writes Delta tables exactly once, alerts.
@@ -35,9 +38,108 @@ pub enum Command {
     /// Also: no Kafka record has two rows or none, states and tables belong together. The lake may be written meanwhile. Windows that
     /// are still open are counted and left out.
     Audit(AuditArguments),
+    /// Look at the alerts, and whether they arrive.
+    #[command(subcommand)]
+    Alerts(Alerts),
+    /// What came of the alerts.
+    #[command(subcommand)]
+    Report(Report),
     /// Look at what was refused, and send it again.
     #[command(subcommand)]
     DeadLetters(Letters),
+}
+
+/// What to do with alerts.
+#[derive(Debug, Subcommand)]
+pub enum Alerts {
+    /// Print the JSON Schema of an event: what triggers of Logic Apps and flows are made of.
+    Schema {
+        /// Of which event.
+        #[arg(value_parser = PossibleValuesParser::new(schema_names()))]
+        event: String,
+    },
+    /// Name the alerts of the table, open ones first, newest first: exit code 0; 64 if --since is no moment, 74 if the lake cannot be read.
+    ///
+    /// Each alert is named once, as its newest row has it. Suppressed ones, of which nobody was told, are among them.
+    List(AlertsList),
+    /// Send one event to one target, and say what is answered: exit code 0 if it was taken, 69 if not, 64 if there is no such target.
+    ///
+    /// It goes once, by the way that alerts go, whatever alerts the target wants: an alert of the rule "test" on the machine "test",
+    /// severity 4, that says that it is a test. Its id is new each time. A call-out may come of it.
+    Test(AlertsTest),
+    /// Post alerts again that no target took or that became too many: exit code 0; 1 if some were not taken, 64 without --yes or if there
+    /// is no such target, 74 if the lake cannot be read.
+    ///
+    /// These are the dead letters with the reasons alert-undelivered and alert-overflow. Each goes to the target that has given it up,
+    /// or was owed it and wants it, or to the one that is named, oldest first. It does not remember what it has replayed: an event keeps
+    /// its id (the header idempotency-key), by which a receiver knows it again, so that a repeat is harmless. A target that fails three
+    /// times in a row is left alone.
+    Replay(AlertsReplay),
+}
+
+/// `alerts list`.
+#[derive(Args, Debug)]
+pub struct AlertsList {
+    /// Which configuration.
+    #[command(flatten)]
+    pub config: ConfigFile,
+    /// Only those that are not over.
+    #[arg(long)]
+    pub open: bool,
+    /// Only of this machine, or of this sensor.
+    #[arg(long)]
+    pub machine: Option<String>,
+    /// Only of this rule, or machine event.
+    #[arg(long)]
+    pub rule: Option<String>,
+    /// Only fired then or later: 2026-03-01T08:15:30Z, 2026-03-01, or how long ago, such as 2h.
+    #[arg(long)]
+    pub since: Option<String>,
+    /// How many are named.
+    #[arg(long, default_value_t = 50)]
+    pub limit: usize,
+    /// How they are printed.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+/// `alerts test`.
+#[derive(Args, Debug)]
+pub struct AlertsTest {
+    /// Which configuration.
+    #[command(flatten)]
+    pub config: ConfigFile,
+    /// Name of one of `alerts.targets`, "webhook" for `alerts.webhook-url`, "topic" for `alerts.topic`.
+    pub target: String,
+}
+
+/// `alerts replay`.
+#[derive(Args, Debug)]
+pub struct AlertsReplay {
+    /// Which configuration.
+    #[command(flatten)]
+    pub config: ConfigFile,
+    /// Send all of them to this target instead, whatever it wants.
+    pub target: Option<String>,
+    /// Only with this reason; may be given more than once.
+    #[arg(long, value_parser = PossibleValuesParser::new(alert_commands::REASONS))]
+    pub reason: Vec<String>,
+    /// Only of changes then or later: 2026-03-01T08:15:30Z, 2026-03-01, or how long ago, such as 2h.
+    #[arg(long)]
+    pub since: Option<String>,
+    /// At most so many, oldest first.
+    #[arg(long)]
+    pub limit: Option<usize>,
+    /// Send them.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub yes: bool,
+    /// Say what would be sent, and send nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+fn schema_names() -> impl Iterator<Item = &'static str> {
+    EventKind::ALL.map(EventKind::as_str).into_iter().chain(["outcome"])
 }
 
 /// Which tables.

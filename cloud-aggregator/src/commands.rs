@@ -5,11 +5,18 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use shared_proto::model::EventTime;
 
+use self::alert_commands::AlertsError;
 use crate::app::Failure;
 use crate::audit::{self, AuditError};
-use crate::cli::{AuditArguments, Letters, LettersReplay};
+use crate::cli::{Alerts, AuditArguments, Letters, LettersReplay};
 use crate::config::Settings;
 use crate::dead_letters::{self, LettersError, ReplayError, Replayed, Selection, replay};
+use crate::outcomes;
+use crate::outcomes::report::{self, PrecisionArguments};
+use crate::sink::alert::{self, EventKind};
+
+#[path = "alerts/commands.rs"]
+pub mod alert_commands;
 
 /// The command line asks for something that cannot be (`EX_USAGE` of sysexits.h).
 const EXIT_USAGE: u8 = 64;
@@ -110,6 +117,69 @@ pub fn audit(
     let report = block_on(audit::audit(settings, arguments.limit))?.map_err(failed)?;
     audit::print(&report, arguments.format, out).map_err(|error| failed(error.into()))?;
     Ok(u8::from(report.differences > 0))
+}
+
+/// `report precision`. Gives the exit code.
+///
+/// # Errors
+/// The lake cannot be read.
+pub fn precision(
+    settings: &Settings,
+    arguments: &PrecisionArguments,
+    out: &mut impl Write,
+) -> Result<u8, Failure> {
+    block_on(report::run(&settings.lake, arguments, out))?.map_err(|error| {
+        let exit_code = error.exit_code();
+        Failure { cause: error.into(), exit_code }
+    })?;
+    Ok(0)
+}
+
+/// `alerts`. Gives the exit code.
+///
+/// # Errors
+/// What cannot be read, or sent.
+pub fn alerts(settings: &Settings, command: &Alerts, out: &mut impl Write) -> Result<u8, Failure> {
+    match command {
+        Alerts::Schema { event } => schema(event, out),
+        Alerts::List(list) => {
+            block_on(alert_commands::list(&settings.lake, list, now(), out))?
+                .map_err(alerts_failure)?;
+            Ok(0)
+        }
+        Alerts::Test(test) => {
+            block_on(alert_commands::test(settings, &test.target, now(), out))?
+                .map_err(alerts_failure)?;
+            Ok(0)
+        }
+        Alerts::Replay(replay) => {
+            let is_complete = block_on(alert_commands::replay(settings, replay, now(), out))?
+                .map_err(alerts_failure)?;
+            Ok(u8::from(!is_complete))
+        }
+    }
+}
+
+fn alerts_failure(error: AlertsError) -> Failure {
+    if let AlertsError::Letters(error) = error {
+        return letters_failure(error);
+    }
+    let exit_code = error.exit_code();
+    Failure { cause: error.into(), exit_code }
+}
+
+/// `alerts schema`. Gives the exit code.
+///
+/// # Errors
+/// The output cannot be written.
+pub fn schema(event: &str, out: &mut impl Write) -> Result<u8, Failure> {
+    let schema = match EventKind::ALL.into_iter().find(|kind| kind.as_str() == event) {
+        Some(kind) => alert::schema(kind),
+        None => outcomes::schema(),
+    };
+    let written = writeln!(out, "{schema:#}");
+    written.map_err(|error| Failure { cause: error.into(), exit_code: 1 })?;
+    Ok(0)
 }
 
 fn letters_failure(error: LettersError) -> Failure {

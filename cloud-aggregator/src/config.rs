@@ -13,26 +13,35 @@ use aggregator_core::{GroupBy, OutputMode};
 use config::{Case, Config, Environment, File, FileFormat};
 use serde::Deserialize;
 
+use crate::outcomes::ApiSettings;
+
 mod addresses;
+mod alerting;
+mod alerts;
+mod event_hubs;
 mod keys;
 mod maintenance;
 mod read;
 mod spread;
 mod validate;
 
+pub use alerting::Alerting;
+pub use alerts::{Alerts, Audience, Rate, TARGETS_MAX, Target, TargetKeys, TargetKind};
+pub use event_hubs::{Authentication, Connection, ConnectionString, EventHubs};
 pub use keys::Keys;
 pub use maintenance::{Maintenance, Retention, table_properties, vacuum_retention};
 pub use spread::SpreadRule;
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
 /// Tables whose keys are free, such as librdkafka's properties.
-const FREE_TABLES: [&str; 6] = [
+const FREE_TABLES: [&str; 7] = [
     "kafka.properties",
     "kafka.property-files",
     "lake.storage-options",
     "lake.storage-option-files",
     "alerts.webhook-headers",
     "alerts.webhook-header-files",
+    "alerting.machine-events",
 ];
 
 /// Why there are no settings.
@@ -71,10 +80,17 @@ impl fmt::Display for Fault {
 }
 
 /// Text that is never printed.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
 pub struct Secret(String);
 
 impl Secret {
+    /// Hides a text.
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
     /// The text itself, for the one place that needs it.
     #[must_use]
     pub fn expose(&self) -> &str {
@@ -120,8 +136,12 @@ pub struct Settings {
     pub counting: Counting,
     /// How missing records of devices are found.
     pub gaps: Gaps,
+    /// When people are told.
+    pub alerting: Alerting,
     /// Where alerts go.
     pub alerts: Alerts,
+    /// Where people tell what they found.
+    pub api: ApiSettings,
     /// Health, metrics, status.
     pub admin: Admin,
     /// Logging.
@@ -214,6 +234,10 @@ pub struct Topics {
     pub machine_events: String,
     /// What edge modules refused.
     pub dead_letters: String,
+    /// What people found.
+    pub outcomes: String,
+    /// Raw samples around trips.
+    pub waveforms: String,
 }
 
 /// `[lake]`.
@@ -382,44 +406,6 @@ pub struct Gaps {
     pub ranges_max: usize,
     /// Most open gaps of one generation of a device.
     pub gaps_per_device_max: usize,
-}
-
-/// `[alerts]`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Alerts {
-    /// Kafka topic; empty is off.
-    pub topic: String,
-    /// Webhook; empty is off.
-    pub webhook_url: String,
-    /// Hosts for which plain http is allowed.
-    pub webhook_plain_hosts: Vec<String>,
-    /// Hosts that the webhook may name; empty is any.
-    pub webhook_allowed_hosts: Vec<String>,
-    /// Headers.
-    pub webhook_headers: BTreeMap<String, String>,
-    /// Headers whose values are in files.
-    pub webhook_header_files: BTreeMap<String, PathBuf>,
-    /// Wait for one answer.
-    #[serde(with = "humantime_serde")]
-    pub webhook_timeout: Duration,
-    /// First wait between attempts.
-    #[serde(with = "humantime_serde")]
-    pub retry_min: Duration,
-    /// Longest wait between attempts.
-    #[serde(with = "humantime_serde")]
-    pub retry_max: Duration,
-    /// Longest Retry-After that is respected.
-    #[serde(with = "humantime_serde")]
-    pub retry_after_max: Duration,
-    /// Attempts before an alert becomes a dead letter.
-    pub webhook_attempts_max: u32,
-    /// Alerts that may wait for one channel.
-    pub queue_length: usize,
-    /// Alerts owed in all.
-    pub pending_max: usize,
-    /// `source` of the CloudEvents.
-    pub source: String,
 }
 
 /// `[admin]`.

@@ -3,20 +3,23 @@
 //! Every record becomes exactly one row, or none if it was seen before; [`Counting::check_balance`] proves it against
 //! the core's own counts before each commit.
 
+mod alerting;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use aggregator_core::accounting::reason;
 use aggregator_core::checkpoint::{
-    EpochFileRef, EpochId, FILE_FORMAT, PartitionEpochRef, PendingRows, RecordMark, SavedStateRef,
-    StateBook, TopicPartition,
+    EpochFileRef, EpochId, FILE_FORMAT, OwedTo, PartitionEpochRef, PendingRows, RecordMark,
+    SavedStateRef, StateBook, TopicPartition,
 };
 use aggregator_core::gaps::{GapChange, GapLimits, SavedWatch};
 use aggregator_core::partition::Figures;
-use aggregator_core::rows::{DeadLetterRow, LateReadingRow, MachineEventRow, Offset};
+use aggregator_core::rows::{DeadLetterRow, LateReadingRow, MachineEventRow, Offset, WaveformRow};
 use aggregator_core::{
-    Accounting, Alert, Disposition, OutputMode, Outputs, PartitionState, ProcessingTime, Rule,
-    Settings,
+    Accounting, AlertBook, AlertEvent, Disposition, OutputMode, Outputs, PartitionState,
+    ProcessingTime, Rule, Settings,
 };
 use deltalake::arrow::datatypes::SchemaRef;
 use deltalake::arrow::error::ArrowError;
@@ -24,19 +27,25 @@ use deltalake::arrow::record_batch::RecordBatch;
 use metrics::counter;
 use serde::ser::{Error as _, Serialize, SerializeMap as _, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
-use shared_proto::codec::{DecodeError, Decoder, decode_dead_letter, decode_machine_event};
+use shared_proto::codec::{
+    DecodeError, Decoder, decode_dead_letter, decode_machine_event, decode_outcome,
+    decode_waveform_snapshot,
+};
 use shared_proto::model::{
-    DEAD_LETTER_RAW_BYTES_MAX, DeadLetter, Identity, MachineEvent, MachineEventDetails,
-    MachineEventType, MachineId, Reading,
+    DeadLetter, Identity, MachineEvent, MachineEventDetails, MachineEventType, MachineId, Outcome,
+    Reading,
 };
 
 use crate::config::Epoch;
 use crate::gap_watch::{Scanned, event_of};
+use crate::outcomes::counts::OutcomeCounts;
 use crate::sink::commit::EpochCommit;
 use crate::sink::rows::ReadingColumns;
 use crate::sink::state_file::StateBytes;
 use crate::source::{Batch, Gap, RawRecord, TopicKind};
 use crate::telemetry::names;
+
+pub use alerting::undelivered;
 
 /// Reason of dead letters above `kafka.record-bytes-max`.
 const REASON_TOO_LARGE: &str = "too-large";
@@ -60,7 +69,9 @@ pub struct Partition {
     pub watch: Option<Box<SavedWatch>>,
     state: PartitionState,
     rows: PendingRows,
-    alerts: Vec<Alert>,
+    alerts: Vec<AlertEvent>,
+    /// The alerts that are open.
+    open_alerts: AlertBook,
     accounting_before: Accounting,
     /// The state files that hold the state.
     book: StateBook,
@@ -88,6 +99,7 @@ impl Partition {
             state,
             rows: PendingRows::default(),
             alerts: Vec::new(),
+            open_alerts: AlertBook::default(),
             accounting_before,
             book: StateBook::default(),
         }
@@ -168,7 +180,7 @@ struct SavedOneByOne<'a, F> {
     owed: F,
 }
 
-impl<F: Fn(&TopicPartition) -> Vec<Alert>> Serialize for SavedOneByOne<'_, F> {
+impl<F: Fn(&TopicPartition) -> (Vec<AlertEvent>, OwedTo)> Serialize for SavedOneByOne<'_, F> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         for partition in self.partitions.borrow_mut().iter_mut() {
@@ -176,13 +188,15 @@ impl<F: Fn(&TopicPartition) -> Vec<Alert>> Serialize for SavedOneByOne<'_, F> {
                 continue;
             }
             let state = partition.save_state(self.epoch).map_err(S::Error::custom)?;
-            let owed = (self.owed)(&partition.id);
+            let (owed, owed_to) = (self.owed)(&partition.id);
             let entry = PartitionEpochRef {
                 next_offset: Offset(partition.next_offset),
                 last_record: partition.last_record,
                 state,
                 rows: &partition.rows,
                 alerts: owed.iter().chain(&partition.alerts).collect(),
+                owed_to: &owed_to,
+                book: &partition.open_alerts,
                 watch: partition.watch.as_deref(),
             };
             map.serialize_entry(&partition.id, &entry)?;
@@ -197,7 +211,7 @@ pub struct TakenEpoch {
     /// For the lake.
     pub commit: EpochCommit,
     /// Alerts that may leave once it is committed.
-    pub alerts: Vec<(TopicPartition, Alert)>,
+    pub alerts: Vec<(TopicPartition, AlertEvent)>,
     /// Where each partition's next epoch begins.
     pub offsets: Vec<(TopicPartition, i64)>,
     /// What became of the records.
@@ -218,6 +232,7 @@ pub struct Counting {
     tally: Tally,
     refused: BTreeMap<&'static str, u64>,
     outputs: Outputs,
+    outcome_counts: OutcomeCounts,
     is_dirty: bool,
 }
 
@@ -242,6 +257,7 @@ impl Counting {
             tally: Tally::default(),
             refused: BTreeMap::new(),
             outputs: Outputs::default(),
+            outcome_counts: OutcomeCounts::default(),
             is_dirty,
         }
     }
@@ -283,7 +299,7 @@ impl Counting {
             self.tally.records_in += 1;
             self.tally.bytes += payload.len() as u64;
             self.handle_record(record, payload, now)?;
-            self.keep_outputs(record.slot);
+            self.keep_outputs(record.slot, now);
         }
         self.is_dirty |= !batch.records.is_empty();
         counter!(names::RECORDS_IN_TOTAL).increment(batch.records.len() as u64);
@@ -330,6 +346,7 @@ impl Counting {
             TopicKind::MachineEvents => match decode_machine_event(payload, encoding) {
                 Ok(event) => {
                     if self.is_new(record, event.identity.as_ref()) {
+                        self.judge_event(record.slot, &event, now);
                         let row = MachineEventRow::new(Offset(record.offset), now, event);
                         self.partitions[record.slot].rows.machine_events.push(row);
                     }
@@ -340,6 +357,19 @@ impl Counting {
                 Ok(letter) => {
                     if self.is_new(record, letter.identity.as_ref()) {
                         self.partitions[record.slot].dead_letter(record.offset, now, letter);
+                    }
+                }
+                Err(error) => self.refuse_undecodable(record, payload, now, &error),
+            },
+            TopicKind::Outcomes => match decode_outcome(payload, encoding) {
+                Ok(outcome) => self.handle_outcome(record, payload, now, outcome),
+                Err(error) => self.refuse_undecodable(record, payload, now, &error),
+            },
+            TopicKind::Waveforms => match decode_waveform_snapshot(payload) {
+                Ok(snapshot) => {
+                    if self.is_new(record, snapshot.identity.as_ref()) {
+                        let row = WaveformRow::new(Offset(record.offset), now, snapshot);
+                        self.partitions[record.slot].rows.waveforms.push(row);
                     }
                 }
                 Err(error) => self.refuse_undecodable(record, payload, now, &error),
@@ -403,6 +433,28 @@ impl Counting {
         }
     }
 
+    /// One of a time to come would be the newest for ever.
+    fn handle_outcome(
+        &mut self,
+        record: &RawRecord,
+        payload: &[u8],
+        now: ProcessingTime,
+        outcome: Outcome,
+    ) {
+        let latest = now.saturating_add(self.settings.future_limit).as_event_time();
+        if outcome.timestamp > latest {
+            let detail = format!(
+                "timestamp {} is more than counting.future-limit ahead of this machine's clock",
+                outcome.timestamp
+            );
+            self.refuse(record, payload, now, reason::TIMESTAMP_IN_FUTURE, detail);
+        } else if self.is_new(record, None) {
+            self.outcome_counts.count(&outcome);
+            let row = alerting::outcome_row(Offset(record.offset), now, outcome);
+            self.partitions[record.slot].rows.outcomes.push(row);
+        }
+    }
+
     fn refuse_undecodable(
         &mut self,
         record: &RawRecord,
@@ -450,16 +502,6 @@ impl Counting {
             Err(error) => error.to_string(),
         });
         self.partitions[record.slot].rows.dead_letters.push(row);
-    }
-
-    fn keep_outputs(&mut self, slot: usize) {
-        if self.outputs.anomalies.is_empty() && self.outputs.alerts.is_empty() {
-            return;
-        }
-        let partition = &mut self.partitions[slot];
-        partition.rows.anomalies.append(&mut self.outputs.anomalies);
-        partition.alerts.append(&mut self.outputs.alerts);
-        self.is_dirty = true;
     }
 
     /// Notes that Kafka no longer has some records: a row of `machine_events`.
@@ -557,7 +599,7 @@ impl Counting {
         let Some(partition) = self.partitions.get_mut(slot) else { return };
         if partition.next_offset >= end {
             partition.state.handle_timeout(now, &self.settings, &mut self.outputs);
-            self.keep_outputs(slot);
+            self.keep_outputs(slot, now);
         }
     }
 
@@ -626,12 +668,12 @@ impl Counting {
         &mut self,
         epoch: EpochId,
         now: ProcessingTime,
-        owed: impl Fn(&TopicPartition) -> Vec<Alert>,
+        owed: impl Fn(&TopicPartition) -> (Vec<AlertEvent>, OwedTo),
     ) -> Result<TakenEpoch, serde_json::Error> {
         for slot in 0..self.partitions.len() {
             let state = &mut self.partitions[slot].state;
             state.handle_trigger(now, &self.settings, &mut self.outputs);
-            self.keep_outputs(slot);
+            self.keep_outputs(slot, now);
         }
         let partitions =
             SavedOneByOne { partitions: RefCell::new(&mut self.partitions), epoch, owed };
@@ -680,7 +722,7 @@ impl Counting {
     }
 
     /// Alerts since the last epoch, or since the last call.
-    pub fn take_alerts(&mut self) -> Vec<(TopicPartition, Alert)> {
+    pub fn take_alerts(&mut self) -> Vec<(TopicPartition, AlertEvent)> {
         let mut alerts = Vec::new();
         for partition in &mut self.partitions {
             let leaving = partition.alerts.drain(..);
@@ -696,7 +738,7 @@ impl Counting {
             let state = &mut self.partitions[slot].state;
             state.handle_trigger(now, &self.settings, &mut self.outputs);
             windows_forgotten += state.change_rules(&settings.rules).windows_forgotten;
-            self.keep_outputs(slot);
+            self.keep_outputs(slot, now);
         }
         self.settings = settings;
         self.is_dirty = true;
@@ -722,11 +764,4 @@ impl Counting {
     pub fn open_windows(&self) -> usize {
         self.partitions.iter().map(|partition| partition.state.open_windows()).sum()
     }
-}
-
-/// The dead letter of an alert that was not delivered.
-#[must_use]
-pub fn undelivered(reason: &str, detail: String, alert: &Alert, body: &str) -> DeadLetter {
-    debug_assert!(body.len() <= DEAD_LETTER_RAW_BYTES_MAX, "an alert is small");
-    DeadLetter::new(reason, detail, "alerts", alert.fired_at.as_event_time(), body.as_bytes())
 }

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use aggregator_core::Accounting;
 use serde::Serialize;
 
+use crate::sink::webhook::{TargetHealth, TargetStatus};
+
 /// Where the pipeline stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -48,6 +50,8 @@ pub struct Status {
     pub alerts_owed: usize,
     /// What became of all records of these partitions since they were first read.
     pub accounting: Accounting,
+    /// Whom alerts go to by HTTP, and how they are.
+    pub alert_targets: Vec<TargetStatus>,
     /// Records missing by device, the first of them: who, how many, between which sequences. Only of the instance that watches.
     pub device_gaps: Vec<String>,
 }
@@ -57,13 +61,14 @@ pub struct Status {
 pub struct Health {
     status: Mutex<Status>,
     brokers_down: Arc<AtomicBool>,
+    targets: Mutex<Vec<TargetHealth>>,
 }
 
 impl Health {
     /// `brokers_down` is kept by the consumer.
     #[must_use]
     pub fn new(brokers_down: Arc<AtomicBool>) -> Self {
-        Self { status: Mutex::default(), brokers_down }
+        Self { brokers_down, ..Self::default() }
     }
 
     /// Changes the status.
@@ -71,10 +76,17 @@ impl Health {
         change(&mut self.lock());
     }
 
+    /// Shows these targets of alerts from now on.
+    pub fn watch_targets(&self, targets: Vec<TargetHealth>) {
+        *self.targets.lock().unwrap_or_else(PoisonError::into_inner) = targets;
+    }
+
     /// A copy of the status.
     #[must_use]
     pub fn status(&self) -> Status {
-        self.lock().clone()
+        let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        let alert_targets = targets.iter().map(TargetHealth::status).collect();
+        Status { alert_targets, ..self.lock().clone() }
     }
 
     /// Why records are not flowing into the lake; empty if they are.

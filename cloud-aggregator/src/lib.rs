@@ -20,6 +20,7 @@ pub mod dead_letters;
 pub mod gap_watch;
 pub mod health;
 pub mod lake_reader;
+pub mod outcomes;
 pub mod pipeline;
 pub mod reload;
 pub mod sink;

@@ -7,9 +7,10 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use cloud_aggregator::app::{self, Failure};
 use cloud_aggregator::causes::without_backtrace;
-use cloud_aggregator::cli::{Cli, Command, Format, Letters, Rules, RulesTest};
+use cloud_aggregator::cli::{Alerts, Cli, Command, Format, Letters, Rules, RulesTest};
 use cloud_aggregator::commands;
 use cloud_aggregator::config::{Keys, Settings};
+use cloud_aggregator::outcomes::report::Report;
 use cloud_aggregator::trial::{self, Trial, TrialError};
 
 /// Also for the C libraries: the Kafka client allocates each record on one thread and frees it on another.
@@ -30,6 +31,14 @@ const EXIT_CONFIG: u8 = 78;
 fn main() -> ExitCode {
     let command = Cli::parse().command;
     let file = match &command {
+        // Of the program, not of a configuration.
+        Command::Alerts(Alerts::Schema { event }) => {
+            return look(|out| commands::schema(event, out));
+        }
+        Command::Alerts(Alerts::List(list)) => &list.config,
+        Command::Alerts(Alerts::Test(test)) => &test.config,
+        Command::Alerts(Alerts::Replay(replay)) => &replay.config,
+        Command::Report(Report::Precision(arguments)) => &arguments.config,
         Command::Run(file) | Command::CheckConfig(file) | Command::Healthcheck(file) => file,
         Command::Rules(Rules::Test(test)) => &test.config,
         Command::Maintain(maintain) => &maintain.config,
@@ -58,6 +67,10 @@ fn execute(command: Command, settings: Settings, keys: Keys) -> ExitCode {
         Command::DeadLetters(letters) => {
             look(|out| commands::dead_letters(&settings, &letters, out))
         }
+        Command::Report(Report::Precision(arguments)) => {
+            look(|out| commands::precision(&settings, &arguments, out))
+        }
+        Command::Alerts(command) => look(|out| commands::alerts(&settings, &command, out)),
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use aggregator_core::checkpoint::{EpochId, Nonce, TopicPartition};
 use aggregator_core::gaps::SavedWatch;
-use aggregator_core::{Alert, PartitionState, ProcessingTime};
+use aggregator_core::{AlertEvent, PartitionState, ProcessingTime};
 use metrics::{counter, gauge, histogram};
 use shared_proto::model::MachineId;
 use tokio::sync::{mpsc, watch};
@@ -51,7 +51,7 @@ enum Stage {
 /// What is left to do when a commit has come back.
 struct Committing {
     assignment: AssignmentId,
-    alerts: Vec<(TopicPartition, Alert)>,
+    alerts: Vec<(TopicPartition, AlertEvent)>,
     offsets: Vec<(TopicPartition, i64)>,
     tally: Tally,
     refused: BTreeMap<&'static str, u64>,
@@ -104,6 +104,8 @@ pub struct Pipeline {
     committing: Option<Committing>,
     epoch_since: Option<Instant>,
     ends_asked_at: Option<Instant>,
+    /// When alerts that are over were looked for last.
+    alerts_looked_at: Instant,
     /// When the last records came.
     batch_at: Instant,
     /// The consumer has not answered yet.
@@ -149,6 +151,7 @@ impl Pipeline {
             committing: None,
             epoch_since: None,
             ends_asked_at: None,
+            alerts_looked_at: Instant::now(),
             batch_at: Instant::now(),
             is_waiting_for_ends: false,
             goals: None,
@@ -485,15 +488,24 @@ impl Pipeline {
                     in_service.push(Partition::new(id, kind, None, 0, state).watching(watch));
                 }
                 Recovered::Resumed(last) => {
-                    let Resumption { epoch, next_offset, last_record, mut state, alerts, watch } =
-                        *last;
+                    let Resumption {
+                        epoch,
+                        next_offset,
+                        last_record,
+                        mut state,
+                        alerts,
+                        owed_to,
+                        book,
+                        watch,
+                    } = *last;
                     let resumed = state.resume(&self.core, now());
                     if resumed.windows_forgotten > 0 {
                         warn!(partition = %id, windows = resumed.windows_forgotten, "rules have changed, windows are forgotten");
                     }
                     self.last_epoch = self.last_epoch.max(Some(epoch));
                     for alert in alerts {
-                        let added = self.parts.desk.add(id.clone(), alert);
+                        let to = owed_to.get(&alert.event_id());
+                        let added = self.parts.desk.add_to(id.clone(), alert, to);
                         // Nothing is owed any more: the next state file is to say so.
                         self.has_outcomes |= added.is_settled;
                         self.overflow.extend(added.overflow);
@@ -502,7 +514,7 @@ impl Pipeline {
                     plan.push(Place { partition: id.clone(), next: Next::At(next), last });
                     let watch = self.watch_of(&id, watch);
                     let partition = Partition::new(id, kind, Some(epoch), next, state);
-                    let mut partition = partition.watching(watch);
+                    let mut partition = partition.watching(watch).with_alerts(book);
                     partition.last_record = last;
                     in_service.push(partition);
                 }
@@ -699,7 +711,11 @@ impl Pipeline {
 
     /// Asks where partitions with silent sensors end: while records wait there, nobody is known to be silent.
     fn ask_for_ends(&mut self) {
-        let Stage::Running { counting, .. } = &self.stage else { return };
+        let Stage::Running { counting, .. } = &mut self.stage else { return };
+        if self.alerts_looked_at.elapsed() >= TICK_MAX {
+            self.alerts_looked_at = Instant::now();
+            counting.look_at_alerts(now());
+        }
         let interval = self.parts.settings.trigger.epoch_length().max(TICK_MAX);
         let is_soon = self.ends_asked_at.is_some_and(|asked| asked.elapsed() < interval);
         if self.is_waiting_for_ends || is_soon {
@@ -753,6 +769,8 @@ fn topic_kinds(settings: &Settings) -> BTreeMap<String, TopicKind> {
         (&topics.vibration, TopicKind::Readings),
         (&topics.machine_events, TopicKind::MachineEvents),
         (&topics.dead_letters, TopicKind::DeadLetters),
+        (&topics.outcomes, TopicKind::Outcomes),
+        (&topics.waveforms, TopicKind::Waveforms),
     ]
     .into_iter()
     .filter(|(topic, _)| !topic.is_empty())

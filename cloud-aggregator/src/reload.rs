@@ -2,7 +2,7 @@
 //!
 //! The file's size, time and inode are looked at each second; one that is still being written is left alone until two looks in a
 //! row see the same. What was read is checked whole and put in force whole, or refused whole: the rules before stay in force,
-//! the log and `/status` say why. Everything but `[[rules]]` needs a restart, and refuses the change by naming its keys.
+//! the log and `/status` say why. Everything but `[[rules]]` and `[alerting]` needs a restart, and refuses the change by naming its keys.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -20,8 +20,8 @@ use crate::health::Health;
 use crate::telemetry::names;
 
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Keys that can change while the aggregator runs begin with it.
-const LIVE: &str = "rules[";
+/// Keys that can change while the aggregator runs begin with one of these.
+const LIVE: [&str; 2] = ["rules[", "alerting."];
 
 /// Tells one version of a file from another without reading it: bytes, inode, seconds and nanoseconds of its last change.
 type Stamp = (u64, u64, i64, i64);
@@ -29,6 +29,10 @@ type Stamp = (u64, u64, i64, i64);
 fn stamp(file: &Path) -> Option<Stamp> {
     let found = fs::metadata(file).ok()?;
     Some((found.len(), found.ino(), found.mtime(), found.mtime_nsec()))
+}
+
+fn is_live(key: &str) -> bool {
+    LIVE.iter().any(|live| key.starts_with(live))
 }
 
 /// The settings in force, and how to change them.
@@ -115,7 +119,7 @@ impl Reloader {
             .map_err(|faults| faults.to_string())?;
         let changed = keys.changed(&self.keys);
         let fixed: Vec<&str> =
-            changed.iter().map(String::as_str).filter(|key| !key.starts_with(LIVE)).collect();
+            changed.iter().map(String::as_str).filter(|key| !is_live(key)).collect();
         if !fixed.is_empty() {
             return Err(format!(
                 "restart the aggregator to change {}; nothing was changed",

@@ -15,6 +15,10 @@ pub enum TopicKind {
     MachineEvents,
     /// What edge modules refused.
     DeadLetters,
+    /// What people found.
+    Outcomes,
+    /// Raw samples around trips.
+    Waveforms,
 }
 
 /// Number of an assignment in the life of this process; batches of an older one are void.

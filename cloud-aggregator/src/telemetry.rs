@@ -5,6 +5,8 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogFormat, Telemetry};
+use crate::outcomes::names as outcome_names;
+use crate::sink::webhook::target_names;
 
 /// Metric names. `<domain>_<what>_<unit>[_total]`.
 pub mod names {
@@ -207,4 +209,19 @@ fn describe() {
     describe_counter!(names::ALERTS_DELIVERED_TOTAL, "Alerts delivered by channel");
     describe_counter!(names::ALERT_FAILURES_TOTAL, "Failed attempts by channel");
     describe_counter!(names::ALERTS_GIVEN_UP_TOTAL, "Alerts that became dead letters by channel");
+    describe_gauge!(
+        target_names::ALERT_CIRCUIT,
+        "By target: 0 sends, 1 probes, 2 sends nothing until the next probe"
+    );
+    describe_counter!(target_names::ALERT_CIRCUIT_OPENED_TOTAL, "Circuits opened by target");
+    describe_counter!(target_names::ALERT_DIGESTS_TOTAL, "Digests delivered by target");
+    describe_gauge!(target_names::ALERTS_HELD, "Events held for the next digest by target");
+    describe_counter!(
+        outcome_names::OUTCOME_REQUESTS_TOTAL,
+        "Requests that told outcomes, by result"
+    );
+    describe_counter!(
+        outcome_names::OUTCOMES_RECEIVED_TOTAL,
+        "Outcomes by verdict and by the rule of their alert"
+    );
 }

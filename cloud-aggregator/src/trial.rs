@@ -126,7 +126,7 @@ pub fn run(
             Err(error) => Some((error.reason(), error.detail())),
         };
         // Alerts are of no interest here.
-        out.alerts.clear();
+        out.findings.clear();
         match refusal {
             None => trial.readings += 1,
             Some((reason, detail)) => {

@@ -45,12 +45,14 @@ use crate::mqtt::source::{Session, SessionEvent, SessionKind};
 use crate::protection::{self, Protection, Sinks};
 use crate::recognition::{InputLog, Noted, Recognition};
 use crate::recording::{self, Recording};
-use crate::reload::{DesiredChange, Loaded, Reloader};
+use crate::reload::{Loaded, Reloader};
 use crate::scoring::{Bundle, Models, load_models};
 use crate::store::{Journal, JournalSettings, Lane, SegmentedJournal, generation_folder};
 use crate::supervise::run_again_after_panic;
 use crate::telemetry::{self, LogFilter};
-use lines::{BaselineLines, ModelLines, access, connect_settings, keep_baselines, start_link};
+use lines::{
+    BaselineLines, HubLines, ModelLines, access, connect_settings, keep_baselines, start_link,
+};
 
 /// Messages between the recording session and its path. Small: what waits here is not acknowledged.
 const SESSION_QUEUE_LENGTH: usize = 256;
@@ -64,6 +66,8 @@ const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
 /// First and longest wait before a journal that does not open is tried again.
 const OPEN_RETRY_MIN: Duration = Duration::from_millis(250);
 const OPEN_RETRY_MAX: Duration = Duration::from_secs(10);
+/// How long the end waits for settings, models, and the link to a hub.
+const PART_TIMEOUT: Duration = Duration::from_secs(1);
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Checks what `run` would need, without running.
@@ -241,7 +245,7 @@ struct StopPath {
     recording: recording::Links,
     models: ModelLines,
     baselines: BaselineLines,
-    desired: mpsc::Sender<DesiredChange>,
+    hub: HubLines,
 }
 
 /// What records and sends, made when the journal is open.
@@ -357,7 +361,7 @@ async fn run_with_journal(
         recording,
         models,
         baselines: baseline_lines,
-        desired,
+        hub,
     } = path;
     let details =
         MachineEventDetails { model: names(&initial.models), ..MachineEventDetails::default() };
@@ -375,7 +379,7 @@ async fn run_with_journal(
     let session = tokio::spawn(session.run(session_events));
     let recording = tokio::spawn(recording.run(session_receiver, stops.intake.subscribe()));
     let reloader = tokio::spawn(reloader.run(stops.intake.subscribe()));
-    let link = start_link(settings, desired, board, &stops.intake);
+    let link = start_link(settings, hub, board, &stops.intake);
     let ModelLines { reached, settings: newest, troubles } = models;
     let manager = ModelManager::new(settings.clone(), initial, own_name(settings), reached);
     let manager = tokio::spawn(manager.run(newest, troubles, stops.intake.subscribe()));
@@ -384,16 +388,23 @@ async fn run_with_journal(
     let result = signals.wait_for_end(&protection, Some(&threads), board).await;
     stops.intake.send_replace(true);
     let leaving = recording.await.ok().map(|events| Leaving { client, acknowledgements, events });
-    drop(reloader.await);
-    drop(manager.await);
+    wait_for_part("settings", reloader).await;
+    wait_for_part("models", manager).await;
     if let Some(link) = link {
-        drop(link.await);
+        wait_for_part("link to the hub", link).await;
     }
     keeper.abort();
     let finished =
         finish(settings, events, commands, leaving, stops, threads, protection, latches).await;
     session.abort();
     result.and(finished)
+}
+
+/// One that hangs on a disk or a server must not keep the others from their end.
+async fn wait_for_part<T>(part: &'static str, task: tokio::task::JoinHandle<T>) {
+    if tokio::time::timeout(PART_TIMEOUT, task).await.is_err() {
+        warn!(part, "does not end; the module ends without it");
+    }
 }
 
 /// Limits of the journal by the settings.
@@ -480,7 +491,7 @@ fn start_stop_path(
         recording: lines.recording,
         models: lines.models,
         baselines: lines.baselines,
-        desired: lines.desired,
+        hub: lines.hub,
     })
 }
 

@@ -679,7 +679,7 @@ impl Settings {
             builder = builder.add_source(desired.source()?);
         }
         let config = builder.build().map_err(|error| read_error(&error))?;
-        let unknown = unknown_keys(&config.cache)?;
+        let KeyFaults { unknown, taken } = key_faults(&config.cache)?;
         if !unknown.is_empty() {
             return Err(SettingsError::Faults(unknown));
         }
@@ -688,6 +688,8 @@ impl Settings {
         let settings: Self =
             config.try_deserialize().map_err(|error| types::type_faults(&found, &error))?;
         let mut faults = settings.faults();
+        // What the reader has refused it has told.
+        faults.extend(taken);
         if let Some(desired) = desired {
             faults.extend(desired.faults(&settings.iot_hub));
         }
@@ -716,20 +718,28 @@ fn read_error(error: &ConfigError) -> SettingsError {
     SettingsError::Read(said.join("; "))
 }
 
-/// Keys of the merged layers that are in no default.
-fn unknown_keys(found: &Value) -> Result<Vec<Fault>, SettingsError> {
+/// What is wrong with keys of the merged layers.
+#[derive(Default)]
+struct KeyFaults {
+    /// They are in no default.
+    unknown: Vec<Fault>,
+    /// Their values are of another type, which the reader may take all the same.
+    taken: Vec<Fault>,
+}
+
+fn key_faults(found: &Value) -> Result<KeyFaults, SettingsError> {
     let known = Config::builder()
         .add_source(File::from_str(DEFAULTS, FileFormat::Toml))
         .add_source(File::from_str(MACHINE_KEYS, FileFormat::Toml))
         .build()
         .map_err(|error| read_error(&error))?;
-    let mut faults = Vec::new();
+    let mut faults = KeyFaults::default();
     compare_keys("", found, &known.cache, &mut faults);
-    faults.sort_by(|left, right| left.path.cmp(&right.path));
+    faults.unknown.sort_by(|left, right| left.path.cmp(&right.path));
     Ok(faults)
 }
 
-fn compare_keys(path: &str, found: &Value, known: &Value, faults: &mut Vec<Fault>) {
+fn compare_keys(path: &str, found: &Value, known: &Value, faults: &mut KeyFaults) {
     if FREE_TABLES.contains(&path) {
         return;
     }
@@ -739,7 +749,7 @@ fn compare_keys(path: &str, found: &Value, known: &Value, faults: &mut Vec<Fault
                 let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
                 match known.get(key) {
                     Some(known) => compare_keys(&path, value, known, faults),
-                    None => faults.push(unknown_key(path, value, known)),
+                    None => faults.unknown.push(unknown_key(path, value, known)),
                 }
             }
         }
@@ -750,8 +760,7 @@ fn compare_keys(path: &str, found: &Value, known: &Value, faults: &mut Vec<Fault
                 }
             }
         }
-        // Values of another type are reported by the deserializer, with path and origin.
-        (_, _) => {}
+        (_, _) => faults.taken.extend(types::taken_for_another(path, found, known)),
     }
 }
 

@@ -15,6 +15,7 @@ mod connection;
 mod link;
 mod methods;
 mod report;
+mod sparing;
 mod workload;
 
 pub use link::{Link, Links};

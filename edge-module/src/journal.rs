@@ -506,14 +506,17 @@ fn counts(records: &[Entry]) -> PerLane<u64> {
     counts
 }
 
-/// An error with its sources in one line.
+/// An error with its sources in one line; what a source repeats of the one before is left out.
 #[must_use]
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
         source = error.source();
     }
     text

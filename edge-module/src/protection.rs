@@ -6,6 +6,7 @@
 
 mod commissioning;
 mod reload;
+mod remote;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use edge_core::features::Features;
 use edge_core::interlock::{
-    Action, Interlock, LatchSnapshot, Moment, ShelveRequest, StopProgress, TripCause,
+    Action, Interlock, LatchSnapshot, Moment, ResetRefused, ShelveRequest, StopProgress, TripCause,
 };
 use shared_proto::model::{
     MachineEvent, MachineEventDetails, MachineEventType, MachineId, Quality, SensorId,
@@ -42,6 +43,7 @@ use report::cause_details;
 
 pub use commissioning::NotKept;
 pub use reload::{Links, NewMachines};
+pub use remote::{RemoteAnswer, RemoteOrder, RemoteWish};
 
 /// The longest sleep of the loop: a deadline that is missed by a bug is missed by no more than this.
 const TIMEOUT_MAX: Duration = Duration::from_millis(500);
@@ -238,6 +240,7 @@ impl Protection {
                     }
                     Change::Model(model) => self.apply_model(model),
                     Change::Baseline(kept) => self.handle_kept(kept),
+                    Change::Order(order) => self.handle_order(order),
                 },
                 Some(report) = machine_side.recv() => self.handle_path(report),
                 event = sensors.recv() => self.handle_sensors(event),
@@ -455,7 +458,10 @@ impl Protection {
                 }
                 self.tell_learner_state(&machine_id, state);
             }
-            Some(Told::Reset { machine_id, operator }) => self.reset(&machine_id, &operator),
+            Some(Told::Reset { machine_id, operator }) => {
+                // A refusal was told on the topic that shows the latch.
+                drop(self.reset(&machine_id, &operator));
+            }
             Some(Told::Shelve { machine_id, request, received }) => {
                 self.shelve(&machine_id, &request, received);
             }
@@ -490,22 +496,25 @@ impl Protection {
         }
     }
 
-    fn reset(&mut self, machine_id: &MachineId, operator: &str) {
-        let Some(interlock) = self.interlocks.get_mut(machine_id) else { return };
+    fn reset(&mut self, machine_id: &MachineId, operator: &str) -> Result<(), ResetRefused> {
+        let Some(interlock) = self.interlocks.get_mut(machine_id) else {
+            return Err(ResetRefused::NotTripped { machine: machine_id.clone() });
+        };
         match interlock.reset(moment()) {
             Ok(done) => {
                 self.actuation.released(machine_id);
                 self.refused.remove(machine_id);
                 self.tell_reset(machine_id, operator, done);
                 self.publish_latch(machine_id);
+                Ok(())
             }
             Err(refusal) => {
                 metrics::counter!(telemetry::INPUT_REFUSED, "reason" => "reset").increment(1);
-                if !self.may_tell_refusal(machine_id) {
-                    return;
+                if self.may_tell_refusal(machine_id) {
+                    self.tell_reset_refused(machine_id, operator, &refusal);
+                    self.refuse(machine_id, "reset", operator, refusal.to_string());
                 }
-                self.tell_reset_refused(machine_id, operator, &refusal);
-                self.refuse(machine_id, "reset", operator, refusal.to_string());
+                Err(refusal)
             }
         }
     }

@@ -37,7 +37,8 @@ use crate::protection::NewMachines;
 use crate::recording::NewFilters;
 use crate::telemetry::{self, LogFilter};
 
-pub use desired::{DesiredChange, Loaded};
+use desired::ByHub;
+pub use desired::{DesiredLine, DesiredState, Loaded};
 
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest wait for the stop path to answer; it answers between two inputs.
@@ -141,12 +142,9 @@ pub struct Reloader {
     file: Option<PathBuf>,
     settings: Settings,
     keys: Keys,
-    /// What the hub desires of them, where that is in force.
-    desired: Option<Desired>,
-    desired_file: DesiredFile,
+    by_hub: ByHub,
     /// Why what the hub desired before the start is not in force; told once.
     refusal: Option<String>,
-    changes: mpsc::Receiver<DesiredChange>,
     machines_max: usize,
     latches: LatchFolder,
     machine_id: MachineId,
@@ -202,7 +200,7 @@ impl Reloader {
     pub fn new(
         file: Option<PathBuf>,
         loaded: Loaded,
-        changes: mpsc::Receiver<DesiredChange>,
+        line: DesiredLine,
         latches: LatchFolder,
         machine_id: MachineId,
         reached: Reached,
@@ -213,12 +211,10 @@ impl Reloader {
         Self {
             file,
             machines_max: machines_max(&settings),
-            desired_file: DesiredFile::at(&settings.device.data_dir),
+            by_hub: ByHub::new(line, DesiredFile::at(&settings.device.data_dir), desired),
             settings,
             keys,
-            desired,
             refusal,
-            changes,
             latches,
             machine_id,
             reached,
@@ -242,11 +238,11 @@ impl Reloader {
             let is_asked = tokio::select! {
                 _ = stop.changed() => continue,
                 _ = hangup.recv() => { info!("SIGHUP: settings are read again"); true }
-                Some(change) = self.changes.recv() => {
-                    self.handle_desired(change).await;
-                    continue;
+                _ = look.tick() => {
+                    self.show_use();
+                    self.look_at_hub().await;
+                    false
                 }
-                _ = look.tick() => { self.show_use(); false }
             };
             let stamp = self.file.as_deref().and_then(Stamp::of);
             if is_asked || self.watched.look(stamp) {
@@ -263,29 +259,10 @@ impl Reloader {
         show_use("protection.event-queue-length", events.max_capacity() - events.capacity());
     }
 
-    /// Puts what the hub desires in force as a whole, or leaves what it desired before.
-    async fn handle_desired(&mut self, change: DesiredChange) {
-        let DesiredChange { desired, answer } = change;
-        let is_same = |before: &Desired| before.properties == desired.properties;
-        let result = if self.desired.as_ref().is_some_and(is_same) {
-            Ok(())
-        } else {
-            self.put_in_force(Some(desired.clone()), true).await
-        };
-        if result.is_ok() && self.desired.as_ref() != Some(&desired) {
-            self.desired = Some(desired);
-        }
-        if let (Ok(()), Some(desired)) = (&result, &self.desired) {
-            desired::keep(&self.desired_file, desired).await;
-        }
-        // Without anybody who waits, nobody is told.
-        drop(answer.send(result.map_err(|refusal| refusal.to_string())));
-    }
-
     /// Reads the settings again and puts them in force, or says why not.
     async fn reload(&mut self, is_silent_if_same: bool) {
         // A refusal was told.
-        drop(self.put_in_force(self.desired.clone(), is_silent_if_same).await);
+        drop(self.put_in_force(self.by_hub.desired.clone(), is_silent_if_same).await);
     }
 
     async fn put_in_force(

@@ -148,8 +148,10 @@ type Labels = &'static [(&'static str, &'static [&'static str])];
 const LANES: (&str, &[&str]) = ("lane", &["events", "readings", "waveforms", "dead-letters"]);
 const PATH_KINDS: (&str, &[&str]) = ("kind", &["mqtt", "modbus-tcp"]);
 const SAVINGS: (&str, &[&str]) = ("reason", &["deadband", "aggregation"]);
-const CAUSES: (&str, &[&str]) =
-    ("cause", &["limit", "score", "silence", "sensor-fault", "unknown-latch", "restart"]);
+const CAUSES: (&str, &[&str]) = (
+    "cause",
+    &["limit", "score", "silence", "sensor-fault", "unknown-latch", "restart", "ordered"],
+);
 
 /// Every counter. Each shows as 0 before it counts, so that an alarm on its rise sees the first rise, too. Values of `reason` and
 /// `kind` that are not here come with what they count.

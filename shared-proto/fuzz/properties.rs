@@ -14,14 +14,16 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use shared_proto::Encoding;
 use shared_proto::codec::{
-    DecodeError, Decoder, decode_dead_letter, decode_machine_event, decode_reading,
-    decode_readings, decode_waveform_block, decode_waveform_snapshot, encode_dead_letter,
-    encode_machine_event, encode_reading, waveform_scale,
+    DecodeError, Decoder, decode_dead_letter, decode_machine_event, decode_outcome,
+    decode_outcome_of_request, decode_reading, decode_readings, decode_waveform_block,
+    decode_waveform_snapshot, encode_dead_letter, encode_machine_event, encode_outcome,
+    encode_reading, waveform_scale,
 };
 use shared_proto::model::{
-    DEAD_LETTER_RAW_BYTES_MAX, DeadLetter, DeviceId, EventTime, FEATURE_NAME_BYTES_MAX,
+    AlertId, DEAD_LETTER_RAW_BYTES_MAX, DeadLetter, DeviceId, EventTime, FEATURE_NAME_BYTES_MAX,
     FEATURES_MAX, Generation, Identity, MachineEvent, MachineEventDetails, MachineEventType,
-    MachineId, MetricType, Quality, READINGS_PER_ARRAY_MAX, Reading, SensorId, Sequence,
+    MachineId, MetricType, Note, Outcome, OutcomeId, OutcomeVerdict, PartName, Quality,
+    READINGS_PER_ARRAY_MAX, Reading, Reporter, SensorId, Sequence, TicketId, TripId,
     UNIT_BYTES_MAX,
 };
 
@@ -45,6 +47,7 @@ pub(crate) fn check(bytes: &[u8], encoding: Encoding, measure: &Measure) {
     let reading = reading.ok().map(|decoded| decoded.reading);
     let event = bounded(bytes, measure, || decode_machine_event(bytes, encoding)).ok();
     let letter = bounded(bytes, measure, || decode_dead_letter(bytes, encoding)).ok();
+    let found = bounded(bytes, measure, || decode_outcome(bytes, encoding)).ok();
     drop(bounded(bytes, measure, || decode_waveform_block(bytes, encoding)));
     drop(bounded(bytes, measure, || waveform_scale(bytes, encoding)));
     match encoding {
@@ -52,6 +55,10 @@ pub(crate) fn check(bytes: &[u8], encoding: Encoding, measure: &Measure) {
             assert_eq!(reading, slow_reading(bytes), "the slow decoder reads another reading");
             assert_eq!(event, slow_event(bytes), "the slow decoder reads another machine event");
             assert_eq!(letter, slow_letter(bytes), "the slow decoder reads another dead letter");
+            assert_eq!(found, slow_outcome(bytes), "the slow decoder reads another outcome");
+            let asked = bounded(bytes, measure, || decode_outcome_of_request(bytes, None)).ok();
+            let known = found.clone().filter(|_| has_only_fields_of_outcomes(bytes));
+            assert_eq!(asked, known, "a request differs in more than the fields nobody knows");
             check_array(bytes, measure);
         }
         Encoding::Protobuf => drop(bounded(bytes, measure, || decode_waveform_snapshot(bytes))),
@@ -69,6 +76,10 @@ pub(crate) fn check(bytes: &[u8], encoding: Encoding, measure: &Measure) {
         if let Some(letter) = &letter {
             let again = decode_dead_letter(&encode_dead_letter(letter, encoding), encoding);
             assert_eq!(&again.expect("what we write we read"), letter);
+        }
+        if let Some(found) = &found {
+            let again = decode_outcome(&encode_outcome(found, encoding), encoding);
+            assert_eq!(&again.expect("what we write we read"), found);
         }
     }
 }
@@ -301,4 +312,41 @@ fn slow_letter(bytes: &[u8]) -> Option<DeadLetter> {
         raw_length: fields.count("raw_length")??,
         raw: (raw.len() <= DEAD_LETTER_RAW_BYTES_MAX).then_some(raw)?,
     })
+}
+
+fn slow_outcome(bytes: &[u8]) -> Option<Outcome> {
+    let fields = fields(bytes)?;
+    let verdict = match fields.text("verdict")??.as_str() {
+        "confirmed" => OutcomeVerdict::Confirmed,
+        "false-alarm" => OutcomeVerdict::FalseAlarm,
+        "part-replaced" => OutcomeVerdict::PartReplaced,
+        "note" => OutcomeVerdict::Note,
+        _ => return None,
+    };
+    let alert_id = fields.word("alert_id")?.map(|text| AlertId::new(&text));
+    let trip_id = fields.word("trip_id")?.map(|text| TripId::new(&text));
+    let sensor_id = fields.word("sensor_id")?.map(|text| SensorId::new(&text));
+    let ticket_id = fields.word("ticket_id")?.map(|text| TicketId::new(&text));
+    let part = fields.word("part")?.map(|text| PartName::new(&text));
+    let note = fields.word("note")?.map(|text| Note::new(&text));
+    let reported_by = fields.word("reported_by")?.map(|text| Reporter::new(&text));
+    Some(Outcome {
+        outcome_id: OutcomeId::new(&fields.text("outcome_id")??).ok()?,
+        verdict,
+        machine_id: MachineId::new(&fields.text("machine_id")??).ok()?,
+        timestamp: fields.time()?,
+        alert_id: alert_id.transpose().ok()?,
+        trip_id: trip_id.transpose().ok()?,
+        sensor_id: sensor_id.transpose().ok()?,
+        ticket_id: ticket_id.transpose().ok()?,
+        part: part.transpose().ok()?,
+        note: note.transpose().ok()?,
+        reported_by: reported_by.transpose().ok()?,
+    })
+}
+
+fn has_only_fields_of_outcomes(bytes: &[u8]) -> bool {
+    let known = "outcome_id verdict machine_id timestamp alert_id trip_id sensor_id ticket_id part note reported_by";
+    let is_known = |name: &String| known.split(' ').any(|known| known == name);
+    fields(bytes).is_some_and(|fields| fields.0.iter().all(|(name, _)| is_known(name)))
 }

@@ -20,10 +20,12 @@ use crate::model::{
 use crate::wire::{CONTENT_TYPE_JSON, CONTENT_TYPE_PROTOBUF, v1};
 
 mod names;
+mod outcome;
 mod waveform;
 
 pub use names::Decoder;
 use names::{Fresh, Names};
+pub use outcome::{decode_outcome, decode_outcome_of_request, encode_outcome};
 pub use waveform::{
     counts, decode_waveform_block, decode_waveform_snapshot, encode_waveform_block,
     encode_waveform_snapshot, waveform_scale,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::model::{
     DeadLetter, FEATURES_MAX, Identity, MachineEvent, MachineEventDetails, MachineEventType,
-    Quality, Reading,
+    Outcome, OutcomeVerdict, Quality, Reading,
 };
 
 /// A text that borrows from the input unless it holds an escape sequence.
@@ -223,6 +223,77 @@ pub(crate) struct RawDeadLetter {
     pub(crate) raw_length: u64,
 }
 
+/// Fields of an outcome.
+const OUTCOME_FIELDS: &[&str] = &[
+    "outcome_id",
+    "verdict",
+    "machine_id",
+    "timestamp",
+    "alert_id",
+    "trip_id",
+    "sensor_id",
+    "ticket_id",
+    "part",
+    "note",
+    "reported_by",
+];
+
+/// An outcome as it came, before any check.
+#[derive(Debug, Deserialize)]
+pub(crate) struct RawOutcome {
+    /// A request may name it elsewhere.
+    #[serde(default)]
+    pub(crate) outcome_id: Option<String>,
+    #[serde(deserialize_with = "word")]
+    pub(crate) verdict: OutcomeVerdict,
+    pub(crate) machine_id: String,
+    pub(crate) timestamp: String,
+    #[serde(default)]
+    pub(crate) alert_id: Option<String>,
+    #[serde(default)]
+    pub(crate) trip_id: Option<String>,
+    #[serde(default)]
+    pub(crate) sensor_id: Option<String>,
+    #[serde(default)]
+    pub(crate) ticket_id: Option<String>,
+    #[serde(default)]
+    pub(crate) part: Option<String>,
+    #[serde(default)]
+    pub(crate) note: Option<String>,
+    #[serde(default)]
+    pub(crate) reported_by: Option<String>,
+}
+
+/// An object that has only fields of an outcome, whatever their values.
+#[derive(Debug)]
+pub(crate) struct OutcomeFieldsOnly;
+
+impl<'de> Deserialize<'de> for OutcomeFieldsOnly {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FieldsVisitor;
+
+        impl<'de> Visitor<'de> for FieldsVisitor {
+            type Value = OutcomeFieldsOnly;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an outcome as a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                while let Some(name) = map.next_key::<Text<'de>>()? {
+                    if !OUTCOME_FIELDS.contains(&name.0.as_ref()) {
+                        return Err(de::Error::unknown_field(&name.0, OUTCOME_FIELDS));
+                    }
+                    map.next_value::<IgnoredAny>()?;
+                }
+                Ok(OutcomeFieldsOnly)
+            }
+        }
+
+        deserializer.deserialize_map(FieldsVisitor)
+    }
+}
+
 /// A waveform block as it came, before any check: arrays are for small rates.
 #[derive(Debug, Deserialize)]
 pub(crate) struct RawWaveformBlock {
@@ -320,6 +391,28 @@ impl Serialize for DeadLetter {
         let raw = base64::engine::general_purpose::STANDARD.encode(&self.raw);
         map.serialize_entry("raw_base64", &raw)?;
         map.serialize_entry("raw_length", &self.raw_length)?;
+        map.end()
+    }
+}
+
+impl Serialize for Outcome {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("outcome_id", self.outcome_id.as_str())?;
+        map.serialize_entry("verdict", self.verdict.as_str())?;
+        map.serialize_entry("machine_id", self.machine_id.as_str())?;
+        map.serialize_entry("timestamp", &format_args!("{}", self.timestamp))?;
+        let mut text = |name: &str, text: Option<&str>| match text {
+            Some(text) => map.serialize_entry(name, text),
+            None => Ok(()),
+        };
+        text("alert_id", self.alert_id.as_ref().map(AsRef::as_ref))?;
+        text("trip_id", self.trip_id.as_ref().map(AsRef::as_ref))?;
+        text("sensor_id", self.sensor_id.as_ref().map(AsRef::as_ref))?;
+        text("ticket_id", self.ticket_id.as_ref().map(AsRef::as_ref))?;
+        text("part", self.part.as_ref().map(AsRef::as_ref))?;
+        text("note", self.note.as_ref().map(AsRef::as_ref))?;
+        text("reported_by", self.reported_by.as_ref().map(AsRef::as_ref))?;
         map.end()
     }
 }

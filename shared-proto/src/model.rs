@@ -50,6 +50,14 @@ pub enum NameError {
         /// The character found.
         character: char,
     },
+    /// Anything but so many hexadecimal digits.
+    #[error("{what} is not {digits} hexadecimal digits")]
+    NotHexadecimal {
+        /// What was to be named.
+        what: &'static str,
+        /// Digits that it has to have.
+        digits: usize,
+    },
 }
 
 fn check_name(what: &'static str, limit: usize, text: &str) -> Result<(), NameError> {
@@ -130,6 +138,14 @@ macro_rules! name_type {
         }
     };
 }
+
+mod outcome;
+
+pub use outcome::{
+    ALERT_ID_DIGITS, AlertId, NOTE_BYTES_MAX, Note, OUTCOME_ID_BYTES_MAX, Outcome, OutcomeId,
+    OutcomeVerdict, PART_BYTES_MAX, PartName, REPORTER_BYTES_MAX, Reporter, TICKET_ID_BYTES_MAX,
+    TRIP_ID_BYTES_MAX, TicketId, TripId,
+};
 
 name_type!(
     /// A sensor, for example `press-1/spindle`. 1 to 256 bytes without control characters.

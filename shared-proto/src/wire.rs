@@ -33,4 +33,6 @@ pub mod topic {
     pub const DEAD_LETTERS: &str = "dead-letters";
     /// Alerts of the aggregator, keyed by sensor.
     pub const ALERTS: &str = "alerts";
+    /// What people found, keyed by machine.
+    pub const OUTCOMES: &str = "outcomes";
 }

@@ -8,14 +8,15 @@ use std::path::PathBuf;
 
 use shared_proto::Encoding;
 use shared_proto::codec::{
-    decode_dead_letter, decode_machine_event, decode_reading, decode_waveform_block,
-    decode_waveform_snapshot, encode_dead_letter, encode_machine_event, encode_reading,
-    encode_waveform_block, encode_waveform_snapshot,
+    decode_dead_letter, decode_machine_event, decode_outcome, decode_reading,
+    decode_waveform_block, decode_waveform_snapshot, encode_dead_letter, encode_machine_event,
+    encode_outcome, encode_reading, encode_waveform_block, encode_waveform_snapshot,
 };
 use shared_proto::model::{
-    DeadLetter, DeviceId, EventTime, Generation, Identity, MachineEvent, MachineEventDetails,
-    MachineEventType, MachineId, MetricType, Quality, Reading, SensorId, Sequence, WaveformBlock,
-    WaveformSnapshot,
+    AlertId, DeadLetter, DeviceId, EventTime, Generation, Identity, MachineEvent,
+    MachineEventDetails, MachineEventType, MachineId, MetricType, Note, Outcome, OutcomeId,
+    OutcomeVerdict, PartName, Quality, Reading, Reporter, SensorId, Sequence, TicketId, TripId,
+    WaveformBlock, WaveformSnapshot,
 };
 
 fn file(name: &str) -> PathBuf {
@@ -222,4 +223,40 @@ fn waveform_snapshot() {
     };
     let golden = check("waveform_snapshot.bin", &encode_waveform_snapshot(&snapshot));
     assert_eq!(decode_waveform_snapshot(&golden).expect("readable"), snapshot);
+}
+
+#[test]
+fn outcome() {
+    let outcome = Outcome {
+        alert_id: Some(AlertId::new(&"0123456789abcdef".repeat(4)).expect("valid")),
+        trip_id: Some(TripId::new("press-1-1772352930123456-1").expect("valid")),
+        sensor_id: Some(SensorId::new("press-1/spindle").expect("valid")),
+        ticket_id: Some(TicketId::new("4711").expect("valid")),
+        part: Some(PartName::new("bearing 6205 drive end").expect("valid")),
+        note: Some(Note::new("inner race worn\nnext: the other end").expect("valid")),
+        reported_by: Some(Reporter::new("Kim").expect("valid")),
+        ..short_outcome(OutcomeVerdict::PartReplaced)
+    };
+    let golden = [("outcome.json", Encoding::Json), ("outcome.bin", Encoding::Protobuf)];
+    for (name, encoding) in golden {
+        let golden = check(name, &encode_outcome(&outcome, encoding));
+        assert_eq!(decode_outcome(&golden, encoding).expect("readable"), outcome);
+    }
+}
+
+#[test]
+fn outcome_with_the_required_fields_only() {
+    for verdict in OutcomeVerdict::ALL {
+        let outcome = short_outcome(verdict);
+        for (ending, encoding) in [("json", Encoding::Json), ("bin", Encoding::Protobuf)] {
+            let name = format!("outcome_{}.{ending}", verdict.as_str().replace('-', "_"));
+            let golden = check(&name, &encode_outcome(&outcome, encoding));
+            assert_eq!(decode_outcome(&golden, encoding).expect("readable"), outcome);
+        }
+    }
+}
+
+fn short_outcome(verdict: OutcomeVerdict) -> Outcome {
+    let id = OutcomeId::new("ticket-4711").expect("valid");
+    Outcome::new(id, verdict, MachineId::new("press-1").expect("valid"), time())
 }

@@ -460,7 +460,6 @@ fn learning_is_refused_when_a_limit_is_violated_and_the_baseline_before_stays() 
     assert!(status["learning"].is_null() && status["baseline"] == baseline, "{status}");
     bench.measure("motor-1/oil", "temperature", 60.0)?;
     bench.gateway.wait_for_event("alarm-cleared", &["oil-hot"])?;
-    // The broker lets one client of a name in: this one.
     bench.gateway.motor = later;
     bench.learn("Mia", "1s", "30s")?;
     assert_eq!(bench.status()?["baseline"]["operator"], "Mia");

@@ -146,6 +146,12 @@ fn what_the_hub_desired_holds_without_it_from_the_first_second() -> anyhow::Resu
     let desired = json!({ "machines": [{ "id": MOTOR, "limits": [limit] }] });
     linked.desire(desired, "in-force")?;
     let version = linked.version()?;
+    let kept = linked.gateway.plant.edge_settings.data_dir.join("desired-properties.json");
+    eventually("it is kept", DEADLINE, || {
+        let kept = std::fs::read_to_string(&kept)?;
+        ensure!(kept.contains("\"hot\""), "{kept}");
+        Ok(())
+    })?;
     linked.hub.fault(Fault::Frozen);
     linked.hub.workload_fault(WorkloadFault::Down);
     linked.gateway.stop()?;
@@ -165,7 +171,6 @@ fn what_the_hub_desired_holds_without_it_from_the_first_second() -> anyhow::Resu
     // A file that does not go with what was desired: the file alone holds, and the hub is told.
     linked.gateway.stop()?;
     linked.hub.heal();
-    let kept = linked.gateway.plant.edge_settings.data_dir.join("desired-properties.json");
     std::fs::write(&kept, r#"{"version":1,"properties":{"deadband":{"percent":-3}}}"#)?;
     linked.hub.set_desired(json!({ "machines": null, "deadband": { "percent": -3 } }));
     linked.gateway.restart()?;
@@ -253,8 +258,12 @@ fn a_twin_that_answers_badly_is_asked_until_both_sides_agree() -> anyhow::Result
     // The next one shows that one is missing.
     linked.desire(json!({ "deadband": { "absolute": 0.5 } }), "in-force")?;
     let kept = linked.gateway.plant.edge_settings.data_dir.join("desired-properties.json");
-    let kept: Value = serde_json::from_slice(&std::fs::read(kept)?)?;
-    assert_eq!(kept["properties"]["deadband"], json!({ "percent": 3.0, "absolute": 0.5 }));
+    let expected = json!({ "percent": 3.0, "absolute": 0.5 });
+    eventually("it is kept", DEADLINE, || {
+        let kept: Value = serde_json::from_slice(&std::fs::read(&kept)?)?;
+        ensure!(kept["properties"]["deadband"] == expected, "{kept}");
+        Ok(())
+    })?;
     // Missed while away.
     hub.block_on(hub.stop());
     let version = hub.set_desired(json!({ "deadband": { "absolute": null } }));
@@ -268,6 +277,45 @@ fn a_twin_that_answers_badly_is_asked_until_both_sides_agree() -> anyhow::Result
     ensure!(status == 404 && answer["message"].is_string(), "{status} {answer}");
     let (status, answer) = hub.block_on(hub.call("getStatus", json!({}), DEADLINE))?;
     ensure!(status == 200 && answer["machines"][0]["machine_id"] == MOTOR, "{status} {answer}");
+    Ok(())
+}
+
+#[test]
+fn a_machine_is_stopped_by_method_and_reset_from_afar_only_where_that_is_allowed()
+-> anyhow::Result<()> {
+    let allowed = [variable("REMOTE_RESET", true)];
+    for (name, more, is_allowed) in
+        [("hub-stop", &[][..], false), ("hub-reset", &allowed[..], true)]
+    {
+        let linked = Linked::module(name, &machine_toml(MOTOR, ""), more)?;
+        linked.check_link(1.0)?;
+        let hub = &linked.hub;
+        let call = |method: &str, payload: Value| hub.block_on(hub.call(method, payload, DEADLINE));
+        let stop = json!({ "machineId": MOTOR, "operator": "Kim", "reason": "it smokes" });
+        let (status, first) = call("stopMachine", stop.clone())?;
+        ensure!(status == 200 && first["tripId"].is_string(), "{status} {first}");
+        let trip = linked.gateway.wait_for_trip(&linked.gateway.motor, MOTOR)?;
+        ensure!(trip["cause"] == "ordered" && trip["operator"] == "Kim", "{trip}");
+        let (_, again) = call("stopMachine", stop)?;
+        assert_eq!(again, first, "it is stopped already");
+        let (_, trips) = call("getTrips", Value::Null)?;
+        assert_eq!(trips["trips"][0]["trip"]["trip_id"], first["tripId"], "{trips}");
+        let (status, _) = call(
+            "stopMachine",
+            json!({ "machineId": "pump-9", "operator": "Kim", "reason": "it leaks" }),
+        )?;
+        assert_eq!(status, 404);
+        let reset = json!({ "machineId": MOTOR, "operator": "Kim" });
+        let (status, answer) = call("resetMachine", reset.clone())?;
+        if !is_allowed {
+            ensure!(status == 403, "{status} {answer}");
+            continue;
+        }
+        ensure!(status == 200, "{status} {answer}");
+        linked.gateway.wait_for_event("reset", &["Kim"])?;
+        let (status, _) = call("resetMachine", reset)?;
+        assert_eq!(status, 200, "it is reset already");
+    }
     Ok(())
 }
 

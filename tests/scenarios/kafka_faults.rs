@@ -65,7 +65,7 @@ fn partitions_that_are_added_while_it_runs_are_read_from_their_beginning() -> an
         let aggregator = plant.start_aggregator()?;
         eventually("the first partitions are read", DEADLINE, || {
             let held = aggregator.metric("aggregator_partitions")?;
-            ensure!(held == 15.0, "{held} partitions");
+            ensure!(held == 21.0, "{held} partitions");
             Ok(())
         })?;
         feeder.feed()?;
@@ -75,7 +75,7 @@ fn partitions_that_are_added_while_it_runs_are_read_from_their_beginning() -> an
         feeder.feed()?;
         eventually("the new partitions are read", DEADLINE, || {
             let held = aggregator.metric("aggregator_partitions")?;
-            ensure!(held == 18.0, "{held} partitions");
+            ensure!(held == 24.0, "{held} partitions");
             Ok(())
         })?;
         feeder.feed()?;

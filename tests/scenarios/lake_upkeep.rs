@@ -47,7 +47,9 @@ fn appends_go_through_beside_maintenance_and_each_row_stays_once() -> anyhow::Re
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.success(), "{}: {text}{errors}", output.status);
         rounds += 1;
-        merged += usize::from(text.contains("telemetry") && !text.contains("merged 0 files"));
+        let has_merged =
+            |line: &str| line.starts_with("telemetry: ") && !line.contains("merged 0 files");
+        merged += usize::from(text.lines().any(has_merged));
     }
     let metrics = aggregator.metrics()?;
     let failures = metrics.lines().find(|line| line.starts_with("aggregator_lake_failures_total"));

@@ -7,13 +7,17 @@
 #[path = "../../edge-module/tests/disk/mod.rs"]
 mod disk;
 
+mod actions;
+mod alerting;
 mod audit;
 mod bad_input;
 mod bad_messages;
 mod brokers;
 mod commissioning;
 mod dead_letters;
+mod event_hubs;
 mod exactly_once;
+mod feedback;
 mod feeder;
 mod foreign_writer;
 mod gaps;

@@ -99,6 +99,7 @@ impl Plant {
             topic_prefix: prefix.clone(),
             lake: dir.join("lake"),
             webhook_url: webhook.url(),
+            group_by: "window",
             environment: Vec::new(),
             more: String::new(),
         };

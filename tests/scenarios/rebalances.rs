@@ -18,7 +18,7 @@ use crate::plant::{DEADLINE, Plant, now};
 const INSTANCES: usize = 3;
 const ROUNDS: u64 = 10;
 /// Partitions of the five topics that an aggregator reads.
-const PARTITIONS: f64 = 15.0;
+const PARTITIONS: f64 = 21.0;
 
 /// How the group works.
 #[derive(Clone, Copy)]

@@ -9,7 +9,8 @@ use aggregator_core::checkpoint::{
 };
 use aggregator_core::rows::{DeadLetterRow, LateReadingRow, MachineEventRow, Offset};
 use aggregator_core::{
-    Alert, AnomalyRow, Disposition, Micros, Outputs, PartitionState, ProcessingTime, Settings,
+    AlertBook, AlertEvent, AnomalyRow, Disposition, Micros, Outputs, PartitionState,
+    ProcessingTime, Settings,
 };
 use shared_proto::model::{DeadLetter, Reading};
 
@@ -35,7 +36,7 @@ pub(crate) struct Lake {
     pub(crate) machine_events: Vec<MachineEventRow>,
     pub(crate) dead_letters: Vec<DeadLetterRow>,
     /// As they left, repeats and all.
-    pub(crate) alerts: Vec<Alert>,
+    pub(crate) alerts: Vec<AlertEvent>,
     decided: BTreeMap<TopicPartition, EpochId>,
     followed: BTreeMap<SideTable, BTreeMap<TopicPartition, EpochId>>,
     /// State files by epoch, as text.
@@ -86,6 +87,8 @@ impl Lake {
                 self.machine_events.extend(rows.machine_events.iter().cloned());
             }
             SideTable::DeadLetters => self.dead_letters.extend(rows.dead_letters.iter().cloned()),
+            // Nothing here gives rows for them.
+            SideTable::Alerts | SideTable::Outcomes | SideTable::Waveforms => {}
         }
         true
     }
@@ -109,7 +112,7 @@ struct Owned {
     known: Option<EpochId>,
     telemetry: Vec<Reading>,
     rows: PendingRows,
-    alerts: Vec<Alert>,
+    alerts: Vec<AlertEvent>,
     has_news: bool,
     book: StateBook,
 }
@@ -303,6 +306,8 @@ impl Instance {
                 state,
                 rows: std::mem::take(&mut owned.rows),
                 alerts: std::mem::take(&mut owned.alerts),
+                owed_to: BTreeMap::new(),
+                book: AlertBook::default(),
                 watch: None,
             };
             partitions.insert(partition.clone(), entry);
@@ -426,6 +431,7 @@ impl Owned {
     fn keep(&mut self, out: Outputs) {
         self.has_news = true;
         self.rows.anomalies.extend(out.anomalies);
-        self.alerts.extend(out.alerts);
+        // Each finding is an alert of its own here; how they are put together is tested in the core.
+        self.alerts.extend(out.findings.into_iter().map(AlertEvent::from));
     }
 }

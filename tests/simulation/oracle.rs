@@ -178,7 +178,8 @@ fn check_alerts(world: &World, anomalies: &BTreeMap<(SensorId, i64), u64>) {
     let sensor = |id: &Option<SensorId>| id.clone().expect("the rule counts by sensor");
     let alerted: BTreeSet<(SensorId, i64)> =
         alerts.map(|alert| (sensor(&alert.sensor_id), alert.window_start.micros())).collect();
-    let ids: BTreeSet<&str> = world.lake.alerts.iter().map(|alert| alert.id.as_str()).collect();
+    let ids: BTreeSet<&str> =
+        world.lake.alerts.iter().map(|alert| alert.alert_id.as_str()).collect();
     assert_eq!(alerted, anomalies.keys().cloned().collect(), "alerts and anomalies");
     assert_eq!(ids.len(), alerted.len(), "one id a window");
 }

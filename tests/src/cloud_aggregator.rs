@@ -28,6 +28,8 @@ pub struct CloudAggregatorSettings {
     pub lake: PathBuf,
     /// Where alerts are posted; empty: nowhere.
     pub webhook_url: String,
+    /// What becomes one alert: `window`, `machine` or `sensor`.
+    pub group_by: &'static str,
     /// Other settings as environment variables.
     pub environment: Vec<(String, String)>,
     /// More tables of the file.
@@ -43,14 +45,17 @@ impl CloudAggregatorSettings {
             "[kafka]\nbrokers = \"{}\"\ngroup = \"{}\"\nmetadata-refresh = \"2s\"\nsession-timeout = \"6s\"\n\n\
              [kafka.topics]\ntemperature = \"{prefix}temperature\"\n\
              pressure = \"{prefix}pressure\"\nvibration = \"{prefix}vibration\"\n\
-             machine-events = \"{prefix}machine-events\"\ndead-letters = \"{prefix}dead-letters\"\n\n\
+             machine-events = \"{prefix}machine-events\"\ndead-letters = \"{prefix}dead-letters\"\n\
+             outcomes = \"{prefix}outcomes\"\nwaveforms = \"{prefix}waveforms\"\n\n\
              [lake]\nlocation = \"{}\"\n\n[trigger]\nprocessing-time = \"500ms\"\n\n\
              [counting]\nidle-timeout = \"3s\"\n\n\
+             [alerting]\ngroup-by = \"{}\"\n\n\
              [alerts]\ntopic = \"{prefix}alerts\"\nwebhook-url = \"{}\"\n\n\
              [admin]\nlisten = \"127.0.0.1:{admin_port}\"\n\n{}",
             self.kafka_bootstrap,
             self.group,
             self.lake.display(),
+            self.group_by,
             self.webhook_url,
             self.more,
         )

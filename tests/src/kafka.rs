@@ -1,7 +1,8 @@
 //! A real Apache Kafka of one node (KRaft, broker and controller in one process) from the jars of the set-up step.
 //!
 //! Besides its plain listener it has [`LINKS`] more, each advertised through a proxy of its own: a client of a link sees
-//! nothing of the broker when the link is cut, while everybody else goes on. [`KafkaCluster`] is one of several brokers.
+//! nothing of the broker when the link is cut, while everybody else goes on. [`KafkaCluster`] is one of several brokers,
+//! [`SecuredKafka`] one that clients reach as an Event Hub.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -23,14 +24,16 @@ use crate::proxy::TcpProxy;
 
 mod admin;
 mod cluster;
+mod secured;
 
 pub use cluster::KafkaCluster;
+pub use secured::SecuredKafka;
 
 /// Listeners that can be cut, each to be taken once.
 pub const LINKS: usize = 8;
 
 /// The topics of a plant.
-pub const TOPICS: [&str; 7] = [
+pub const TOPICS: [&str; 8] = [
     "temperature",
     "pressure",
     "vibration",
@@ -38,6 +41,7 @@ pub const TOPICS: [&str; 7] = [
     "waveforms",
     "dead-letters",
     "alerts",
+    "outcomes",
 ];
 
 const FORMAT_DEADLINE: Duration = Duration::from_secs(60);

@@ -25,6 +25,7 @@ pub mod publisher;
 pub mod random;
 pub mod recordings;
 pub mod signal;
+pub mod workflow;
 
 use std::path::PathBuf;
 

@@ -2,7 +2,7 @@
 //!
 //! # Steps of an epoch
 //! 1. The state file `_state/<epoch>-<nonce>.json` ([`EpochFile`]) is written and synced: for each Kafka partition of
-//!    the epoch its next offset, its state, the rows of the side tables and the alerts not delivered yet. The state is whole, or
+//!    the epoch its next offset, its state, the rows of the side tables, the open alerts and the changes of alerts not delivered yet. The state is whole, or
 //!    the changes since the epoch before together with the names of the files that hold the rest ([`SavedState`]).
 //! 2. One commit on `telemetry` carries the rows and, for each of these partitions, a `txn` action of
 //!    [`TopicPartition::app_id`] with the version [`EpochId::version`]. **This commit decides.**
@@ -23,14 +23,25 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::alert::Alert;
+use crate::alert::{self, AlertBook, AlertEvent};
 use crate::gaps::SavedWatch;
 use crate::partition::{PartitionState, StateChanges};
-use crate::rows::{DeadLetterRow, LateReadingRow, MachineEventRow, Offset};
+use crate::rows::{
+    DeadLetterRow, LateReadingRow, MachineEventRow, Offset, OutcomeRow, WaveformRow,
+};
 use crate::window::AnomalyRow;
 
 /// Number of the form of a state file.
-pub const FILE_FORMAT: u32 = 2;
+pub const FILE_FORMAT: u32 = 3;
+/// The oldest that is still read. 2: findings instead of changes of alerts, no open alerts, four side tables.
+pub const FILE_FORMAT_OLDEST: u32 = 2;
+
+/// Whether a state file of this format can be read.
+#[must_use]
+pub const fn is_readable(format: u32) -> bool {
+    format >= FILE_FORMAT_OLDEST && format <= FILE_FORMAT
+}
+
 /// Most files that a state is put together from, beside the one that names them.
 pub const CHAIN_MAX: usize = 100;
 /// Bits of an epoch's nonce; the other 33 of a positive `i64` count epochs (27 years at 10 a second).
@@ -219,12 +230,25 @@ pub enum SideTable {
     MachineEvents,
     /// What can never be processed.
     DeadLetters,
+    /// Changes of alerts.
+    Alerts,
+    /// What people found.
+    Outcomes,
+    /// Raw samples around trips.
+    Waveforms,
 }
 
 impl SideTable {
-    /// All of them, in the order in which they are committed.
-    pub const ALL: [Self; 4] =
-        [Self::MachineEvents, Self::Anomalies, Self::LateReadings, Self::DeadLetters];
+    /// All of them, in the order in which they are committed: what a row speaks of stands before it.
+    pub const ALL: [Self; 7] = [
+        Self::MachineEvents,
+        Self::Waveforms,
+        Self::Anomalies,
+        Self::Alerts,
+        Self::Outcomes,
+        Self::LateReadings,
+        Self::DeadLetters,
+    ];
 
     /// Name of the table's folder.
     #[must_use]
@@ -234,6 +258,9 @@ impl SideTable {
             Self::LateReadings => "late_readings",
             Self::MachineEvents => "machine_events",
             Self::DeadLetters => "dead_letters",
+            Self::Alerts => "alerts",
+            Self::Outcomes => "outcomes",
+            Self::Waveforms => "waveforms",
         }
     }
 }
@@ -250,6 +277,12 @@ pub struct PendingRows {
     pub machine_events: Vec<MachineEventRow>,
     /// For `dead_letters`.
     pub dead_letters: Vec<DeadLetterRow>,
+    /// For `alerts`: all changes of this epoch, whether people are told or not.
+    pub alerts: Vec<AlertEvent>,
+    /// For `outcomes`.
+    pub outcomes: Vec<OutcomeRow>,
+    /// For `waveforms`.
+    pub waveforms: Vec<WaveformRow>,
 }
 
 impl PendingRows {
@@ -261,6 +294,9 @@ impl PendingRows {
             SideTable::LateReadings => self.late_readings.len(),
             SideTable::MachineEvents => self.machine_events.len(),
             SideTable::DeadLetters => self.dead_letters.len(),
+            SideTable::Alerts => self.alerts.len(),
+            SideTable::Outcomes => self.outcomes.len(),
+            SideTable::Waveforms => self.waveforms.len(),
         }
     }
 
@@ -368,6 +404,9 @@ pub struct RecordMark {
     pub stamped_ms: i64,
 }
 
+/// Which channels have not taken a change of an alert yet, by the id of the change. One that is not there is owed to all.
+pub type OwedTo = BTreeMap<String, BTreeSet<String>>;
+
 /// What one epoch knows of one partition.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PartitionEpoch {
@@ -380,8 +419,16 @@ pub struct PartitionEpoch {
     pub state: SavedState,
     /// Rows of this epoch for the side tables.
     pub rows: PendingRows,
-    /// Alerts of this epoch and of earlier ones that were not delivered when it was written.
-    pub alerts: Vec<Alert>,
+    /// Changes of alerts, of this epoch and of earlier ones, that were not delivered when it was written. Files of versions that
+    /// knew findings alone have those.
+    #[serde(deserialize_with = "alert::read_events")]
+    pub alerts: Vec<AlertEvent>,
+    /// To whom they are owed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub owed_to: OwedTo,
+    /// The alerts that are open, and what is remembered of those that are over.
+    #[serde(default, skip_serializing_if = "AlertBook::is_empty")]
+    pub book: AlertBook,
     /// The watch over the devices' records, where it goes with this partition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watch: Option<Box<SavedWatch>>,
@@ -424,8 +471,14 @@ pub struct PartitionEpochRef<'a, S> {
     pub state: S,
     /// Rows of this epoch for the side tables.
     pub rows: &'a PendingRows,
-    /// Alerts not delivered.
-    pub alerts: Vec<&'a Alert>,
+    /// Changes of alerts not delivered.
+    pub alerts: Vec<&'a AlertEvent>,
+    /// To whom they are owed.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub owed_to: &'a OwedTo,
+    /// The alerts that are open, and what is remembered of those that are over.
+    #[serde(skip_serializing_if = "AlertBook::is_empty")]
+    pub book: &'a AlertBook,
     /// The watch over the devices' records, where it goes with this partition.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub watch: Option<&'a SavedWatch>,
@@ -510,7 +563,7 @@ pub enum Corruption {
         detail: String,
     },
     /// Written by another version.
-    #[error("state file {} has format {found}, this version reads {FILE_FORMAT}: use the version that wrote it", epoch.file_name())]
+    #[error("state file {} has format {found}, this version reads {FILE_FORMAT_OLDEST} to {FILE_FORMAT}: use the version that wrote it", epoch.file_name())]
     FileFormat {
         /// The epoch named.
         epoch: EpochId,
@@ -580,7 +633,7 @@ fn examine(
         FoundFile::OtherFormat(found) => return Err(Corruption::FileFormat { epoch, found }),
         FoundFile::Present(file) => file,
     };
-    if file.format != FILE_FORMAT {
+    if !is_readable(file.format) {
         return Err(Corruption::FileFormat { epoch, found: file.format });
     }
     if file.epoch != epoch {

@@ -3,14 +3,15 @@
 //! JSON readers may be one unit off in the last place of a number with 17 digits, so numbers that end up in a table
 //! are kept as the shortest decimal text that names them. Bytes are kept as hexadecimal text.
 
-use std::fmt::Write as _;
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 /// Lower-case hexadecimal text of `bytes`.
 #[must_use]
 pub fn to_hex(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() * 2);
     for byte in bytes {
-        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
+        text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        text.push(char::from(DIGITS[usize::from(byte & 0xf)]));
     }
     text
 }

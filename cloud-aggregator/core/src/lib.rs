@@ -3,9 +3,11 @@
 //! A record of one Kafka partition goes through [`partition::PartitionState`]:
 //!
 //! ```text
-//! handle_reading -> dedup (seen before?) -> limits -> watermark (late? what closes?) -> window (count) -> alert
-//!        `-> Disposition: what becomes of the record       `-> Outputs: rows of `anomalies`, alerts
+//! handle_reading -> dedup (seen before?) -> limits -> watermark (late? what closes?) -> window (count)
+//!        `-> Disposition: what becomes of the record       `-> Outputs: rows of `anomalies`, findings -> alert::AlertBook
 //! ```
+//!
+//! An [`alert::AlertBook`] makes one alert of the findings of a machine and rule while they last, and of trips.
 //!
 //! [`gaps`] holds the tables against the ledgers of the devices.
 //! [`checkpoint`] decides what one epoch commits together and what a start finds of it, [`maintenance`] what becomes of the
@@ -30,7 +32,7 @@ pub mod watermark;
 pub mod window;
 
 pub use accounting::{Accounting, Disposition};
-pub use alert::Alert;
+pub use alert::{AlertBook, AlertEvent, AlertGroup, AlertSettings, AlertState, Finding};
 pub use filter::Filter;
 pub use partition::{Outputs, PartitionState};
 pub use rule::{Aggregate, Comparison, GroupBy, OutputMode, Rule, Threshold};

@@ -219,7 +219,7 @@ impl PartitionState {
     ///
     /// A window stays if its rule has the same name, filter, length, slide and grouping as before; what it holds is
     /// then held against the new threshold: windows that are closed get another row at the next trigger if the answer is
-    /// another one, and no alert. Others are forgotten. A rule that is new, or counts other readings now, judges the windows
+    /// another one, and no finding. Others are forgotten. A rule that is new, or counts other readings now, judges the windows
     /// that begin after the newest event time seen: those before would be counted in part.
     pub fn change_rules(&mut self, rules: &[Rule]) -> Resumed {
         let newest = self.sensors.iter().map(|sensor| sensor.track.watermark.newest()).max();
@@ -258,7 +258,7 @@ impl PartitionState {
         Resumed { windows_forgotten }
     }
 
-    /// Takes one reading and says what becomes of it. Rows and alerts that it caused are appended to `out`.
+    /// Takes one reading and says what becomes of it. Rows and findings that it caused are appended to `out`.
     pub fn handle_reading(
         &mut self,
         reading: &Reading,

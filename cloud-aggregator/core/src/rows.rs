@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use shared_proto::model::{
     DeadLetter, DeviceId, EventTime, Generation, Identity, MachineEvent, MachineEventDetails,
     MachineEventType, MachineId, MetricType, Quality, Reading, SensorId, Sequence,
+    WaveformSnapshot,
 };
 
 use crate::exact;
@@ -170,5 +171,92 @@ impl DeadLetterRow {
             raw_length: letter.raw_length,
             content_type: None,
         }
+    }
+}
+
+/// A row of `outcomes`: what people found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutcomeRow {
+    /// Where it stood in its Kafka partition.
+    pub offset: Offset,
+    /// When the aggregator took it.
+    pub received_at: ProcessingTime,
+    /// Name given by who told; of several rows of one name that with the latest timestamp, and then offset, counts.
+    pub outcome_id: String,
+    /// `confirmed`, `false-alarm`, `part-replaced` or `note`.
+    pub verdict: String,
+    /// Of which machine.
+    pub machine_id: String,
+    /// When it was found.
+    pub timestamp: EventTime,
+    /// Of which sensor.
+    pub sensor_id: Option<String>,
+    /// Of which alert.
+    pub alert_id: Option<String>,
+    /// Of which trip.
+    pub trip_id: Option<String>,
+    /// In which ticket.
+    pub ticket_id: Option<String>,
+    /// What was found or replaced.
+    pub part: Option<String>,
+    /// What else there is to say.
+    pub note: Option<String>,
+    /// Who told.
+    pub reported_by: Option<String>,
+}
+
+/// A row of `waveforms`: consecutive samples of one sensor around a trip.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WaveformRow {
+    /// Where it stood in its Kafka partition.
+    pub offset: Offset,
+    /// When the aggregator took it.
+    pub received_at: ProcessingTime,
+    /// Which machine the sensor sits on.
+    pub machine_id: MachineId,
+    /// Who measured.
+    pub sensor_id: SensorId,
+    /// Name of the trip, or of the alarm, that the samples were taken around.
+    pub trip_id: String,
+    /// Number among the pieces of this trip and sensor, from 1, oldest samples first.
+    pub piece: u32,
+    /// When the first sample was taken.
+    pub first_sample: EventTime,
+    /// Samples per second.
+    #[serde(with = "exact::number")]
+    pub sample_rate_hz: f64,
+    /// Unit of the samples.
+    pub unit: Option<String>,
+    /// The samples in that unit: 32-bit floats, little-endian.
+    #[serde(with = "exact::hex")]
+    pub samples: Vec<u8>,
+    /// Which record of which device.
+    pub identity: Option<IdentityRow>,
+}
+
+impl WaveformRow {
+    /// The row of a piece of samples.
+    #[must_use]
+    pub fn new(offset: Offset, received_at: ProcessingTime, snapshot: WaveformSnapshot) -> Self {
+        let block = snapshot.block;
+        Self {
+            offset,
+            received_at,
+            machine_id: block.machine_id,
+            sensor_id: block.sensor_id,
+            trip_id: snapshot.trip_id,
+            piece: snapshot.piece,
+            first_sample: block.first_sample,
+            sample_rate_hz: block.sample_rate_hz,
+            unit: block.unit.map(|unit| unit.as_ref().to_owned()),
+            samples: block.samples.iter().flat_map(|sample| sample.to_le_bytes()).collect(),
+            identity: snapshot.identity.as_ref().map(IdentityRow::from),
+        }
+    }
+
+    /// How many samples there are.
+    #[must_use]
+    pub fn sample_count(&self) -> usize {
+        self.samples.len() / size_of::<f32>()
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use shared_proto::model::{EventTime, MetricType};
 
+use crate::alert::AlertSettings;
 use crate::rule::GroupBy;
 pub use crate::rule::{Comparison, Rule};
 use crate::time::Micros;
@@ -51,6 +52,8 @@ pub struct Settings {
     pub devices_max: usize,
     /// Generations held of one device; one more evicts the one not heard from longest.
     pub generations_per_device_max: usize,
+    /// How findings become alerts; `None`: each finding is an alert of its own, which nobody resolves.
+    pub alerting: Option<AlertSettings>,
 }
 
 /// The seed rule and limits for a plant of some thousand sensors.
@@ -71,6 +74,7 @@ impl Default for Settings {
             windows_max: 2_000_000,
             devices_max: 10_000,
             generations_per_device_max: 4,
+            alerting: Some(AlertSettings::default()),
         }
     }
 }

@@ -10,7 +10,7 @@
 use serde::{Deserialize, Serialize};
 use shared_proto::model::{EventTime, MachineId, SensorId};
 
-use crate::alert::{Alert, alert_id, group_name};
+use crate::alert::{Finding, alert_id, group_name};
 use crate::exact;
 use crate::rule::{Aggregate, OutputMode, Rule, Sum};
 use crate::time::ProcessingTime;
@@ -99,8 +99,8 @@ impl AnomalyRow {
 pub struct Outputs {
     /// Rows of `anomalies`.
     pub anomalies: Vec<AnomalyRow>,
-    /// Alerts.
-    pub alerts: Vec<Alert>,
+    /// Windows that are anomalies, each once.
+    pub findings: Vec<Finding>,
 }
 
 /// Starts of the rule's windows that hold `timestamp` and begin after `after`, latest first.
@@ -153,7 +153,7 @@ impl<'a> Group<'a> {
     }
 }
 
-/// What the windows of a group need to know to make rows and alerts.
+/// What the windows of a group need to know to make rows and findings.
 pub(crate) struct Context<'a> {
     pub(crate) rules: &'a [Rule],
     pub(crate) group: Group<'a>,
@@ -191,7 +191,7 @@ struct Window {
     end: EventTime,
     rule: RuleIndex,
     is_closed: bool,
-    is_alerted: bool,
+    is_found: bool,
     /// The last row said that it is an anomaly.
     is_reported: bool,
     /// A row is due at the trigger.
@@ -307,9 +307,9 @@ impl Windows {
         let window = &mut self.windows[position];
         window.count(found);
         let is_anomaly = window.is_anomaly(rule);
-        if is_anomaly && !window.is_alerted && (window.is_closed || rule.threshold.is_early()) {
+        if is_anomaly && !window.is_found && (window.is_closed || rule.threshold.is_early()) {
             let is_over = window.is_closed;
-            out.alerts.push(window.alert(rule, context, is_over));
+            out.findings.push(window.finding(rule, context, is_over));
         }
         let mut is_due_now = false;
         match rule.output_mode {
@@ -455,8 +455,8 @@ impl Windows {
             window.is_due = false;
             let rule = &context.rules[usize::from(window.rule)];
             let is_anomaly = window.is_anomaly(rule);
-            if is_anomaly && !window.is_alerted {
-                out.alerts.push(window.alert(rule, context, false));
+            if is_anomaly && !window.is_found {
+                out.findings.push(window.finding(rule, context, false));
             }
             if (is_anomaly || window.is_reported) && rule.output_mode != OutputMode::Complete {
                 out.anomalies.push(window.next_row(rule, closed_by, context));
@@ -490,7 +490,7 @@ impl Window {
             end,
             rule: found.rule,
             is_closed: end <= watermark,
-            is_alerted: false,
+            is_found: false,
             is_reported: false,
             is_due: false,
             is_changed: true,
@@ -586,9 +586,9 @@ impl Window {
     }
 
     /// `is_over`: a match has come for a window that was closed before.
-    fn alert(&mut self, rule: &Rule, context: &Context<'_>, is_over: bool) -> Alert {
-        self.is_alerted = true;
-        Alert {
+    fn finding(&mut self, rule: &Rule, context: &Context<'_>, is_over: bool) -> Finding {
+        self.is_found = true;
+        Finding {
             id: alert_id(&rule.name, context.group.name(), self.start),
             rule: rule.name.clone(),
             severity: rule.severity,

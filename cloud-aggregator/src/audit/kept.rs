@@ -38,6 +38,8 @@ impl Kept {
             (&topics.vibration, TELEMETRY),
             (&topics.machine_events, SideTable::MachineEvents.as_str()),
             (&topics.dead_letters, SideTable::DeadLetters.as_str()),
+            (&topics.outcomes, SideTable::Outcomes.as_str()),
+            (&topics.waveforms, SideTable::Waveforms.as_str()),
         ];
         Self {
             shortened: RECORD_TABLES.into_iter().filter(is_shortened).collect(),

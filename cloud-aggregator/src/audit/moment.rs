@@ -96,6 +96,12 @@ impl PartitionMoment {
             let events = rows.machine_events.iter().filter(|row| !is_own(row));
             return events.map(|row| row.offset.0).collect();
         }
+        if table == SideTable::Outcomes.as_str() {
+            return rows.outcomes.iter().map(|row| row.offset.0).collect();
+        }
+        if table == SideTable::Waveforms.as_str() {
+            return rows.waveforms.iter().map(|row| row.offset.0).collect();
+        }
         let letters = rows.dead_letters.iter();
         letters.filter(|row| row.source != "alerts").map(|row| row.offset.0).collect()
     }
@@ -297,6 +303,9 @@ impl Moment {
                 SideTable::LateReadings => pending.late_readings.clear(),
                 SideTable::MachineEvents => pending.machine_events.clear(),
                 SideTable::DeadLetters => pending.dead_letters.clear(),
+                SideTable::Alerts => pending.alerts.clear(),
+                SideTable::Outcomes => pending.outcomes.clear(),
+                SideTable::Waveforms => pending.waveforms.clear(),
             }
         }
         self.put(partition, next_offset.0, &state, pending, settings);

@@ -7,7 +7,7 @@ use aggregator_core::checkpoint::{
 };
 use aggregator_core::rows::{MachineEventRow, Offset};
 use aggregator_core::{
-    AnomalyRow, Disposition, Outputs, PartitionState, ProcessingTime, Threshold,
+    AlertBook, AnomalyRow, Disposition, Outputs, PartitionState, ProcessingTime, Threshold,
 };
 use shared_proto::model::{MachineEvent, MachineEventDetails, MachineEventType};
 
@@ -152,6 +152,8 @@ impl World {
                 state: SavedState::Whole(Box::new(part.state.clone())),
                 rows: owed.clone(),
                 alerts: Vec::new(),
+                owed_to: BTreeMap::new(),
+                book: AlertBook::default(),
                 watch: None,
             };
             last.insert(part.partition.clone(), epoch);

@@ -67,6 +67,15 @@ pub struct Retention {
     /// `machine_events`.
     #[serde(with = "humantime_serde")]
     pub machine_events: Duration,
+    /// `alerts`.
+    #[serde(with = "humantime_serde")]
+    pub alerts: Duration,
+    /// `outcomes`.
+    #[serde(with = "humantime_serde")]
+    pub outcomes: Duration,
+    /// `waveforms`.
+    #[serde(with = "humantime_serde")]
+    pub waveforms: Duration,
     /// `dead_letters`.
     #[serde(with = "humantime_serde")]
     pub dead_letters: Duration,
@@ -81,12 +90,15 @@ impl Retention {
 
     /// By the table's name.
     #[must_use]
-    pub fn all(&self) -> [(&'static str, Duration); 5] {
+    pub fn all(&self) -> [(&'static str, Duration); 8] {
         [
             ("telemetry", self.telemetry),
             ("anomalies", self.anomalies),
             ("late_readings", self.late_readings),
             ("machine_events", self.machine_events),
+            ("alerts", self.alerts),
+            ("outcomes", self.outcomes),
+            ("waveforms", self.waveforms),
             ("dead_letters", self.dead_letters),
         ]
     }

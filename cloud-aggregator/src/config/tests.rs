@@ -2,20 +2,20 @@ use std::io::Write as _;
 
 use super::*;
 
-fn file_of(text: &str) -> tempfile::NamedTempFile {
+pub(super) fn file_of(text: &str) -> tempfile::NamedTempFile {
     let mut file = tempfile::Builder::new().suffix(".toml").tempfile().expect("temporary file");
     file.write_all(text.as_bytes()).expect("written");
     file
 }
 
-fn with(file: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
+pub(super) fn with(file: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
     let path = file_of(file);
     let variables =
         variables.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     Settings::from_layers(Some(path.path()), Some(variables)).map(|(settings, _)| settings)
 }
 
-fn complaint(file: &str, variables: &[(&str, &str)]) -> String {
+pub(super) fn complaint(file: &str, variables: &[(&str, &str)]) -> String {
     match with(file, variables) {
         Ok(_) => "accepted".to_owned(),
         Err(error) => error.to_string(),

@@ -10,15 +10,20 @@ use rdkafka::error::KafkaError;
 use shared_proto::model::EventTime;
 
 use super::addresses::{check_brokers, check_location, check_storage_option, check_topic};
+use super::event_hubs::property_faults;
 use super::{Fault, Rule, Settings, read_secret};
 
 const FOLDERS_RESERVED: [&str; 3] = ["_state", "_maintenance", "_replays"];
 
 #[derive(Default)]
-struct Faults(Vec<Fault>);
+pub(super) struct Faults(Vec<Fault>);
 
 impl Faults {
-    fn add(&mut self, path: impl Into<String>, text: impl Into<String>) {
+    pub(super) fn extend(&mut self, faults: Vec<Fault>) {
+        self.0.extend(faults);
+    }
+
+    pub(super) fn add(&mut self, path: impl Into<String>, text: impl Into<String>) {
         self.0.push(Fault { path: path.into(), text: text.into() });
     }
 
@@ -28,31 +33,37 @@ impl Faults {
     }
 
     /// Of a key whose text was looked at.
-    fn text(&mut self, path: impl Into<String>, checked: Result<(), String>) {
+    pub(super) fn text(&mut self, path: impl Into<String>, checked: Result<(), String>) {
         if let Err(text) = checked {
             self.add(path, text);
         }
     }
 
-    fn range<T: PartialOrd + std::fmt::Display>(&mut self, path: &str, value: T, low: T, high: T) {
+    pub(super) fn range<T: PartialOrd + std::fmt::Display>(
+        &mut self,
+        path: &str,
+        value: T,
+        low: T,
+        high: T,
+    ) {
         if value < low || value > high {
             self.add(path, format!("{value} is out of range: {low} to {high}"));
         }
     }
 
-    fn duration(&mut self, path: &str, value: Duration, low: Duration, high: Duration) {
+    pub(super) fn duration(&mut self, path: &str, value: Duration, low: Duration, high: Duration) {
         if value < low || value > high {
             self.add(path, format!("{value:?} is out of range: {low:?} to {high:?}"));
         }
     }
 
-    fn not_empty(&mut self, path: &str, value: &str) {
+    pub(super) fn not_empty(&mut self, path: &str, value: &str) {
         if value.trim().is_empty() {
             self.add(path, "is empty");
         }
     }
 
-    fn files<'a>(
+    pub(super) fn files<'a>(
         &mut self,
         path: &str,
         files: impl IntoIterator<Item = (&'a String, &'a PathBuf)>,
@@ -65,8 +76,8 @@ impl Faults {
     }
 }
 
-const SECOND: Duration = Duration::from_secs(1);
-const DAY: Duration = Duration::from_secs(86_400);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+pub(super) const DAY: Duration = Duration::from_secs(86_400);
 const MEBIBYTE: u64 = 1024 * 1024;
 
 impl Settings {
@@ -82,6 +93,11 @@ impl Settings {
         self.check_counting(&mut faults);
         self.check_gaps(&mut faults);
         self.check_alerts(&mut faults);
+        faults.extend(self.alerting.faults());
+        faults.extend(self.api.faults());
+        if self.api.is_on() && self.kafka.topics.outcomes.is_empty() {
+            faults.add("kafka.topics.outcomes", "is empty although api.token-file is set");
+        }
         let millisecond = Duration::from_millis(1);
         faults.range("epoch.records-max", self.epoch.records_max, 1, 50_000_000);
         faults.range("epoch.refused-max", self.epoch.refused_max, 1, 50_000_000);
@@ -147,6 +163,8 @@ impl Settings {
             ("vibration", &topics.vibration),
             ("machine-events", &topics.machine_events),
             ("dead-letters", &topics.dead_letters),
+            ("outcomes", &topics.outcomes),
+            ("waveforms", &topics.waveforms),
         ] {
             if topic.is_empty() {
                 continue;
@@ -310,55 +328,19 @@ impl Settings {
             windows_max: counting.windows_max,
             devices_max: counting.devices_max,
             generations_per_device_max: counting.generations_per_device_max,
+            alerting: self.alerting.core(),
         }
     }
 
     fn check_alerts(&self, faults: &mut Faults) {
-        let alerts = &self.alerts;
-        faults.not_empty("alerts.source", &alerts.source);
-        faults.files("alerts.webhook-header-files", &alerts.webhook_header_files);
-        faults.duration("alerts.webhook-timeout", alerts.webhook_timeout, SECOND / 1000, DAY);
-        faults.duration("alerts.retry-min", alerts.retry_min, SECOND / 1000, DAY);
-        faults.duration("alerts.retry-max", alerts.retry_max, alerts.retry_min, DAY);
-        faults.duration("alerts.retry-after-max", alerts.retry_after_max, Duration::ZERO, DAY);
-        faults.range("alerts.webhook-attempts-max", alerts.webhook_attempts_max, 1, 1_000_000);
-        faults.range("alerts.queue-length", alerts.queue_length, 1, 1_000_000);
-        faults.range("alerts.pending-max", alerts.pending_max, 1, 1_000_000);
-        let plain = alerts.webhook_headers.keys().map(|name| ("webhook-headers", name));
-        let of_files =
-            alerts.webhook_header_files.keys().map(|name| ("webhook-header-files", name));
-        for (table, name) in plain.chain(of_files) {
-            if reqwest::header::HeaderName::from_bytes(name.as_bytes()).is_err() {
-                faults.add(format!("alerts.{table}.{name}"), "is not a header name");
-            }
+        self.alerts.check(faults);
+        if self.alerts.topic.is_empty() || self.alerts.event_hubs.is_on() {
+            return;
         }
-        if !alerts.webhook_url.is_empty()
-            && let Err(text) = self.check_webhook_url()
-        {
-            faults.add("alerts.webhook-url", text);
+        // Alerts are sent with the consumer's properties.
+        for (property, text) in property_faults(&self.kafka.brokers, &self.kafka.properties) {
+            faults.add(format!("kafka.properties.{property}"), text);
         }
-    }
-
-    fn check_webhook_url(&self) -> Result<(), String> {
-        let alerts = &self.alerts;
-        let url = reqwest::Url::parse(&alerts.webhook_url)
-            .map_err(|error| format!("is not a URL: {error}"))?;
-        let host = url.host_str().ok_or("names no host")?.to_owned();
-        match url.scheme() {
-            "https" => {}
-            "http" if alerts.webhook_plain_hosts.contains(&host) => {}
-            "http" => {
-                return Err(format!(
-                    "plain http to {host}: use https, or name the host in alerts.webhook-plain-hosts"
-                ));
-            }
-            other => return Err(format!("scheme {other:?} is neither https nor http")),
-        }
-        if !alerts.webhook_allowed_hosts.is_empty() && !alerts.webhook_allowed_hosts.contains(&host)
-        {
-            return Err(format!("host {host} is not among alerts.webhook-allowed-hosts"));
-        }
-        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Alerts on their way out: owed, delivered, given up.
 
-use aggregator_core::Alert;
+use aggregator_core::AlertEvent;
 use aggregator_core::checkpoint::TopicPartition;
 use metrics::counter;
 use tracing::{debug, info, warn};
@@ -41,7 +41,7 @@ impl Pipeline {
         }
     }
 
-    pub(super) fn owe(&mut self, alerts: Vec<(TopicPartition, Alert)>) {
+    pub(super) fn owe(&mut self, alerts: Vec<(TopicPartition, AlertEvent)>) {
         for (partition, alert) in alerts {
             let added = self.parts.desk.add(partition, alert.clone());
             if added.is_new {
@@ -87,16 +87,18 @@ impl Pipeline {
     }
 }
 
-fn log_alert(alert: &Alert) {
+fn log_alert(alert: &AlertEvent) {
     info!(
         rule = alert.rule,
-        of = alert.group(),
+        of = alert.subject(),
+        state = alert.state.as_str(),
         window_start = %alert.window_start,
-        count = alert.count,
-        threshold = %alert.threshold,
+        findings = alert.findings,
+        threshold = alert.threshold,
         observed = alert.observed,
         historical = alert.historical,
-        id = alert.id,
+        suppressed_by = alert.suppressed_by,
+        id = alert.event_id(),
         "alert"
     );
 }

@@ -6,17 +6,20 @@
 //! A commit runs in a task of its own while rows of the next epoch are encoded; one at a time, because step 2 of an epoch must wait for
 //! step 3 of the one before.
 
+mod side;
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use aggregator_core::checkpoint::{
-    Corruption, EpochFile, EpochId, FoundFile, FoundTransactions, PartitionEpoch, PendingRows,
-    RecordMark, Recovery, SideTable, TopicPartition, is_obsolete, resolve, restore_state,
+    Corruption, EpochFile, EpochId, FoundFile, FoundTransactions, OwedTo, PartitionEpoch,
+    PendingRows, RecordMark, Recovery, SideTable, TopicPartition, is_obsolete, resolve,
+    restore_state,
 };
 use aggregator_core::gaps::SavedWatch;
 use aggregator_core::rows::Offset;
-use aggregator_core::{Alert, AnomalyRow, Micros, PartitionState, ProcessingTime};
+use aggregator_core::{AlertBook, AlertEvent, AnomalyRow, Micros, PartitionState, ProcessingTime};
 use deltalake::arrow::array::RecordBatch;
 use deltalake::writer::{DeltaWriter as _, RecordBatchWriter};
 use futures_util::future::join_all;
@@ -79,8 +82,12 @@ pub struct Resumption {
     pub last_record: Option<RecordMark>,
     /// The state behind that offset.
     pub state: PartitionState,
-    /// Alerts that were not delivered.
-    pub alerts: Vec<Alert>,
+    /// Changes of alerts that were not delivered.
+    pub alerts: Vec<AlertEvent>,
+    /// To whom they are owed.
+    pub owed_to: OwedTo,
+    /// The alerts that are open.
+    pub book: AlertBook,
     /// The watch over the devices' records, if it went with the partition.
     pub watch: Option<Box<SavedWatch>>,
 }
@@ -614,6 +621,8 @@ impl Tables {
                 last_record: last.last_record,
                 state,
                 alerts: last.alerts,
+                owed_to: last.owed_to,
+                book: last.book,
                 watch: last.watch,
             })),
             Err(corruption) => Recovered::Corrupt(corruption),
@@ -627,7 +636,7 @@ impl Tables {
         epoch: EpochId,
     ) -> Result<(), LakeError> {
         let table = self.side_tables.get_mut(&side).expect("every side table is opened");
-        let batch = side_batch(side, table, with_rows)?;
+        let batch = side::side_batch(side, table, with_rows)?;
         counter!(names::ROWS_TOTAL, "table" => side.as_str()).increment(batch.num_rows() as u64);
         let failed =
             |source| LakeError::Table { table: side.as_str().to_owned(), source: Box::new(source) };
@@ -722,42 +731,6 @@ fn files_by_partition(file: &EpochFile) -> BTreeMap<TopicPartition, Vec<EpochId>
 async fn open_current(location: &Location) -> Result<Table, LakeError> {
     let partitions = vec![rows::OWNER.to_owned()];
     Table::open(location, rows::CURRENT_WINDOWS, rows::current_columns(), partitions).await
-}
-
-fn side_batch(
-    side: SideTable,
-    table: &Table,
-    with_rows: &[(&TopicPartition, &PendingRows)],
-) -> Result<RecordBatch, LakeError> {
-    let schema = table.schema();
-    let batch = match side {
-        SideTable::Anomalies => {
-            let rows: Vec<_> = with_rows.iter().flat_map(|(_, rows)| &rows.anomalies).collect();
-            rows::anomaly_batch(schema, &rows)
-        }
-        SideTable::LateReadings => {
-            let rows: Vec<_> = with_rows
-                .iter()
-                .flat_map(|(from, rows)| rows.late_readings.iter().map(|row| (*from, row)))
-                .collect();
-            rows::late_batch(schema, &rows)
-        }
-        SideTable::MachineEvents => {
-            let rows: Vec<_> = with_rows
-                .iter()
-                .flat_map(|(from, rows)| rows.machine_events.iter().map(|row| (*from, row)))
-                .collect();
-            rows::machine_event_batch(schema, &rows)
-        }
-        SideTable::DeadLetters => {
-            let rows: Vec<_> = with_rows
-                .iter()
-                .flat_map(|(from, rows)| rows.dead_letters.iter().map(|row| (*from, row)))
-                .collect();
-            rows::dead_letter_batch(schema, &rows)
-        }
-    };
-    batch.map_err(|source| LakeError::Columns { table: side.as_str().to_owned(), source })
 }
 
 pub(super) async fn within<T>(

@@ -34,11 +34,14 @@ pub use merge::MergeError;
 pub use rounds::run;
 
 /// Every table with the columns by which its rows are sorted. Without any its files are not merged: each epoch replaces them.
-const TABLES: [(&str, &[&str]); 6] = [
+const TABLES: [(&str, &[&str]); 9] = [
     (rows::TELEMETRY, &["sensor_id", "timestamp"]),
     (SideTable::Anomalies.as_str(), &["sensor_id", "window_start"]),
     (SideTable::LateReadings.as_str(), &["sensor_id", "timestamp"]),
     (SideTable::MachineEvents.as_str(), &["machine_id", "timestamp"]),
+    (SideTable::Alerts.as_str(), &["machine_id", "fired_at"]),
+    (SideTable::Outcomes.as_str(), &["machine_id", "timestamp"]),
+    (SideTable::Waveforms.as_str(), &["machine_id", "first_sample"]),
     (SideTable::DeadLetters.as_str(), &["timestamp"]),
     (rows::CURRENT_WINDOWS, &[]),
 ];
@@ -48,7 +51,7 @@ const FILES_MAX: usize = 256;
 
 /// Names of the tables that can be maintained.
 #[must_use]
-pub fn table_names() -> [&'static str; 6] {
+pub fn table_names() -> [&'static str; 9] {
     TABLES.map(|(name, _)| name)
 }
 

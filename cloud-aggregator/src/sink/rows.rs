@@ -3,6 +3,8 @@
 //! Every timestamp is in microseconds with the zone UTC: without a zone the table would need reader version 3, which
 //! some readers refuse. Unsigned 64-bit numbers (generation, sequence) are stored by their bits in a signed column.
 
+mod people;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -19,6 +21,8 @@ use deltalake::arrow::error::ArrowError;
 use deltalake::arrow::record_batch::RecordBatch;
 use deltalake::kernel::{DataType, MapType, PrimitiveType, StructField, StructType};
 use shared_proto::model::{Identity, Reading};
+
+pub use people::{alert_batch, outcome_batch, waveform_batch};
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 
@@ -83,6 +87,9 @@ pub fn side_columns(table: SideTable) -> (Vec<StructField>, Vec<String>) {
         }
         SideTable::MachineEvents => (machine_event_columns(), by_date),
         SideTable::DeadLetters => (dead_letter_columns(), by_date),
+        SideTable::Alerts => (people::alert_columns(), by_date),
+        SideTable::Outcomes => (people::outcome_columns(), by_date),
+        SideTable::Waveforms => (people::waveform_columns(), by_date),
     }
 }
 
@@ -121,6 +128,9 @@ pub fn statistics_columns(table: &str) -> &'static [&'static str] {
     const READINGS: &[&str] = &["sensor_id", "timestamp", "value", "machine_id", "source_offset"];
     const WINDOWS: &[&str] = &["rule", "sensor_id", "machine_id", "window_start", "emitted_at"];
     const EVENTS: &[&str] = &["event_type", "machine_id", "timestamp", "received_at"];
+    const ALERTS: &[&str] = &["alert_id", "rule", "machine_id", "fired_at", "window_start"];
+    const OUTCOMES: &[&str] = &["machine_id", "timestamp", "received_at"];
+    const WAVEFORMS: &[&str] = &["machine_id", "sensor_id", "trip_id", "first_sample"];
     const LETTERS: &[&str] = &["reason", "timestamp", "source_offset", "received_at"];
     match table {
         TELEMETRY => READINGS,
@@ -129,6 +139,9 @@ pub fn statistics_columns(table: &str) -> &'static [&'static str] {
         _ if table == SideTable::Anomalies.as_str() => WINDOWS,
         _ if table == SideTable::MachineEvents.as_str() => EVENTS,
         _ if table == SideTable::DeadLetters.as_str() => LETTERS,
+        _ if table == SideTable::Alerts.as_str() => ALERTS,
+        _ if table == SideTable::Outcomes.as_str() => OUTCOMES,
+        _ if table == SideTable::Waveforms.as_str() => WAVEFORMS,
         _ => &[],
     }
 }

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use aggregator_core::checkpoint::{EpochFile, EpochId, FILE_FORMAT};
+use aggregator_core::checkpoint::{EpochFile, EpochId, is_readable};
 use deltalake::logstore::object_store::path::Path;
 use deltalake::logstore::object_store::{
     Error as StoreError, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions,
@@ -193,7 +193,7 @@ fn parse_text(bytes: &[u8]) -> FoundStateFile {
         format: u32,
     }
     match serde_json::from_slice::<Head>(bytes) {
-        Ok(Head { format }) if format != FILE_FORMAT => FoundStateFile::OtherFormat(format),
+        Ok(Head { format }) if !is_readable(format) => FoundStateFile::OtherFormat(format),
         Ok(_) => match serde_json::from_slice(bytes) {
             Ok(file) => FoundStateFile::Present(Box::new(file)),
             Err(error) => FoundStateFile::Unreadable(error.to_string()),
@@ -208,6 +208,8 @@ fn state_error(name: &str, error: &StoreError) -> LakeError {
 
 #[cfg(test)]
 mod tests {
+    use aggregator_core::checkpoint::FILE_FORMAT;
+
     use super::*;
 
     #[test]

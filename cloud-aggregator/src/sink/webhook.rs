@@ -1,219 +1,289 @@
-//! Alerts to an HTTP endpoint: POST with an idempotency key, time limit, retries with backoff, Retry-After.
+//! Alerts to an HTTP endpoint: POST with an idempotency key, time limit, retries with backoff, Retry-After, circuit breaker, digests.
 //!
-//! 2xx is delivered. 408, 425, 429, 5xx and transport errors are tried again up to a number of attempts; any other
-//! answer will not change and is given up at once. Redirects are not followed: the host was allowed, another was not.
+//! 2xx is delivered. 408, 425, 429, 5xx and transport errors are tried again up to a number of attempts and up to the event's
+//! deadline; any other answer will not change and is given up at once. Redirects are not followed: the host was allowed, another
+//! was not. Certificates are verified, and neither the URL nor a header's value stands in a log line or an error.
+//!
+//! Each target is a task with a queue of its own. It sends one event after the other, so that nobody hears of an alert's end before
+//! its begin. An event that is given up becomes a dead letter; a digest stands for its events, one dead letter each.
+//!
+//! The deadline counts from the change of the alert, so that a restart does not begin it anew. An event that is older has one
+//! attempt, unless the target is known to be away: then a whole queue of them would wait for as many probes.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use chrono::{DateTime, Utc};
+use aggregator_core::{Micros, ProcessingTime};
 use metrics::counter;
-use reqwest::header::{
-    CONTENT_TYPE as CONTENT_TYPE_NAME, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
-};
-use reqwest::{Client, StatusCode};
 use tokio::sync::mpsc;
-use tracing::{error, warn};
+use tracing::{debug, error, info, warn};
 
-use super::alert::{CONTENT_TYPE, Channel, Delivery, Outcome};
+use self::circuit::{Circuit, Position};
+use self::rate::{Held, Moment, RateLimit};
+use self::request::{Attempt, Endpoint};
+use super::alert::{Channel, Delivery, Outcome, digest};
 use crate::backoff::Backoff;
-use crate::config::{Alerts, read_secret};
+use crate::config::Target;
 use crate::telemetry::names;
 
-/// Header that carries the alert's id.
-pub const IDEMPOTENCY_HEADER: &str = "idempotency-key";
+mod circuit;
+mod rate;
+mod request;
+mod status;
 
-/// Why there is no webhook.
-#[derive(Debug, thiserror::Error)]
-pub enum WebhookError {
-    /// A header that cannot be sent, or whose file cannot be read.
-    #[error("alerts.webhook-headers.{name}: {text}")]
-    Header {
-        /// Name of the header.
-        name: String,
-        /// What is wrong; never its value.
-        text: String,
-    },
-    /// The HTTP client cannot be made.
-    #[error("http client cannot be made")]
-    Client(#[source] reqwest::Error),
-}
+pub use request::{IDEMPOTENCY_HEADER, WebhookError};
+pub use status::{CircuitState, TargetHealth, TargetStatus, names as target_names};
 
 /// Delivers to one endpoint.
 #[derive(Debug)]
 pub struct Webhook {
-    client: Client,
-    settings: Alerts,
-}
-
-enum Attempt {
-    Delivered,
-    Again { reason: String, after: Option<Duration> },
-    Never(String),
+    endpoint: Endpoint,
+    settings: Target,
+    channel: Channel,
+    circuit: Circuit,
+    rate: RateLimit,
+    backoff: Backoff,
+    /// After a failure: when the next attempt may go, whichever event it is.
+    not_before: Option<Instant>,
+    last_failure: String,
+    health: TargetHealth,
 }
 
 impl Webhook {
     /// Makes the client.
     ///
     /// # Errors
-    /// A header that cannot be sent, or a client without trust roots.
-    pub fn new(settings: &Alerts) -> Result<Self, WebhookError> {
-        let client = Client::builder()
-            .timeout(settings.webhook_timeout)
-            .redirect(reqwest::redirect::Policy::none())
-            .default_headers(headers(settings)?)
-            .build()
-            .map_err(WebhookError::Client)?;
-        Ok(Self { client, settings: settings.clone() })
+    /// A URL or a header that cannot be used, or a client without trust roots.
+    pub fn new(settings: Target) -> Result<Self, WebhookError> {
+        Ok(Self {
+            endpoint: Endpoint::new(&settings)?,
+            channel: Channel::Target(settings.name.as_str().into()),
+            circuit: Circuit::new(settings.circuit_failures),
+            rate: RateLimit::new(settings.rate),
+            backoff: Backoff::new(settings.retry_min, settings.retry_max),
+            not_before: None,
+            last_failure: String::new(),
+            health: TargetHealth::new(&settings.name, settings.kind.as_str()),
+            settings,
+        })
     }
 
-    /// Delivers until the queue is closed.
-    pub async fn run(self, mut queue: mpsc::Receiver<Delivery>, outcomes: mpsc::Sender<Outcome>) {
-        while let Some(delivery) = queue.recv().await {
+    /// The channel that its outcomes name.
+    #[must_use]
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// How it stands, now and while it runs.
+    #[must_use]
+    pub fn health(&self) -> TargetHealth {
+        self.health.clone()
+    }
+
+    /// Delivers until the queue is closed. What is held for a digest then is not sent: it stays owed.
+    pub async fn run(
+        mut self,
+        mut queue: mpsc::Receiver<Delivery>,
+        outcomes: mpsc::Sender<Outcome>,
+    ) {
+        loop {
+            if let Some(held) = self.rate.poll(Instant::now()) {
+                self.health.held(0);
+                if !self.deliver_digest(held, &outcomes).await {
+                    return;
+                }
+            }
+            let due = self.rate.poll_timeout();
+            let delivery = tokio::select! {
+                delivery = queue.recv() => delivery,
+                () = wait_until(due) => continue,
+            };
+            let Some(delivery) = delivery else { return };
+            let Some(delivery) = self.rate.handle(delivery, now()) else {
+                self.health.held(self.rate.held());
+                continue;
+            };
             let given_up = self.deliver(&delivery).await;
-            let outcome = Outcome { id: delivery.id, channel: Channel::Webhook, given_up };
-            if outcomes.send(outcome).await.is_err() {
+            if given_up.is_none() {
+                self.count_delivered(1);
+            }
+            if !self.report(delivery.id, given_up, &outcomes).await {
                 return;
             }
         }
     }
 
-    async fn deliver(&self, delivery: &Delivery) -> Option<String> {
-        let mut backoff = Backoff::new(self.settings.retry_min, self.settings.retry_max);
-        let mut last = String::new();
-        for attempt in 1..=self.settings.webhook_attempts_max {
-            match self.attempt(delivery).await {
+    /// One event for all that were held; what becomes of it becomes of each. False if nobody listens any more.
+    async fn deliver_digest(&mut self, held: Held, outcomes: &mpsc::Sender<Outcome>) -> bool {
+        let Target { name, source, .. } = &self.settings;
+        let one = digest(name, (held.from, now().time), &held.deliveries, source);
+        info!(channel = name, digest = &*one.id, events = held.deliveries.len(), "digest");
+        let given_up = self.deliver(&one).await;
+        if given_up.is_none() {
+            let channel = self.settings.name.clone();
+            counter!(target_names::ALERT_DIGESTS_TOTAL, "channel" => channel).increment(1);
+            self.count_delivered(held.deliveries.len() as u64);
+        }
+        let given_up = given_up.map(|reason| format!("as a part of {}: {reason}", one.id));
+        for delivery in held.deliveries {
+            if !self.report(delivery.id, given_up.clone(), outcomes).await {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn count_delivered(&self, events: u64) {
+        let channel = self.settings.name.clone();
+        counter!(names::ALERTS_DELIVERED_TOTAL, "channel" => channel).increment(events);
+    }
+
+    async fn report(
+        &self,
+        id: Arc<str>,
+        given_up: Option<String>,
+        outcomes: &mpsc::Sender<Outcome>,
+    ) -> bool {
+        outcomes.send(Outcome { id, channel: self.channel(), given_up }).await.is_ok()
+    }
+
+    /// Tries until it is taken, or gives the reason why it is given up.
+    async fn deliver(&mut self, delivery: &Delivery) -> Option<String> {
+        let deadline = deadline(delivery.changed_at, self.settings.deadline, now());
+        let mut attempts = 0;
+        loop {
+            if self.is_too_late(attempts, deadline) {
+                let text = format!(
+                    "it was not taken within {:?} (deadline), the last failure: {}",
+                    self.settings.deadline, self.last_failure
+                );
+                return Some(self.give_up(delivery, text));
+            }
+            self.await_turn().await;
+            attempts += 1;
+            match self.endpoint.attempt(delivery).await {
                 Attempt::Delivered => {
-                    counter!(names::ALERTS_DELIVERED_TOTAL, "channel" => "webhook").increment(1);
+                    self.note_answer();
+                    self.health.delivered(now().time);
                     return None;
                 }
                 Attempt::Never(reason) => {
-                    error!(alert = &*delivery.id, reason, "webhook will never take this alert");
-                    return Some(reason);
+                    self.note_answer();
+                    return Some(self.give_up(delivery, reason));
                 }
                 Attempt::Again { reason, after } => {
-                    counter!(names::ALERT_FAILURES_TOTAL, "channel" => "webhook").increment(1);
-                    let wait = backoff.wait().max(after.unwrap_or_default());
-                    warn!(
-                        alert = &*delivery.id,
-                        attempt,
-                        reason,
-                        ?wait,
-                        "webhook did not take an alert"
-                    );
-                    last = reason;
-                    tokio::time::sleep(wait).await;
-                }
-            }
-        }
-        Some(format!(
-            "{} attempts failed, the last one with: {last}",
-            self.settings.webhook_attempts_max
-        ))
-    }
-
-    async fn attempt(&self, delivery: &Delivery) -> Attempt {
-        let request = self
-            .client
-            .post(&self.settings.webhook_url)
-            .header(CONTENT_TYPE_NAME, CONTENT_TYPE)
-            .header(IDEMPOTENCY_HEADER, &*delivery.id)
-            .body(delivery.body.to_string());
-        match request.send().await {
-            // The URL may hold a signature: it is not printed.
-            Err(error) => Attempt::Again { reason: describe(&error.without_url()), after: None },
-            Ok(response) if response.status().is_success() => Attempt::Delivered,
-            Ok(response) => {
-                let reason = format!("status {}", response.status());
-                if is_transient(response.status()) {
-                    let after = retry_after(response.headers(), Utc::now())
-                        .map(|after| after.min(self.settings.retry_after_max));
-                    Attempt::Again { reason, after }
-                } else {
-                    Attempt::Never(reason)
+                    self.note_failure(delivery, attempts, reason, after);
+                    if attempts >= self.settings.attempts_max {
+                        let last = &self.last_failure;
+                        let text = format!("{attempts} attempts failed, the last one with: {last}");
+                        return Some(self.give_up(delivery, text));
+                    }
                 }
             }
         }
     }
+
+    /// Whether the next attempt lies behind the deadline. What was never tried is tried, unless the target is known to be away.
+    fn is_too_late(&self, attempts: u32, deadline: Instant) -> bool {
+        let is_away = match self.circuit.position() {
+            Position::Closed => false,
+            Position::Open { .. } | Position::HalfOpen => true,
+        };
+        let is_later = |next: Instant| next > deadline && next > Instant::now();
+        (attempts > 0 || is_away) && self.next_attempt().is_some_and(is_later)
+    }
+
+    fn next_attempt(&self) -> Option<Instant> {
+        match self.circuit.position() {
+            Position::Closed | Position::HalfOpen => self.not_before,
+            Position::Open { until } => self.not_before.max(Some(until)),
+        }
+    }
+
+    async fn await_turn(&mut self) {
+        if let Some(next) = self.next_attempt() {
+            tokio::time::sleep_until(next.into()).await;
+        }
+        self.circuit.begin_probe();
+        self.health.moved(self.circuit.position());
+    }
+
+    fn note_answer(&mut self) {
+        if self.circuit.position() != Position::Closed {
+            info!(channel = self.settings.name, "the target answers again");
+        }
+        self.circuit.handle_answer();
+        self.backoff.reset();
+        self.not_before = None;
+        self.last_failure.clear();
+        self.health.answered();
+    }
+
+    fn note_failure(
+        &mut self,
+        delivery: &Delivery,
+        attempt: u32,
+        reason: String,
+        after: Option<Duration>,
+    ) {
+        let channel = self.settings.name.as_str();
+        counter!(names::ALERT_FAILURES_TOTAL, "channel" => channel.to_owned()).increment(1);
+        let alert = &*delivery.id;
+        let was_closed = self.circuit.position() == Position::Closed;
+        let after = after.unwrap_or_default().min(self.settings.retry_after_max);
+        let wait = self.backoff.wait().max(after);
+        let instant = Instant::now();
+        self.circuit.handle_failure(instant, self.settings.circuit_wait.max(after));
+        self.not_before = Some(instant + wait);
+        let failures = self.circuit.failures();
+        let is_closed = self.circuit.position() == Position::Closed;
+        if is_closed {
+            warn!(channel, alert, attempt, reason, ?wait, "target did not take an alert");
+        } else if was_closed {
+            warn!(
+                channel,
+                alert, attempt, reason, failures, "target fails again and again, it is only probed"
+            );
+        } else {
+            debug!(channel, alert, attempt, reason, failures, "probe of a target failed");
+        }
+        let next = self.next_attempt().unwrap_or(instant).saturating_duration_since(instant);
+        self.health.failed(failures, &reason, now().time.saturating_add(next.into()));
+        self.health.moved(self.circuit.position());
+        self.last_failure = reason;
+    }
+
+    fn give_up(&self, delivery: &Delivery, reason: String) -> String {
+        error!(
+            channel = self.settings.name,
+            alert = &*delivery.id,
+            reason,
+            "target has not taken an alert, it becomes a dead letter"
+        );
+        reason
+    }
 }
 
-fn describe(error: &reqwest::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
+/// When an event has become too old, by the clock for waits.
+fn deadline(changed_at: ProcessingTime, limit: Duration, now: Moment) -> Instant {
+    let passes = changed_at.saturating_add(Micros::from(limit));
+    let left = passes.micros().saturating_sub(now.time.micros());
+    // A clock that was set back must not make it longer than it was.
+    now.instant + Duration::from_micros(u64::try_from(left).unwrap_or_default()).min(limit)
 }
 
-fn headers(settings: &Alerts) -> Result<HeaderMap, WebhookError> {
-    let mut headers = HeaderMap::new();
-    let mut insert = |name: &str, value: &str, is_secret: bool| {
-        let failed =
-            |text: &str| WebhookError::Header { name: name.to_owned(), text: text.to_owned() };
-        let header =
-            HeaderName::from_bytes(name.as_bytes()).map_err(|_| failed("is not a header name"))?;
-        let mut value =
-            HeaderValue::from_str(value).map_err(|_| failed("holds bytes that no header can"))?;
-        value.set_sensitive(is_secret);
-        headers.insert(header, value);
-        Ok(())
-    };
-    for (name, value) in &settings.webhook_headers {
-        insert(name, value, false)?;
+async fn wait_until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
     }
-    for (name, file) in &settings.webhook_header_files {
-        let secret =
-            read_secret(file).map_err(|text| WebhookError::Header { name: name.clone(), text })?;
-        insert(name, secret.expose(), true)?;
-    }
-    Ok(headers)
 }
 
-fn is_transient(status: StatusCode) -> bool {
-    status.is_server_error() || matches!(status.as_u16(), 408 | 425 | 429)
-}
-
-/// Retry-After as seconds or as an HTTP date (RFC 9110, section 10.2.3).
-fn retry_after(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse::<u64>() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let date = DateTime::parse_from_rfc2822(text).ok()?;
-    (date.with_timezone(&Utc) - now).to_std().ok()
+fn now() -> Moment {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let micros = i64::try_from(since.as_micros()).unwrap_or(i64::MAX);
+    Moment { instant: Instant::now(), time: ProcessingTime::from_micros(micros) }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn retry_after_is_read_as_seconds_and_as_a_date() {
-        let now = DateTime::parse_from_rfc3339("2026-03-01T08:00:00Z").expect("a date");
-        let check = |text: &str, expected: Option<u64>| {
-            let mut headers = HeaderMap::new();
-            headers.insert(RETRY_AFTER, HeaderValue::from_str(text).expect("a header"));
-            let expected = expected.map(Duration::from_secs);
-            assert_eq!(retry_after(&headers, now.with_timezone(&Utc)), expected, "{text}");
-        };
-        check("7", Some(7));
-        check("Sun, 01 Mar 2026 08:01:30 GMT", Some(90));
-        check("Sun, 01 Mar 2026 07:00:00 GMT", None);
-        check("soon", None);
-    }
-
-    #[test]
-    fn only_answers_that_may_change_are_tried_again() {
-        let check = |code: u16, expected: bool| {
-            let status = StatusCode::from_u16(code).expect("a status");
-            assert_eq!(is_transient(status), expected, "{code}");
-        };
-        for code in [408, 425, 429, 500, 503] {
-            check(code, true);
-        }
-        for code in [301, 400, 401, 404, 413] {
-            check(code, false);
-        }
-    }
-}
+mod tests;

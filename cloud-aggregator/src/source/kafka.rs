@@ -181,6 +181,8 @@ fn topic_names(settings: &config::Kafka) -> Vec<&str> {
         &topics.vibration,
         &topics.machine_events,
         &topics.dead_letters,
+        &topics.outcomes,
+        &topics.waveforms,
     ]
     .into_iter()
     .map(String::as_str)

@@ -463,6 +463,16 @@ impl Interlock {
         if self.is_tripped() { Vec::new() } else { self.start_tripped(TripCause::Restart, now) }
     }
 
+    /// Trips because a person orders it, also in dry run. A trip that is latched already stays as it is.
+    #[must_use = "a stop must be sent"]
+    pub fn handle_order(&mut self, operator: String, reason: String, now: Moment) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if !self.is_tripped() {
+            self.trip(TripCause::Ordered { operator, reason }, now, &mut actions);
+        }
+        actions
+    }
+
     /// The state for status pages and for the durable latch.
     #[must_use]
     pub fn snapshot(&self) -> LatchSnapshot {

@@ -14,11 +14,11 @@ HERE = pathlib.Path(__file__).parents[1]
 def main(arguments=None):
     arguments = parser().parse_args(arguments)
     try:
-        arguments.run(arguments)
+        # What a command returns is its exit code; nothing is 0.
+        return arguments.run(arguments) or 0
     except DataFault as fault:
         print(fault, file=sys.stderr)
         return fault.code
-    return 0
 
 
 def parser():
@@ -26,16 +26,7 @@ def parser():
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     data = {"default": os.environ.get("DATA_DIR"), "type": pathlib.Path, "metavar": "FOLDER"}
 
-    train = commands.add_parser(
-        "train", help="cross-validate on recordings and show thresholds; writes no bundle"
-    )
-    train.add_argument("--data", help="folder of the recordings (or DATA_DIR)", **data)
-    train.add_argument(
-        "--femto",
-        action="store_true",
-        help="the limit of the bearings instead of the motor's models",
-    )
-    train.set_defaults(run=run_train)
+    add_train(commands)
 
     export = commands.add_parser(
         "export", help="train on all recordings of the motor and write both bundles"
@@ -80,6 +71,45 @@ def parser():
     return top
 
 
+def add_train(commands):
+    train = commands.add_parser(
+        "train",
+        help="cross-validate on recordings and show thresholds, writing no bundle; "
+        "or with --lake make the next version of a bundle from what people found",
+    )
+    # Its default is looked at later: with --lake only what is named counts.
+    train.add_argument(
+        "--data", help="folder of the recordings (or DATA_DIR)", type=pathlib.Path, metavar="FOLDER"
+    )
+    train.add_argument(
+        "--femto",
+        action="store_true",
+        help="the limit of the bearings instead of the motor's models",
+    )
+    lake = train.add_argument_group("from what people found")
+    lake.add_argument(
+        "--lake",
+        metavar="PATH",
+        help="folder or address of the aggregator's tables; DATA_DIR does not count then, --data does",
+    )
+    lake.add_argument(
+        "--model", type=pathlib.Path, metavar="FOLDER", help="the bundle in force, of one layer"
+    )
+    lake.add_argument(
+        "--out",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help="where the report goes, and the candidate if it is not worse",
+    )
+    lake.add_argument(
+        "--edge-module",
+        type=pathlib.Path,
+        metavar="PATH",
+        help="the program that judges the held-out trips; without it the votes of this one",
+    )
+    train.set_defaults(run=run_train)
+
+
 def data_of(arguments):
     if arguments.data is None:
         raise DataFault(
@@ -91,13 +121,17 @@ def data_of(arguments):
 def run_train(arguments):
     from . import femto, motor
 
+    if arguments.lake is not None:
+        return run_train_lake(arguments)
+    if arguments.data is None and "DATA_DIR" in os.environ:
+        arguments.data = pathlib.Path(os.environ["DATA_DIR"])
     if arguments.femto:
         print(
             json.dumps(
                 femto.leave_one_out(load_femto(data_folder(data_of(arguments), "femto"))), indent=1
             )
         )
-        return
+        return None
     windows = motor.Windows(load_motor(data_folder(data_of(arguments), "adi_motor")))
     rows = range(len(windows.recordings))
     models = motor.fit(windows, rows)
@@ -119,6 +153,18 @@ def run_train(arguments):
             },
             indent=1,
         )
+    )
+    return None
+
+
+def run_train_lake(arguments):
+    from . import feedback
+
+    for name in ("model", "out"):
+        if getattr(arguments, name) is None:
+            raise DataFault(f"--{name}", "is not given", "train --lake needs --model and --out")
+    return feedback.run(
+        arguments.lake, arguments.model, arguments.out, arguments.data, arguments.edge_module
     )
 
 

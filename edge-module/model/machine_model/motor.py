@@ -144,6 +144,11 @@ def line_logits(line, threshold):
 
 def fit_shape(windows, rows):
     """Weights and bias from these recordings; the threshold comes from `choose_thresholds`."""
+    return logistic(*shape_examples(windows, rows))
+
+
+def shape_examples(windows, rows):
+    """What the shape is fitted to: inputs without their level, and 1 for abnormal."""
     rows = list(rows)
     faults = [row for row in rows if windows.is_shape_fault[row]]
     others = [row for row in rows if not windows.is_shape_fault[row]]
@@ -166,7 +171,7 @@ def fit_shape(windows, rows):
     # A machine at rest is not abnormal. As many windows as these keep it well below; more cost recall of faults.
     inputs.append(relative(windows.standstill))
     abnormal.append(np.zeros(len(windows.standstill)))
-    return logistic(np.concatenate(inputs), np.concatenate(abnormal))
+    return np.concatenate(inputs), np.concatenate(abnormal)
 
 
 def flat(energies):
@@ -178,8 +183,7 @@ def logistic(inputs, abnormal):
     """Logistic regression with squared penalty on standardised inputs, both classes of the same weight: Newton's method."""
     mean, deviation = inputs.mean(axis=0), inputs.std(axis=0) + 1e-6
     design = np.column_stack([(inputs - mean) / deviation, np.ones(len(inputs))])
-    share = np.where(abnormal == 1, abnormal.mean(), 1 - abnormal.mean())
-    weight = LIKELIHOOD_WEIGHT * 0.5 / share
+    weight = class_weights(abnormal)
     penalty = np.ones(design.shape[1])
     penalty[-1] = 0.0
     values = np.zeros(design.shape[1])
@@ -196,6 +200,12 @@ def logistic(inputs, abnormal):
             break
     weights = values[:-1] / deviation
     return Shape(weights, float(values[-1] - weights @ mean), np.nan)
+
+
+def class_weights(abnormal):
+    """Weight of each window, so that both classes weigh alike."""
+    share = np.where(abnormal == 1, abnormal.mean(), 1 - abnormal.mean())
+    return LIKELIHOOD_WEIGHT * 0.5 / share
 
 
 def sigmoid(logit):

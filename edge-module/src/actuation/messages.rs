@@ -297,7 +297,7 @@ impl Topics {
                 let reset: ResetPayload = serde_json::from_slice(payload).map_err(|source| {
                     ReportError::Json { topic: topic.clone(), expected, source }
                 })?;
-                if !is_length(&reset.operator, OPERATOR_CHARACTERS_MAX) {
+                if !is_operator(&reset.operator) {
                     return Err(ReportError::Operator { topic });
                 }
                 Report::Reset { operator: reset.operator }
@@ -313,7 +313,7 @@ fn parse_shelving(topic: String, payload: &[u8]) -> Result<ShelveRequest, Report
     let expected = "{\"operator\":\"name\",\"rule\":\"name\",\"for\":\"2h\",\"reason\":\"why\"}";
     let shelving: ShelvePayload = serde_json::from_slice(payload)
         .map_err(|source| ReportError::Json { topic: topic.clone(), expected, source })?;
-    if !is_length(&shelving.operator, OPERATOR_CHARACTERS_MAX) {
+    if !is_operator(&shelving.operator) {
         return Err(ReportError::Operator { topic });
     }
     // Putting a rule in force again needs no reason.
@@ -329,11 +329,17 @@ fn parse_learning(topic: String, payload: &[u8]) -> Result<LearnOrder, ReportErr
     let expected = "{\"operator\":\"name\",\"for\":\"10m\"}";
     let learning: LearnPayload = serde_json::from_slice(payload)
         .map_err(|source| ReportError::Json { topic: topic.clone(), expected, source })?;
-    if !is_length(&learning.operator, OPERATOR_CHARACTERS_MAX) {
+    if !is_operator(&learning.operator) {
         return Err(ReportError::Operator { topic });
     }
     let LearnPayload { operator, duration, within, replace } = learning;
     Ok(LearnOrder { operator, duration, within, is_replacing: replace })
+}
+
+/// Whether a text may be the name of somebody who asks for something.
+#[must_use]
+pub fn is_operator(text: &str) -> bool {
+    is_length(text, OPERATOR_CHARACTERS_MAX)
 }
 
 /// Whether there is text, and not too much.

@@ -12,17 +12,19 @@ use tracing::error;
 use super::{Sources, own_name};
 use crate::admin::{Board, Part};
 use crate::calibration::{BaselineFolder, KeptBaseline};
-use crate::config::Settings;
+use crate::config::{Desired, Settings};
 use crate::hub;
 use crate::hub::access::{Access, AccessError};
 use crate::latch::LatchFolder;
 use crate::models::{self, Trouble};
-use crate::protection::{self, NotKept};
+use crate::protection::{self, NotKept, RemoteOrder};
 use crate::recording;
-use crate::reload::{DesiredChange, Reached, Reloader};
+use crate::reload::{DesiredLine, DesiredState, Reached, Reloader};
 
 /// Orders and reports about models and baselines that may wait.
 const MODEL_QUEUE_LENGTH: usize = 8;
+/// Requests of people in the cloud that may wait for the stop path.
+const ORDER_QUEUE_LENGTH: usize = 16;
 
 /// Ends of the channels of whoever keeps what was learnt.
 pub(super) struct BaselineLines {
@@ -45,7 +47,14 @@ pub(super) struct Lines {
     pub(super) recording: recording::Links,
     pub(super) models: ModelLines,
     pub(super) baselines: BaselineLines,
-    pub(super) desired: mpsc::Sender<DesiredChange>,
+    pub(super) hub: HubLines,
+}
+
+/// Ends of the channels of the link to a hub.
+pub(super) struct HubLines {
+    desired: watch::Sender<Option<Desired>>,
+    outcome: watch::Receiver<Option<DesiredState>>,
+    orders: mpsc::Sender<RemoteOrder>,
 }
 
 /// Settings have one place in each channel: who sends the next waits for the answer to the one before.
@@ -76,10 +85,13 @@ pub(super) fn connect_settings(
         events: events.clone(),
         board: board.clone(),
     };
-    let (desired, changes) = mpsc::channel(1);
+    let (desired, in_desired) = watch::channel(None);
+    let (out_outcome, outcome) = watch::channel(None);
+    let line = DesiredLine { desired: in_desired, outcome: out_outcome };
+    let (wishes, in_wishes) = mpsc::channel(ORDER_QUEUE_LENGTH);
     let (name, latches) = (own_name(settings), latches.clone());
     let Sources { loaded, file, .. } = sources;
-    let reloader = Reloader::new(file, loaded, changes, latches, name, reached);
+    let reloader = Reloader::new(file, loaded, line, latches, name, reached);
     let lines = Lines {
         historical_after,
         protection: protection::Links {
@@ -89,6 +101,7 @@ pub(super) fn connect_settings(
             troubles,
             baselines,
             kept: in_kept,
+            orders: in_wishes,
         },
         recording: recording::Links {
             snapshots,
@@ -107,7 +120,7 @@ pub(super) fn connect_settings(
             settings: in_newest,
             troubles: in_troubles,
         },
-        desired,
+        hub: HubLines { desired, outcome, orders: wishes },
     };
     (reloader, lines)
 }
@@ -120,7 +133,7 @@ pub(super) fn access(settings: &Settings) -> Result<Option<Access>, AccessError>
 /// A link that cannot be set up is no reason to leave the machines without protection.
 pub(super) fn start_link(
     settings: &Settings,
-    desired: mpsc::Sender<DesiredChange>,
+    lines: HubLines,
     board: &Board,
     stop: &watch::Sender<bool>,
 ) -> Option<JoinHandle<()>> {
@@ -128,7 +141,8 @@ pub(super) fn start_link(
         Ok(None) => None,
         Ok(Some(access)) => {
             board.set(Part::Hub, Err("connecting".to_owned()));
-            let links = hub::Links { desired, board: board.clone() };
+            let HubLines { desired, outcome, orders } = lines;
+            let links = hub::Links { desired, outcome, orders, board: board.clone() };
             let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |it| it.as_nanos());
             let seed = (seed as u64) ^ u64::from(std::process::id());
             let link = hub::Link::new(settings.iot_hub.clone(), access, links, seed);

@@ -1,8 +1,9 @@
 //! What a hub desires: the desired properties of a twin, as the last layer of the settings.
 //!
 //! They have the form of the configuration file, as JSON: tables are merged with those of the layers before, lists are
-//! replaced. What was in force last lies in `<data-dir>/desired-properties.json`, as `{"version":7,"properties":{…}}`, written
-//! whole before it comes into force: a module that starts without a network has the settings that it ended with.
+//! replaced. What is in force lies in `<data-dir>/desired-properties.json`, as `{"version":7,"properties":{…}}`, written whole when
+//! it has come into force, for its owner's eyes alone (a URL may have a secret in it): a module that starts without a network has
+//! the settings that it ended with.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read as _};
@@ -149,7 +150,7 @@ impl DesiredFile {
     /// # Errors
     /// The disk refuses; what was kept before is still there, or the new ones already.
     pub fn write(&self, desired: &Desired) -> io::Result<()> {
-        durable::replace(&self.0, &serde_json::to_vec(desired)?)
+        durable::replace_private(&self.0, &serde_json::to_vec(desired)?)
     }
 }
 
@@ -203,6 +204,13 @@ mod tests {
         assert!(text.contains("modle: unknown key in the"), "{text}");
         let text = faults(json!({ "telemetry": { "filter": ["info"] } }));
         assert!(text.contains("telemetry.filter") && text.contains(ORIGIN), "{text}");
+        let text = faults(json!({ "deadband": { "percent": true } }));
+        assert!(text.contains("deadband.percent: true is not a number"), "{text}");
+        let limit = json!({ "name": "hot", "sensor": "s", "quantity": "value", "above": true });
+        let text = faults(json!({ "machines": [{ "id": "m", "limits": [limit] }] }));
+        assert!(text.contains("machines[0].limits[0].above: true is not a number"), "{text}");
+        let text = faults(json!({ "machines": [{ "id": "m", "votes": 2.5 }] }));
+        assert!(text.contains("machines[0].votes: 2.5 is not a whole number"), "{text}");
         let text = faults(json!({ "deadband": { "percent": -1.0 } }));
         assert!(text.starts_with("deadband: ") && text.contains("percent is -1"), "{text}");
         let text = faults(json!({ "a.b": 1 }));

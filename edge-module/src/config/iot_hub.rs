@@ -42,6 +42,8 @@ pub struct IotHub {
     /// Shortest time between two reports of the state.
     #[serde(with = "humantime_serde")]
     pub report_interval: Duration,
+    /// Whether a machine may be reset from afar.
+    pub remote_reset: bool,
     /// Keys, or beginnings of keys, that desired properties may have.
     pub desired_keys: Vec<String>,
 }

@@ -15,6 +15,8 @@ use crate::bundle_store::{BundleSettings, BundleSource};
 
 /// The model of scored sensors that name no other.
 pub const DEFAULT_MODEL: &str = "default";
+/// Bundles that are fetched, tested and kept in memory.
+const BUNDLES_MAX: usize = 32;
 /// Longest name of a model, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 /// Longest time that a bundle may be kept beside the one in force.
@@ -70,6 +72,11 @@ impl Model {
         if self.bundle_dir.to_string_lossy().contains("://") {
             let text = "is a URL: name it in model.bundles with url and sha256".to_owned();
             faults.push(("model.bundle-dir".to_owned(), text));
+        }
+        if self.bundles.len() > BUNDLES_MAX {
+            let text =
+                format!("{} are named, at most {BUNDLES_MAX} are allowed", self.bundles.len());
+            faults.push(("model.bundles".to_owned(), text));
         }
         for (name, bundle) in &self.bundles {
             let key = format!("model.bundles.{name}");

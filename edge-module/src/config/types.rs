@@ -2,7 +2,50 @@
 
 use config::{Config, ConfigError, File, FileFormat, Value, ValueKind};
 
-use super::{DEFAULTS, Settings, SettingsError, read_error};
+use super::{DEFAULTS, Fault, Settings, SettingsError, read_error};
+
+/// All values of variables are text.
+const OF_VARIABLES: &str = "the environment";
+
+/// A value that the reader would take for one of another type: `true` for the number 1, 2.5 for the integer 3, "120" for a number. What
+/// it would not take at all it reports itself.
+pub(super) fn taken_for_another(path: &str, found: &Value, known: &Value) -> Option<Fault> {
+    if found.origin() == Some(OF_VARIABLES) {
+        return None;
+    }
+    let expected = match (&known.kind, &found.kind) {
+        (ValueKind::Boolean(_), kind) if !matches!(kind, ValueKind::Boolean(_)) => "true or false",
+        (ValueKind::String(_), kind) if !matches!(kind, ValueKind::String(_)) => "a text",
+        (ValueKind::I64(_), kind) if !is_whole(kind) => "a whole number",
+        (ValueKind::Float(_), kind) if !is_number(kind) => "a number",
+        (_, _) => return None,
+    };
+    let origin = found.origin().unwrap_or("the settings");
+    Some(Fault { path: path.to_owned(), text: format!("{found} is not {expected}, in {origin}") })
+}
+
+const fn is_number(kind: &ValueKind) -> bool {
+    matches!(
+        kind,
+        ValueKind::I64(_)
+            | ValueKind::I128(_)
+            | ValueKind::U64(_)
+            | ValueKind::U128(_)
+            | ValueKind::Float(_)
+    )
+}
+
+fn is_whole(kind: &ValueKind) -> bool {
+    match kind {
+        ValueKind::Float(number) => number.fract() == 0.0,
+        ValueKind::I64(_) | ValueKind::I128(_) | ValueKind::U64(_) | ValueKind::U128(_) => true,
+        ValueKind::Nil
+        | ValueKind::Boolean(_)
+        | ValueKind::String(_)
+        | ValueKind::Table(_)
+        | ValueKind::Array(_) => false,
+    }
+}
 
 /// Every value of a wrong type: the reader stops at the first, so each key is read alone, the others as by default.
 pub(super) fn type_faults(found: &Value, first: &ConfigError) -> SettingsError {

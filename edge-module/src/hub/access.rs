@@ -16,6 +16,7 @@ use rustls::{ClientConfig, RootCertStore};
 
 use super::workload::{Workload, WorkloadError};
 use crate::config::{HubMode, IotHub, Secret, read_secret};
+use crate::data_dir::read_patiently;
 
 /// Why there is no access.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +61,12 @@ pub enum AccessError {
     /// TLS cannot be set up.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
+    /// The disk with a file does not answer.
+    #[error("the files of [iot-hub] cannot be read within {} s: their disk does not answer", READ_TIMEOUT.as_secs())]
+    Disk,
+    /// A host that nobody can dial.
+    #[error("IOTEDGE_GATEWAYHOSTNAME or GatewayHostName {0:?} is no host name")]
+    Host(String),
     /// The clock is before 1970.
     #[error("the clock of this machine is before 1970: set it")]
     Clock,
@@ -102,6 +109,9 @@ pub(super) struct Ticket {
     pub(super) tls: Arc<ClientConfig>,
 }
 
+/// Longest time for reading certificates and keys.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Variables of section "environment of a module": all are there, or it is none.
 const MODULE_VARIABLES: [&str; 7] = [
     "IOTEDGE_WORKLOADURI",
@@ -127,9 +137,18 @@ impl Access {
         match settings.identity {
             HubMode::Off => Ok(None),
             HubMode::Auto if !is_in_iot_edge => Ok(None),
-            HubMode::Auto | HubMode::Module => Self::of_module(variable, ca_file).map(Some),
-            HubMode::Device => Self::of_device(settings, ca_file).map(Some),
+            HubMode::Auto | HubMode::Module => Self::of_module(variable, ca_file)?.checked(),
+            HubMode::Device => Self::of_device(settings, ca_file)?.checked(),
         }
+    }
+
+    fn checked(self) -> Result<Option<Self>, AccessError> {
+        let is_host = !self.host.is_empty()
+            && self
+                .host
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte));
+        if is_host { Ok(Some(self)) } else { Err(AccessError::Host(self.host)) }
     }
 
     fn of_module(
@@ -162,7 +181,9 @@ impl Access {
     }
 
     fn of_device(settings: &IotHub, ca_file: Option<PathBuf>) -> Result<Self, AccessError> {
-        let text = read_secret(&settings.connection_string_file)
+        let path = settings.connection_string_file.clone();
+        let text = read_patiently("connection string", move || read_secret(&path))
+            .ok_or(AccessError::Disk)?
             .map_err(|reason| AccessError::File { key: "connection-string-file", reason })?;
         let parsed = ConnectionString::parse(text.expose())?;
         let has_certificate = !settings.certificate_file.as_os_str().is_empty();
@@ -202,23 +223,21 @@ impl Access {
     /// Gets what the next connection needs.
     pub(super) async fn ticket(&self, life: Duration) -> Result<Ticket, AccessError> {
         let password = self.password(life).await?;
-        let roots = self.authorities().await?;
-        let builder =
-            ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-                .with_safe_default_protocol_versions()?
-                .with_root_certificates(roots);
-        let tls = match &self.proof {
-            Proof::Workload(_) | Proof::Key(_) => builder.with_no_client_auth(),
-            Proof::Certificate { chain, key } => {
-                let chain = certificates("certificate-file", &read("certificate-file", chain)?)?;
-                let key = read("private-key-file", key)?;
-                let key = PrivateKeyDer::from_pem_slice(&key).map_err(|error| {
-                    AccessError::File { key: "private-key-file", reason: error.to_string() }
-                })?;
-                builder.with_client_auth_cert(chain, key)?
-            }
-        };
-        Ok(Ticket { host: self.host.clone(), password, tls: Arc::new(tls) })
+        let bundle = self.bundle().await?;
+        let (of_files, ca_file) = (self.proof.files(), self.ca_file.clone());
+        // A share that hangs must hold up nobody.
+        let tls = tokio::task::spawn_blocking(move || tls(of_files, ca_file, bundle));
+        let tls = tokio::time::timeout(READ_TIMEOUT, tls).await;
+        let tls = tls.map_err(|_| AccessError::Disk)?.map_err(|_| AccessError::Disk)??;
+        Ok(Ticket { host: self.host.clone(), password, tls })
+    }
+
+    /// What IoT Edge says whom to trust, if that counts.
+    async fn bundle(&self) -> Result<Option<String>, AccessError> {
+        match (&self.ca_file, &self.proof) {
+            (None, Proof::Workload(workload)) => Ok(Some(workload.trust_bundle().await?)),
+            (Some(_), _) | (None, Proof::Key(_) | Proof::Certificate { .. }) => Ok(None),
+        }
     }
 
     /// A token of its own for each connection: one that was refused is never used again.
@@ -240,32 +259,60 @@ impl Access {
         };
         Ok(Some(Secret::new(token)))
     }
+}
 
-    /// Whom we trust: never more than is needed.
-    async fn authorities(&self) -> Result<RootCertStore, AccessError> {
-        let (found, name) = match (&self.ca_file, &self.proof) {
-            (Some(file), _) => {
-                let pem = read("ca-file", file)?;
-                (certificates("ca-file", &pem)?, file.display().to_string())
-            }
-            (None, Proof::Workload(workload)) => {
-                let pem = workload.trust_bundle().await?;
-                let name = "the trust bundle of IoT Edge";
-                (certificates("ca-file", pem.as_bytes())?, name.to_owned())
-            }
-            (None, Proof::Key(_) | Proof::Certificate { .. }) => {
-                // Those that cannot be read are left out: one broken file among hundreds is no reason to trust nobody.
-                let found = rustls_native_certs::load_native_certs().certs;
-                (found, "the system's folder of authorities".to_owned())
-            }
-        };
-        let mut roots = RootCertStore::empty();
-        let (added, _) = roots.add_parsable_certificates(found);
-        if added == 0 {
-            return Err(AccessError::NoAuthority(name));
+impl Proof {
+    /// Certificate chain and key, if that is the proof.
+    fn files(&self) -> Option<(PathBuf, PathBuf)> {
+        match self {
+            Self::Workload(_) | Self::Key(_) => None,
+            Self::Certificate { chain, key } => Some((chain.clone(), key.clone())),
         }
-        Ok(roots)
     }
+}
+
+fn tls(
+    of_files: Option<(PathBuf, PathBuf)>,
+    ca_file: Option<PathBuf>,
+    bundle: Option<String>,
+) -> Result<Arc<ClientConfig>, AccessError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(authorities(ca_file, bundle)?);
+    let Some((chain, key)) = of_files else { return Ok(Arc::new(builder.with_no_client_auth())) };
+    let chain = certificates("certificate-file", &read("certificate-file", &chain)?)?;
+    let key = read("private-key-file", &key)?;
+    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|error| AccessError::File {
+        key: "private-key-file",
+        reason: error.to_string(),
+    })?;
+    Ok(Arc::new(builder.with_client_auth_cert(chain, key)?))
+}
+
+/// Whom we trust: never more than is needed.
+fn authorities(
+    ca_file: Option<PathBuf>,
+    bundle: Option<String>,
+) -> Result<RootCertStore, AccessError> {
+    let (found, name) = match (ca_file, bundle) {
+        (Some(file), _) => {
+            (certificates("ca-file", &read("ca-file", &file)?)?, file.display().to_string())
+        }
+        (None, Some(bundle)) => {
+            // Of several that IoT Edge gives, those that are none are left out: the others count.
+            let found = CertificateDer::pem_slice_iter(bundle.as_bytes());
+            (found.filter_map(Result::ok).collect(), "the trust bundle of IoT Edge".to_owned())
+        }
+        (None, None) => {
+            // Those that cannot be read are left out: one broken file among hundreds is no reason to trust nobody.
+            let found = rustls_native_certs::load_native_certs().certs;
+            (found, "the system's folder of authorities".to_owned())
+        }
+    };
+    let mut roots = RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(found);
+    if added == 0 { Err(AccessError::NoAuthority(name)) } else { Ok(roots) }
 }
 
 /// The token source of the SDK puts names into the token as they are: it gets them encoded.

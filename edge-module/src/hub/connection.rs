@@ -3,13 +3,16 @@
 //! The event loop of the client library runs in a task of its own and is never cancelled half-way. QoS 1 everywhere, no clean
 //! session. The library's own limits of 10 KiB for a packet are below what a twin may have.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use edge_core::hub::identity::HubIdentity;
 use edge_core::hub::topics;
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, NetworkOptions,
-    Packet, Publish, QoS, SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
+    Outgoing, Packet, Publish, QoS, SubscribeFilter, SubscribeReasonCode, TlsConfiguration,
+    Transport,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -56,7 +59,11 @@ pub(super) struct Connection {
     client: AsyncClient,
     pub(super) events: mpsc::Receiver<HubEvent>,
     task: JoinHandle<()>,
+    unacknowledged: Unacknowledged,
 }
+
+/// Publications on the socket that the hub has not acknowledged, by packet identifier.
+type Unacknowledged = Arc<Mutex<BTreeMap<u16, Instant>>>;
 
 /// The connection's requests are full, or it is over.
 #[derive(Debug, thiserror::Error)]
@@ -83,8 +90,16 @@ impl Connection {
         event_loop.set_network_options(network);
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let subscriptions = topics::subscriptions(identity);
-        let task = tokio::spawn(run(event_loop, client.clone(), subscriptions, events));
-        Self { client, events: receiver, task }
+        let unacknowledged = Unacknowledged::default();
+        let books = Arc::clone(&unacknowledged);
+        let task = tokio::spawn(run(event_loop, client.clone(), subscriptions, events, books));
+        Self { client, events: receiver, task, unacknowledged }
+    }
+
+    /// How long the hub has owed an acknowledgement, if it does.
+    pub(super) fn longest_wait(&self) -> Option<Duration> {
+        let waiting = self.unacknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.values().min().map(Instant::elapsed)
     }
 
     /// Hands a publication over.
@@ -115,7 +130,9 @@ async fn run(
     client: AsyncClient,
     subscriptions: Vec<String>,
     events: mpsc::Sender<HubEvent>,
+    unacknowledged: Unacknowledged,
 ) {
+    let books = || unacknowledged.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
         let event = match event_loop.poll().await {
             Ok(Event::Incoming(Packet::ConnAck(_))) => {
@@ -140,6 +157,14 @@ async fn run(
                 }
             }
             Ok(Event::Incoming(Packet::Publish(publish))) => HubEvent::Publish(publish),
+            Ok(Event::Outgoing(Outgoing::Publish(id))) => {
+                books().insert(id, Instant::now());
+                continue;
+            }
+            Ok(Event::Incoming(Packet::PubAck(acknowledgement))) => {
+                books().remove(&acknowledgement.pkid);
+                continue;
+            }
             Ok(Event::Incoming(_) | Event::Outgoing(_)) => continue,
             Err(error) => HubEvent::Closed(closed(&error)),
         };

@@ -2,26 +2,31 @@
 //!
 //! A connection that is gone is made again after a wait that doubles, with jitter; one that was refused gets a new token,
 //! since the clock may have been set meanwhile. A token is renewed by connecting anew at about 85 % of its life: only when the
-//! new one is there the old connection is left. No answer to a connection counts as gone after `connect-timeout`.
+//! new one is there the old connection is left. A connection that is not accepted with all its subscriptions within
+//! `connect-timeout`, and one whose acknowledgements stay away, counts as gone.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use edge_core::hub::topics::{self, Incoming};
 use edge_core::hub::twin::{Twin, TwinEvent, TwinRequest, TwinSettings};
 use rumqttc::Publish;
-use serde_json::{Map, Value};
-use tokio::sync::{mpsc, oneshot, watch};
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::sleep_until;
 use tracing::{debug, error, info, warn};
 
-use super::access::{Access, Ticket};
+use super::access::{Access, AccessError, Ticket};
 use super::connection::{Closed, Connection, HubEvent};
 use super::methods::Methods;
-use super::report::{DesiredState, reported};
+use super::report::reported;
+use super::sparing::{Sparing, cut};
 use crate::admin::{Board, Part};
 use crate::config::{Desired, IotHub};
 use crate::journal::chain;
-use crate::reload::DesiredChange;
+use crate::protection::RemoteOrder;
+use crate::reload::DesiredState;
 use crate::telemetry;
 
 /// How often the own state is compared with what was reported.
@@ -30,13 +35,21 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const GOOD_LIFE: Duration = Duration::from_secs(30);
 /// Longest sleep of the loop.
 const TIMEOUT_MAX: Duration = Duration::from_secs(5);
+/// A hub acknowledges within milliseconds; one that has not for so long has lost something.
+const ACKNOWLEDGEMENT_MAX: Duration = Duration::from_secs(30);
+/// Longest name in a line of the log, in characters.
+const NAME_CHARACTERS_MAX: usize = 100;
 /// A hub takes 32 KiB of reported properties.
 const REPORT_BYTES_MAX: usize = 32_000;
 
 /// Whom the link concerns.
 pub struct Links {
-    /// Settings.
-    pub desired: mpsc::Sender<DesiredChange>,
+    /// What the hub desires of the settings.
+    pub desired: watch::Sender<Option<Desired>>,
+    /// What became of that.
+    pub outcome: watch::Receiver<Option<DesiredState>>,
+    /// The stop path.
+    pub orders: mpsc::Sender<RemoteOrder>,
     /// What is reported.
     pub board: Board,
 }
@@ -44,16 +57,13 @@ pub struct Links {
 /// The link to one hub.
 pub struct Link {
     settings: IotHub,
-    access: Access,
+    access: Arc<Access>,
     links: Links,
     twin: Twin,
     methods: Methods,
-    /// What became of the newest desired properties.
-    desired: Option<DesiredState>,
-    /// Desired properties that are being put in force.
-    applying: Option<(u64, oneshot::Receiver<Result<(), String>>)>,
-    /// The newest that came meanwhile.
-    next: Option<Desired>,
+    /// Why the newest desired properties could not be read, if that is so.
+    unreadable: Option<String>,
+    log: Sparing,
     /// State of a small generator, for jitter.
     random: u64,
 }
@@ -79,13 +89,12 @@ impl Link {
         };
         Self {
             twin: Twin::new(twin, seed),
-            methods: Methods::new(links.board.clone()),
+            methods: Methods::new(links.board.clone(), links.orders.clone(), settings.remote_reset),
             settings,
-            access,
+            access: Arc::new(access),
             links,
-            desired: None,
-            applying: None,
-            next: None,
+            unreadable: None,
+            log: Sparing::default(),
             random: seed | 1,
         }
     }
@@ -105,9 +114,9 @@ impl Link {
             let started = Instant::now();
             let left = match ticket.take() {
                 Some(ticket) => self.keep(ticket, &mut stop).await,
-                None => match self.access.ticket(self.settings.token_life).await {
+                None => match self.first_ticket(&mut stop).await {
                     Ok(ticket) => self.keep(Box::new(ticket), &mut stop).await,
-                    Err(error) => Left::Closed(Closed { reason: chain(&error), is_refused: false }),
+                    Err(left) => left,
                 },
             };
             self.twin.handle_disconnected();
@@ -147,44 +156,89 @@ impl Link {
         self.links.board.set(Part::Hub, Err(format!("{}{remedy}", closed.reason)));
     }
 
+    /// What a connection needs, unless the module ends before that is there.
+    async fn first_ticket(&self, stop: &mut watch::Receiver<bool>) -> Result<Ticket, Left> {
+        tokio::select! {
+            _ = stop.wait_for(|is_stopping| *is_stopping) => Err(Left::Stopping),
+            ticket = self.access.ticket(self.settings.token_life) => ticket.map_err(|error| {
+                Left::Closed(Closed { reason: chain(&error), is_refused: false })
+            }),
+        }
+    }
+
     /// One connection.
     async fn keep(&mut self, ticket: Box<Ticket>, stop: &mut watch::Receiver<bool>) -> Left {
+        let opened = Instant::now();
         let mut connection = Connection::open(*ticket, self.access.identity(), &self.settings);
-        let mut renew_at = Instant::now() + self.renewal();
+        let mut renewal = Renewal { at: opened + self.renewal(), ticket: None };
+        let mut is_subscribed = false;
         let mut look = tokio::time::interval(LOOK_INTERVAL);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let left = loop {
             self.ask(&connection);
             let now = Instant::now();
             let timeout = self.twin.poll_timeout().unwrap_or(now + TIMEOUT_MAX);
-            let deadline = timeout.min(now + TIMEOUT_MAX).min(renew_at.max(now));
+            let deadline = timeout.min(now + TIMEOUT_MAX);
             tokio::select! {
                 _ = stop.wait_for(|is_stopping| *is_stopping) => break Left::Stopping,
                 event = connection.events.recv() => {
+                    is_subscribed |= matches!(event, Some(HubEvent::Subscribed));
                     if let Some(closed) = self.handle(event, &connection) {
                         break Left::Closed(closed);
                     }
                 }
-                result = applied(&mut self.applying) => self.handle_applied(result),
+                Ok(()) = self.links.outcome.changed() => self.report(),
                 Some((rid, answer)) = self.methods.next() => {
                     self.answer(&connection, &rid, answer.status, answer.body);
                 }
-                _ = look.tick() => self.report(),
-                () = sleep_until(deadline.into()) => {}
-            }
-            if self.access.expires() && Instant::now() >= renew_at {
-                match self.access.ticket(self.settings.token_life).await {
+                ticket = renewed(&mut renewal.ticket) => match ticket {
                     Ok(ticket) => break Left::Renewed(Box::new(ticket)),
                     // The old connection stays until the hub ends it.
-                    Err(error) => {
-                        warn!(reason = chain(&error), "the token is not renewed; tried again");
-                        renew_at = Instant::now() + self.jittered(self.settings.reconnect_max);
+                    Err(reason) => {
+                        warn!(reason, "the token is not renewed; tried again");
+                        renewal.at = Instant::now() + self.jittered(self.settings.reconnect_max);
                     }
+                },
+                _ = look.tick() => {
+                    self.log.look();
+                    self.report();
+                    if let Some(closed) = self.silence(&connection, opened, is_subscribed) {
+                        break Left::Closed(closed);
+                    }
+                    self.renew_if_due(&mut renewal);
                 }
+                () = sleep_until(deadline.into()) => {}
             }
         };
         connection.close().await;
         left
+    }
+
+    /// What the hub owes for too long.
+    fn silence(
+        &self,
+        connection: &Connection,
+        opened: Instant,
+        is_subscribed: bool,
+    ) -> Option<Closed> {
+        let owed = connection.longest_wait().filter(|wait| *wait > ACKNOWLEDGEMENT_MAX);
+        let reason = if let Some(wait) = owed {
+            format!("the hub has not acknowledged for {} s", wait.as_secs())
+        } else if !is_subscribed && opened.elapsed() > self.settings.connect_timeout {
+            format!("the hub has not answered within {:?}", self.settings.connect_timeout)
+        } else {
+            return None;
+        };
+        Some(Closed { reason, is_refused: false })
+    }
+
+    /// Gets the next token while the connection goes on.
+    fn renew_if_due(&self, renewal: &mut Renewal) {
+        let is_due = self.access.expires() && Instant::now() >= renewal.at;
+        if is_due && renewal.ticket.is_none() {
+            let (access, life) = (Arc::clone(&self.access), self.settings.token_life);
+            renewal.ticket = Some(tokio::spawn(async move { access.ticket(life).await }));
+        }
     }
 
     /// From the connection to its renewal.
@@ -223,7 +277,8 @@ impl Link {
     }
 
     fn report(&mut self) {
-        let now = reported(&self.links.board, self.desired.as_ref());
+        let outcome = self.links.outcome.borrow().clone();
+        let now = reported(&self.links.board, outcome.as_ref(), self.unreadable.as_deref());
         if let Some(event) = self.twin.set_reported(now, Instant::now()) {
             self.handle_twin(event);
         }
@@ -261,26 +316,20 @@ impl Link {
                 self.twin.handle_patch(version, &publish.payload, now)
             }
             Ok(Incoming::Method { name, rid }) => {
-                if let Some(answer) = self.methods.call(&name, &rid, &publish.payload) {
-                    self.answer(connection, &rid, answer.status, answer.body);
-                }
+                self.call(&name, &rid, &publish.payload, connection);
                 Vec::new()
             }
             Ok(Incoming::Input { name, .. }) => {
-                metrics::counter!(telemetry::HUB_REFUSED, "reason" => "input").increment(1);
-                warn!(name, "a message to an input that nobody reads");
+                self.refuse("input", &format!("a message to input {name}, which nobody reads"));
                 Vec::new()
             }
             Ok(Incoming::CloudToDevice { .. }) => {
-                metrics::counter!(telemetry::HUB_REFUSED, "reason" => "message").increment(1);
-                warn!(
-                    "a message of the cloud that nobody reads: use desired properties or methods"
-                );
+                let text = "a message of the cloud: use desired properties or methods";
+                self.refuse("message", text);
                 Vec::new()
             }
             Err(error) => {
-                metrics::counter!(telemetry::HUB_REFUSED, "reason" => "topic").increment(1);
-                warn!(%error, "a message of the hub is not understood");
+                self.refuse("topic", &error.to_string());
                 Vec::new()
             }
         };
@@ -289,16 +338,41 @@ impl Link {
         }
     }
 
-    fn answer(&self, connection: &Connection, rid: &str, status: i32, body: Value) {
+    /// Counts what cannot be used, and tells of some.
+    fn refuse(&mut self, reason: &'static str, text: &str) {
+        metrics::counter!(telemetry::HUB_REFUSED, "reason" => reason).increment(1);
+        if self.log.may() {
+            warn!(reason, what = cut(text, NAME_CHARACTERS_MAX), "the hub sends what is not used");
+        }
+    }
+
+    fn call(&mut self, name: &str, rid: &str, payload: &[u8], connection: &Connection) {
+        let answer = self.methods.call(name, rid, payload);
+        if self.log.may() {
+            let status = answer.as_ref().map(|answer| answer.status);
+            info!(method = cut(name, NAME_CHARACTERS_MAX), status, "direct method");
+        }
+        if let Some(answer) = answer {
+            self.answer(connection, rid, answer.status, answer.body);
+        }
+    }
+
+    fn answer(&mut self, connection: &Connection, rid: &str, status: i32, body: Value) {
         let topic = topics::method_answer(rid, status);
-        if let Err(error) = connection.publish(topic, body.to_string().into_bytes()) {
-            warn!(%error, rid, "a method is not answered");
+        if let Err(error) = connection.publish(topic, body.to_string().into_bytes())
+            && self.log.may()
+        {
+            warn!(%error, "a method is not answered");
         }
     }
 
     fn handle_twin(&mut self, event: TwinEvent) {
         match event {
-            TwinEvent::Desired { version, properties } => self.apply(version, properties),
+            TwinEvent::Desired { version, properties } => {
+                info!(version, "desired properties");
+                self.unreadable = None;
+                self.links.desired.send_replace(Some(Desired { version, properties }));
+            }
             TwinEvent::ReportRefused { status, reason } => {
                 metrics::counter!(telemetry::HUB_REFUSED, "reason" => "report").increment(1);
                 error!(status, reason, "the hub refuses the reported properties");
@@ -308,47 +382,28 @@ impl Link {
                 error!(bytes, limit, "the reported properties are too long");
             }
             TwinEvent::Invalid { what } => {
-                metrics::counter!(telemetry::HUB_REFUSED, "reason" => "twin").increment(1);
-                warn!(what, "the hub sends what is no twin");
+                self.refuse("twin", &what);
+                self.unreadable = Some(what);
             }
-        }
-    }
-
-    /// One version at a time; of those that come meanwhile only the newest counts.
-    fn apply(&mut self, version: u64, properties: Map<String, Value>) {
-        let desired = Desired { version, properties };
-        if self.applying.is_some() {
-            self.next = Some(desired);
-            return;
-        }
-        info!(version, "desired properties");
-        let (answer, answered) = oneshot::channel();
-        self.applying = Some((version, answered));
-        if let Err(error) = self.links.desired.try_send(DesiredChange { desired, answer }) {
-            // Its answer never comes: that is an answer, too.
-            warn!(%error, "settings take no desired properties");
-        }
-    }
-
-    fn handle_applied(&mut self, (version, result): (u64, Result<(), String>)) {
-        self.applying = None;
-        self.desired = Some(DesiredState { version, result });
-        self.report();
-        if let Some(next) = self.next.take() {
-            self.apply(next.version, next.properties);
         }
     }
 }
 
-/// What became of the desired properties that are being put in force; never if there are none.
-async fn applied(
-    applying: &mut Option<(u64, oneshot::Receiver<Result<(), String>>)>,
-) -> (u64, Result<(), String>) {
-    match applying {
-        None => std::future::pending().await,
-        Some((version, answered)) => {
-            let gone = || Err("settings cannot be changed now; they are as before".to_owned());
-            (*version, answered.await.unwrap_or_else(|_| gone()))
-        }
+/// The next token, while the connection goes on.
+struct Renewal {
+    at: Instant,
+    ticket: Option<JoinHandle<Result<Ticket, AccessError>>>,
+}
+
+/// The token that is being got; never if none is.
+async fn renewed(
+    ticket: &mut Option<JoinHandle<Result<Ticket, AccessError>>>,
+) -> Result<Ticket, String> {
+    let Some(waiting) = ticket else { return std::future::pending().await };
+    let result = waiting.await;
+    *ticket = None;
+    match result {
+        Ok(result) => result.map_err(|error| chain(&error)),
+        Err(panic) => Err(panic.to_string()),
     }
 }

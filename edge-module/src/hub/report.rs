@@ -5,7 +5,9 @@
 
 use serde_json::{Map, Value, json};
 
+use super::sparing::cut;
 use crate::admin::{Board, Status};
+use crate::reload::DesiredState;
 
 /// Machines, models and parts that are named; fewer if the whole is too long. The rest is counted.
 const NAMED_MAX: usize = 64;
@@ -14,20 +16,16 @@ const BYTES_MAX: usize = 30 << 10;
 /// Longest text, in characters; a hub takes 4 KiB.
 const TEXT_CHARACTERS_MAX: usize = 256;
 
-/// What became of the newest desired properties.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct DesiredState {
-    pub(super) version: u64,
-    /// In force, or why not.
-    pub(super) result: Result<(), String>,
-}
-
 /// The whole that a hub ought to show.
-pub(super) fn reported(board: &Board, desired: Option<&DesiredState>) -> Map<String, Value> {
+pub(super) fn reported(
+    board: &Board,
+    desired: Option<&DesiredState>,
+    unreadable: Option<&str>,
+) -> Map<String, Value> {
     let status = board.status();
     let mut named_max = NAMED_MAX;
     loop {
-        let mut whole = summary(&status, desired, named_max);
+        let mut whole = summary(&status, (desired, unreadable), named_max);
         without_nulls(&mut whole);
         if named_max == 0 || whole.to_string().len() <= BYTES_MAX {
             return whole.as_object_mut().map(std::mem::take).unwrap_or_default();
@@ -36,11 +34,19 @@ pub(super) fn reported(board: &Board, desired: Option<&DesiredState>) -> Map<Str
     }
 }
 
-fn summary(status: &Status, desired: Option<&DesiredState>, named_max: usize) -> Value {
+fn summary(
+    status: &Status,
+    (desired, unreadable): (Option<&DesiredState>, Option<&str>),
+    named_max: usize,
+) -> Value {
     let mut settings =
         json!({ "version": status.settings.version, "since": status.settings.since });
     if let (Some(members), Some(desired)) = (settings.as_object_mut(), desired) {
         members.insert("desired".to_owned(), desired_state(desired));
+    }
+    if let (Some(members), Some(reason)) = (settings.as_object_mut(), unreadable) {
+        // What is newer than the version above and cannot be read.
+        members.insert("unreadable".to_owned(), long_text(reason).into());
     }
     let models = list(status.models.iter(), named_max, |(name, model)| {
         json!({
@@ -68,7 +74,11 @@ fn summary(status: &Status, desired: Option<&DesiredState>, named_max: usize) ->
 
 fn desired_state(desired: &DesiredState) -> Value {
     match &desired.result {
-        Ok(()) => json!({ "version": desired.version, "state": "in-force" }),
+        Ok(()) => json!({
+            "version": desired.version,
+            "state": "in-force",
+            "notKept": desired.not_kept.as_deref().map(text),
+        }),
         Err(reason) => {
             json!({ "version": desired.version, "state": "refused", "reason": long_text(reason) })
         }
@@ -116,13 +126,6 @@ fn long_text(text: &str) -> String {
     cut(text, TEXT_CHARACTERS_MAX * 4)
 }
 
-fn cut(text: &str, characters_max: usize) -> String {
-    match text.char_indices().nth(characters_max) {
-        None => text.to_owned(),
-        Some((end, _)) => format!("{}…", &text[..end]),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -134,8 +137,9 @@ mod tests {
     fn a_report_holds_no_null_and_no_name_as_key() {
         let board = Board::default();
         board.show_model("presse nr. 1", ShownModel { state: "in force", ..Default::default() });
-        let state = DesiredState { version: 3, result: Err("x".repeat(5_000)) };
-        let report = Value::Object(reported(&board, Some(&state)));
+        let result = Err("x".repeat(5_000));
+        let state = DesiredState { version: 3, result, not_kept: None };
+        let report = Value::Object(reported(&board, Some(&state), Some("no twin")));
         let text = report.to_string();
         assert!(!text.contains("null"), "{text}");
         assert_eq!(report["models"]["named"][0]["name"], "presse nr. 1");
@@ -177,7 +181,7 @@ mod tests {
             };
             board.show_model(&format!("model-{index}"), model);
         }
-        let report = reported(&board, None);
+        let report = reported(&board, None, None);
         assert_eq!(report["models"]["count"], 1_000);
         let bytes = Value::Object(report).to_string().len();
         assert!(bytes < 32 << 10, "{bytes}");

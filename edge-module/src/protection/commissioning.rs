@@ -74,7 +74,8 @@ fn is_of_level(cause: &TripCause, of_level: &BTreeSet<SensorId>) -> bool {
         | TripCause::Silence { .. }
         | TripCause::SensorFault { .. }
         | TripCause::UnknownLatch
-        | TripCause::Restart => false,
+        | TripCause::Restart
+        | TripCause::Ordered { .. } => false,
     }
 }
 

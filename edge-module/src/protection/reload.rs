@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+use super::remote::RemoteOrder;
 use super::{NotKept, Protection};
 use crate::actuation::TaskEnd;
 use crate::admin::Part;
@@ -38,6 +39,8 @@ pub struct Links {
     pub baselines: mpsc::Sender<KeptBaseline>,
     /// What was kept, or could not be.
     pub kept: mpsc::Receiver<Result<Arc<KeptBaseline>, NotKept>>,
+    /// What people want from afar.
+    pub orders: mpsc::Receiver<RemoteOrder>,
 }
 
 /// What is to be put in force.
@@ -45,6 +48,7 @@ pub(super) enum Change {
     Machines(Box<NewMachines>),
     Model(ModelOrder),
     Baseline(Result<Arc<KeptBaseline>, NotKept>),
+    Order(RemoteOrder),
 }
 
 /// A model under watch.
@@ -101,6 +105,7 @@ pub(super) async fn next_change(links: &mut Option<Links>) -> Option<Change> {
         Some(machines) = links.settings.recv() => Some(Change::Machines(Box::new(machines))),
         Some(model) = links.models.recv() => Some(Change::Model(model)),
         Some(kept) = links.kept.recv() => Some(Change::Baseline(kept)),
+        Some(order) = links.orders.recv() => Some(Change::Order(order)),
         else => None,
     }
 }

@@ -240,6 +240,10 @@ pub(super) fn cause_details(cause: &TripCause) -> MachineEventDetails {
             details.detail = Some(format!("sensor fault {}", fault.as_str()));
         }
         TripCause::UnknownLatch | TripCause::Restart => {}
+        TripCause::Ordered { operator, reason } => {
+            details.operator = Some(operator.clone());
+            details.detail = Some(reason.clone());
+        }
     }
     details
 }

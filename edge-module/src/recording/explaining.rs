@@ -185,7 +185,8 @@ impl Explaining {
             | TripCause::Silence { .. }
             | TripCause::SensorFault { .. }
             | TripCause::UnknownLatch
-            | TripCause::Restart => return,
+            | TripCause::Restart
+            | TripCause::Ordered { .. } => return,
         };
         if self.waiting.len() >= WAITING_MAX {
             warn!(%machine_id, trip_id, "trip not explained: {WAITING_MAX} others wait for it");
@@ -292,7 +293,8 @@ fn is_of(cause: &TripCause, abnormal: &Abnormal) -> bool {
         | TripCause::Silence { .. }
         | TripCause::SensorFault { .. }
         | TripCause::UnknownLatch
-        | TripCause::Restart => false,
+        | TripCause::Restart
+        | TripCause::Ordered { .. } => false,
     }
 }
 

@@ -1,19 +1,41 @@
 //! Settings with what the hub desires: at the start from the disk, and while the module runs.
+//!
+//! One version a second at most is put in force, and of several the newest alone. One that only has to wait (a machine is
+//! tripped, the stop path does not answer) is tried again. What is in force is then written to the disk by a thread of its own,
+//! which may hang without holding up anybody, and again until it is there; the hub is told of both.
 
+use std::io;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
-use tracing::error;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tracing::{error, warn};
 
+use super::{ReloadError, Reloader};
 use crate::config::{Desired, DesiredFile, HubMode, Keys, Settings, SettingsError};
 use crate::data_dir::read_patiently;
 
-/// Other desired properties, and who waits for what becomes of them.
-pub struct DesiredChange {
-    /// All of them.
-    pub desired: Desired,
+/// Between two attempts to put in force what has to wait, or to write what could not be written.
+const AGAIN_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What became of the newest desired properties.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredState {
+    /// As the hub counts them.
+    pub version: u64,
     /// In force, or why not: then those before are.
-    pub answer: oneshot::Sender<Result<(), String>>,
+    pub result: Result<(), String>,
+    /// Why those in force will not be there after a restart without a network, if that is so.
+    pub not_kept: Option<String>,
+}
+
+/// Ends of the line to a hub.
+pub struct DesiredLine {
+    /// What it desires; the newest alone.
+    pub desired: watch::Receiver<Option<Desired>>,
+    /// What became of that.
+    pub outcome: watch::Sender<Option<DesiredState>>,
 }
 
 /// The settings of a start.
@@ -62,14 +84,148 @@ impl Loaded {
     }
 }
 
-/// Keeps what is in force now; without, the next start has the ones before until the hub is there.
-pub(super) async fn keep(file: &DesiredFile, desired: &Desired) {
-    let (of_thread, desired) = (file.clone(), desired.clone());
-    let written = tokio::task::spawn_blocking(move || of_thread.write(&desired)).await;
-    let reason = match written {
-        Ok(Ok(())) => return,
-        Ok(Err(error)) => error.to_string(),
-        Err(panic) => panic.to_string(),
-    };
-    error!(path = %file.path().display(), reason, "desired properties are in force, and not kept for the next start");
+/// What the hub desires of the settings.
+pub(super) struct ByHub {
+    line: DesiredLine,
+    file: DesiredFile,
+    /// In force.
+    pub(super) desired: Option<Desired>,
+    /// Not yet in force: to be tried, perhaps again.
+    next: Option<Desired>,
+    /// Version on the disk.
+    kept: Option<Desired>,
+    writing: Option<(Desired, JoinHandle<io::Result<()>>)>,
+    not_kept: Option<String>,
+    again_at: Option<Instant>,
+}
+
+impl ByHub {
+    pub(super) fn new(line: DesiredLine, file: DesiredFile, desired: Option<Desired>) -> Self {
+        Self {
+            line,
+            file,
+            kept: desired.clone(),
+            desired,
+            next: None,
+            writing: None,
+            not_kept: None,
+            again_at: None,
+        }
+    }
+
+    /// Brings what is in force to the disk, without waiting for it.
+    fn keep(&mut self, now: Instant) {
+        if let Some((desired, writing)) = self.writing.take_if(|(_, writing)| writing.is_finished())
+        {
+            // It is finished: this does not wait.
+            let result = futures_now(writing);
+            match result {
+                Some(Ok(())) => {
+                    self.kept = Some(desired);
+                    self.not_kept = None;
+                }
+                Some(Err(reason)) => self.told_not_kept(reason),
+                None => self.told_not_kept("the thread that writes it panicked".to_owned()),
+            }
+        }
+        let is_due = self.again_at.is_none_or(|at| at <= now);
+        if self.desired == self.kept || !is_due {
+            return;
+        }
+        self.again_at = Some(now + AGAIN_INTERVAL);
+        if self.writing.is_some() {
+            return self.told_not_kept("the disk of device.data-dir does not answer".to_owned());
+        }
+        if let Some(desired) = self.desired.clone() {
+            let (file, of_thread) = (self.file.clone(), desired.clone());
+            let writing = tokio::task::spawn_blocking(move || file.write(&of_thread));
+            self.writing = Some((desired, writing));
+        }
+    }
+
+    fn told_not_kept(&mut self, reason: String) {
+        if self.not_kept.as_ref() != Some(&reason) {
+            let path = self.file.path().display();
+            error!(%path, reason, "desired properties are in force, and not kept for the next start; tried again");
+            self.not_kept = Some(reason);
+        }
+    }
+
+    fn tell(&self, version: u64, result: Result<(), String>) {
+        let state = Some(DesiredState { version, result, not_kept: self.not_kept.clone() });
+        self.line.outcome.send_if_modified(|shown| {
+            let is_news = *shown != state;
+            *shown = state;
+            is_news
+        });
+    }
+
+    /// The file may have come late, or hold another reason now.
+    fn tell_kept(&self) {
+        self.line.outcome.send_if_modified(|shown| match shown {
+            Some(state) if state.not_kept != self.not_kept => {
+                state.not_kept.clone_from(&self.not_kept);
+                true
+            }
+            Some(_) | None => false,
+        });
+    }
+}
+
+/// What a task that is finished has given.
+fn futures_now(writing: JoinHandle<io::Result<()>>) -> Option<Result<(), String>> {
+    use std::task::{Context, Poll, Waker};
+
+    let mut context = Context::from_waker(Waker::noop());
+    match std::pin::pin!(writing).poll(&mut context) {
+        Poll::Ready(Ok(result)) => Some(result.map_err(|error| error.to_string())),
+        Poll::Ready(Err(_)) | Poll::Pending => None,
+    }
+}
+
+impl Reloader {
+    /// Puts what the hub desires in force as a whole, or leaves what it desired before.
+    pub(super) async fn look_at_hub(&mut self) {
+        let now = Instant::now();
+        if self.by_hub.line.desired.has_changed().unwrap_or(false) {
+            self.by_hub.next.clone_from(&self.by_hub.line.desired.borrow_and_update());
+            self.by_hub.again_at = None;
+        }
+        let is_due = self.by_hub.again_at.is_none_or(|at| at <= now);
+        if let Some(desired) = self.by_hub.next.take_if(|_| is_due) {
+            self.try_desired(desired, now).await;
+        }
+        self.by_hub.keep(now);
+        self.by_hub.tell_kept();
+    }
+
+    async fn try_desired(&mut self, desired: Desired, now: Instant) {
+        let version = desired.version;
+        let is_same = |before: &Desired| before.properties == desired.properties;
+        let result = if self.by_hub.desired.as_ref().is_some_and(is_same) {
+            Ok(())
+        } else {
+            self.put_in_force(Some(desired.clone()), true).await
+        };
+        match result {
+            Ok(()) => {
+                self.by_hub.desired = Some(desired);
+                self.by_hub.tell(version, Ok(()));
+            }
+            Err(refusal) => {
+                let is_passing = match &refusal {
+                    ReloadError::Tripped(_) | ReloadError::NoAnswer => true,
+                    ReloadError::Invalid(_)
+                    | ReloadError::NeedsRestart(_)
+                    | ReloadError::TooManyMachines { .. } => false,
+                };
+                if is_passing {
+                    warn!(version, %refusal, "desired properties are tried again");
+                    self.by_hub.next = Some(desired);
+                    self.by_hub.again_at = Some(now + AGAIN_INTERVAL);
+                }
+                self.by_hub.tell(version, Err(refusal.to_string()));
+            }
+        }
+    }
 }

@@ -103,6 +103,7 @@ impl World {
             topic_prefix: prefix.to_owned(),
             lake: dir.join("lake"),
             webhook_url: String::new(),
+            group_by: "window",
             environment: environment.map(|(key, value)| ((*key).into(), (*value).into())).collect(),
             more: String::new(),
         }

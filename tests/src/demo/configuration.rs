@@ -110,6 +110,7 @@ pub fn cloud_text(kafka: &str, lake: &Path, webhook: &str, admin_port: u16) -> S
          # A minute in a plant.\nwindow = \"{WINDOW_SECONDS}s\"\n\
          threshold = \"count > {COUNT_MORE_THAN}\"\nseverity = 2\n\n\
          [counting]\nallowed-lateness = \"2s\"\nidle-timeout = \"5s\"\n\n\
+         # The report holds each alert against its window.\n[alerting]\ngroup-by = \"window\"\n\n\
          [alerts]\ntopic = \"alerts\"\nwebhook-url = \"{webhook}\"\n\n\
          [admin]\nlisten = \"127.0.0.1:{admin_port}\"\n",
         quoted(lake),

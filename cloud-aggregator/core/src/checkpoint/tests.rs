@@ -1,6 +1,10 @@
-use shared_proto::model::{DeadLetter, EventTime, MetricType, Reading, SensorId};
+use shared_proto::model::{
+    DeadLetter, EventTime, MachineId, MetricType, Reading, SensorId, WaveformBlock,
+    WaveformSnapshot,
+};
 
 use super::*;
+use crate::alert::{AlertSettings, AlertState, Finding};
 use crate::settings::Settings;
 use crate::time::ProcessingTime;
 
@@ -33,7 +37,18 @@ fn part(offsets: std::ops::Range<i64>) -> PartitionEpoch {
     };
     let state = SavedState::Whole(Box::new(PartitionState::new(&Settings::default())));
     let next_offset = Offset(offsets.end);
-    PartitionEpoch { next_offset, last_record: None, state, rows, alerts: Vec::new(), watch: None }
+    let (alerts, book) = (Vec::new(), AlertBook::default());
+    let owed_to = OwedTo::new();
+    PartitionEpoch {
+        next_offset,
+        last_record: None,
+        state,
+        rows,
+        alerts,
+        owed_to,
+        book,
+        watch: None,
+    }
 }
 
 fn file(epoch: EpochId, parts: impl IntoIterator<Item = (i32, PartitionEpoch)>) -> EpochFile {
@@ -109,6 +124,89 @@ fn state_file_comes_back_as_it_was_written() {
     assert_eq!(read, written);
     let row = &read.partitions[&partition(0)].rows.late_readings[0];
     assert_eq!(row.value.to_bits(), (0.1_f64 + 0.2).to_bits());
+}
+
+/// What stood in the state files of versions that owed findings.
+const OWED_FINDING: &str = r#"{"id":"ab12","rule":"temperature-above-100","severity":2,"sensor_id":"press-1/oil",
+    "machine_id":null,"window_start":60000000,"window_end":120000000,"count":6,"threshold":"count > 5","observed":"6",
+    "fired_at":130000000,"historical":false}"#;
+
+#[test]
+fn state_file_of_a_version_that_owed_findings_owes_their_alerts() {
+    let written = file(epoch(3), [(0, part(0..4))]);
+    let mut value = serde_json::to_value(&written).expect("serialisable");
+    let saved = &mut value["partitions"]["temperature/0"];
+    assert_eq!(saved.get("book"), None, "an empty book takes no room");
+    saved["alerts"] = serde_json::from_str(&format!("[{OWED_FINDING}]")).expect("readable");
+    let rows = saved["rows"].as_object_mut().expect("rows");
+    for table in ["alerts", "outcomes", "waveforms"] {
+        assert!(rows.remove(table).is_some());
+    }
+    let read: EpochFile = serde_json::from_value(value).expect("readable");
+    let read = &read.partitions[&partition(0)];
+    let [alert] = read.alerts.as_slice() else { panic!("{:?}", read.alerts) };
+    assert_eq!((alert.event_id().as_str(), alert.state), ("ab12-1", AlertState::Fired));
+    assert_eq!((alert.threshold.as_str(), alert.observed, alert.findings), ("count > 5", 6.0, 1));
+    assert_eq!(alert.changed_at, ProcessingTime::from_micros(130_000_000));
+    assert_eq!(read.rows, written.partitions[&partition(0)].rows);
+
+    let again = file(epoch(4), [(0, read.clone())]);
+    assert_eq!(serde_json::from_str::<EpochFile>(&text_of(&again)).expect("readable"), again);
+}
+
+#[test]
+fn open_alerts_and_rows_of_all_tables_come_back_as_they_were_written() {
+    let owed: Finding = serde_json::from_str(OWED_FINDING).expect("readable");
+    let mut part = part(0..4);
+    let settings = AlertSettings::default();
+    part.book.handle_finding(owed, NOW, &settings, &mut part.rows.alerts);
+    part.alerts = part.rows.alerts.clone();
+    part.rows.outcomes.push(OutcomeRow {
+        offset: Offset(7),
+        received_at: NOW,
+        outcome_id: "ticket-4711".to_owned(),
+        verdict: "confirmed".to_owned(),
+        machine_id: "press-1".to_owned(),
+        timestamp: EventTime::from_micros(1),
+        sensor_id: None,
+        alert_id: Some(part.alerts[0].alert_id.clone()),
+        trip_id: None,
+        ticket_id: Some("4711".to_owned()),
+        part: Some("bearing 6205".to_owned()),
+        note: None,
+        reported_by: None,
+    });
+    let block = WaveformBlock {
+        machine_id: MachineId::new("press-1").expect("a valid name"),
+        sensor_id: SensorId::new("press-1/spindle").expect("a valid name"),
+        first_sample: EventTime::from_micros(2),
+        sample_rate_hz: 25_600.1,
+        unit: Some("g".into()),
+        samples: vec![1.0, -0.5],
+    };
+    let trip_id = "press-1-7".to_owned();
+    let snapshot = WaveformSnapshot { block, scale: None, trip_id, piece: 1, identity: None };
+    let row = WaveformRow::new(Offset(8), NOW, snapshot);
+    assert_eq!(
+        (row.sample_count(), row.samples.as_slice()),
+        (2, &[0, 0, 128, 63, 0, 0, 0, 191][..])
+    );
+    part.rows.waveforms.push(row);
+    let text = serde_json::to_string(&PartitionEpochRef {
+        next_offset: part.next_offset,
+        last_record: part.last_record,
+        state: &part.state,
+        rows: &part.rows,
+        alerts: part.alerts.iter().collect(),
+        owed_to: &part.owed_to,
+        book: &part.book,
+        watch: None,
+    })
+    .expect("serialisable");
+    assert_eq!(serde_json::to_string(&part).expect("serialisable"), text);
+    assert_eq!(serde_json::from_str::<PartitionEpoch>(&text).expect("readable"), part);
+    let names: Vec<&str> = part.rows.tables().into_iter().map(SideTable::as_str).collect();
+    assert_eq!(names, ["late_readings", "dead_letters", "alerts", "outcomes", "waveforms"]);
 }
 
 #[test]
@@ -273,7 +371,11 @@ impl Lake {
             let rows: Vec<i64> = match table {
                 SideTable::LateReadings => late.collect(),
                 SideTable::DeadLetters => dead.collect(),
-                SideTable::Anomalies | SideTable::MachineEvents => Vec::new(),
+                SideTable::Anomalies
+                | SideTable::MachineEvents
+                | SideTable::Alerts
+                | SideTable::Outcomes
+                | SideTable::Waveforms => Vec::new(),
             };
             self.side_rows.extend(rows.into_iter().map(|row| (table, partition.partition, row)));
         }

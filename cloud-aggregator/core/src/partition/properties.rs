@@ -399,7 +399,7 @@ fn check_streaming_equals_batch(steps: &[Step], settings: &Settings) {
     closed.retain(|key, _| !is_complete(key));
     assert_eq!(found, closed, "all are closed");
     assert_eq!(run.state.open_windows(), 0);
-    check_alerts(&run.out, &expected, settings, is_known);
+    check_findings(&run.out, &expected, settings, is_known);
 
     let accounting = run.state.accounting();
     assert!(accounting.is_balanced());
@@ -407,29 +407,29 @@ fn check_streaming_equals_batch(steps: &[Step], settings: &Settings) {
     assert_eq!(accounting.counted, run.counted.len() as u64);
 }
 
-/// One alert for each window that is an anomaly; where corrections can take it back, for each that was one at its close.
-fn check_alerts(
+/// One finding for each window that is an anomaly; where corrections can take it back, for each that was one at its close.
+fn check_findings(
     out: &Outputs,
     expected: &BTreeMap<Key, Batch>,
     settings: &Settings,
     is_known: impl Fn(&Key) -> bool,
 ) {
-    let ids: BTreeSet<&str> = out.alerts.iter().map(|alert| alert.id.as_str()).collect();
-    assert_eq!(ids.len(), out.alerts.len(), "one id a window");
+    let ids: BTreeSet<&str> = out.findings.iter().map(|finding| finding.id.as_str()).collect();
+    assert_eq!(ids.len(), out.findings.len(), "one id a window");
     for rule in &settings.rules {
-        let of_rule = out.alerts.iter().filter(|alert| alert.rule == rule.name);
-        let mut alerts: BTreeSet<Key> = of_rule
-            .map(|alert| {
-                (alert.rule.clone(), alert.group().to_owned(), alert.window_start.micros())
+        let of_rule = out.findings.iter().filter(|finding| finding.rule == rule.name);
+        let mut findings: BTreeSet<Key> = of_rule
+            .map(|finding| {
+                (finding.rule.clone(), finding.group().to_owned(), finding.window_start.micros())
             })
             .collect();
-        alerts.retain(&is_known);
+        findings.retain(&is_known);
         let of_rule = expected.keys().filter(|key| key.0 == rule.name);
         let expected: BTreeSet<Key> = of_rule.cloned().collect();
         if rule.threshold.is_early() {
-            assert_eq!(alerts, expected);
+            assert_eq!(findings, expected);
         } else {
-            assert!(alerts.is_superset(&expected), "{alerts:?} {expected:?}");
+            assert!(findings.is_superset(&expected), "{findings:?} {expected:?}");
         }
     }
 }
@@ -466,13 +466,13 @@ fn expected_dispositions(steps: &[Step], settings: &Settings) -> Vec<Disposition
     dispositions
 }
 
-/// A sensor's rows and alerts without the aggregator's clock.
+/// A sensor's rows and findings without the aggregator's clock.
 fn timeless(out: &Outputs, sensor: &str) -> (Vec<AnomalyRow>, Vec<String>) {
     let rows = out.anomalies.iter().filter(|row| row.group() == sensor);
     let rows =
         rows.map(|row| AnomalyRow { emitted_at: ProcessingTime::from_micros(0), ..row.clone() });
-    let alerts = out.alerts.iter().filter(|alert| alert.group() == sensor);
-    (rows.collect(), alerts.map(|alert| alert.id.clone()).collect())
+    let findings = out.findings.iter().filter(|finding| finding.group() == sensor);
+    (rows.collect(), findings.map(|finding| finding.id.clone()).collect())
 }
 
 proptest! {

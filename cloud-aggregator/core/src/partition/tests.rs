@@ -91,15 +91,15 @@ fn reason_of(disposition: Disposition) -> Option<&'static str> {
 
 #[test]
 fn five_matches_are_no_anomaly_and_six_are() {
-    let check = |matches: i64, expected: &[(u64, u32, ClosedBy)], alerts: usize| {
+    let check = |matches: i64, expected: &[(u64, u32, ClosedBy)], findings: usize| {
         let mut bench = Bench::new(settings());
         for second in 0..matches {
             bench.hot(second * SECOND);
         }
-        assert_eq!(bench.out.alerts.len(), alerts, "{matches}: alert before the close");
+        assert_eq!(bench.out.findings.len(), findings, "{matches}: finding before the close");
         bench.cold(2 * MINUTE);
         assert_eq!(bench.rows(), expected, "{matches}");
-        assert_eq!(bench.out.alerts.len(), alerts, "{matches}");
+        assert_eq!(bench.out.findings.len(), findings, "{matches}");
     };
     check(5, &[], 0);
     check(6, &[(6, 1, ClosedBy::Watermark)], 1);
@@ -259,12 +259,12 @@ fn mean_is_judged_at_the_close_and_taken_back_by_a_correction() {
     let filter = "metric_type = temperature".parse().expect("a valid filter");
     let mut bench = with_rule(Rule { filter, threshold: threshold("mean > 90"), ..Rule::seed() });
     bench.send(&reading("s", 0, 120.0));
-    assert_eq!(bench.out.alerts, [], "more readings may lower the mean");
+    assert_eq!(bench.out.findings, [], "more readings may lower the mean");
     bench.send(&reading("s", SECOND, 80.0));
     bench.cold(2 * MINUTE);
     assert_eq!(bench.rows(), [(2, 1, ClosedBy::Watermark)]);
-    assert_eq!((bench.out.anomalies[0].mean_value, bench.out.alerts[0].observed), (100.0, 100.0));
-    assert!(!bench.out.alerts[0].historical);
+    assert_eq!((bench.out.anomalies[0].mean_value, bench.out.findings[0].observed), (100.0, 100.0));
+    assert!(!bench.out.findings[0].historical);
     bench.send(&reading("s", 2 * SECOND, 10.0));
     bench.trigger();
     bench.send(&reading("s", 3 * SECOND, 10.0));
@@ -277,23 +277,23 @@ fn mean_is_judged_at_the_close_and_taken_back_by_a_correction() {
     bench.send(&reading("s", 4 * SECOND, 400.0));
     bench.trigger();
     assert_eq!(anomalies(&bench)[2..], [(5, 3, true)]);
-    assert_eq!(bench.out.alerts.len(), 1);
+    assert_eq!(bench.out.findings.len(), 1);
 }
 
 #[test]
-fn maximum_alerts_at_once_and_rate_of_change_at_the_close() {
+fn maximum_is_found_at_once_and_rate_of_change_at_the_close() {
     let mut bench = with_rule(Rule { threshold: threshold("max > 150"), ..Rule::seed() });
     bench.hot(0);
-    assert_eq!(bench.out.alerts, []);
+    assert_eq!(bench.out.findings, []);
     bench.send(&reading("s", SECOND, 151.0));
-    assert_eq!(bench.out.alerts[0].observed, 151.0);
+    assert_eq!(bench.out.findings[0].observed, 151.0);
 
     let mut bench = with_rule(Rule { threshold: threshold("rate-of-change > 2"), ..Rule::seed() });
     bench.send(&reading("s", 10 * SECOND, 131.0));
     bench.send(&reading("s", 0, 101.0));
-    assert_eq!(bench.out.alerts, []);
+    assert_eq!(bench.out.findings, []);
     bench.cold(2 * MINUTE);
-    assert_eq!(bench.out.alerts[0].observed, 3.0);
+    assert_eq!(bench.out.findings[0].observed, 3.0);
     assert_eq!(bench.out.anomalies[0].rate_of_change, Some(3.0));
 }
 
@@ -320,9 +320,9 @@ fn readings_of_all_sensors_of_a_machine_are_counted_together() {
         bench.send(&of_machine("c", "n", second * SECOND));
         bench.hot(second * SECOND);
     }
-    let alert = &bench.out.alerts[0];
-    assert_eq!((alert.group(), alert.sensor_id.as_ref(), alert.count), ("m", None, 6));
-    assert_eq!(bench.out.alerts.len(), 1);
+    let finding = &bench.out.findings[0];
+    assert_eq!((finding.group(), finding.sensor_id.as_ref(), finding.count), ("m", None, 6));
+    assert_eq!(bench.out.findings.len(), 1);
     assert_eq!(bench.state.figures().unmatched.without_machine, 3);
     assert_eq!(bench.state.figures().machines, 2);
     bench.send(&of_machine("a", "m", 2 * MINUTE));
@@ -377,7 +377,7 @@ fn complete_mode_gives_all_windows_held_and_no_row_of_anomalies() {
     }
     bench.hot(2 * MINUTE);
     assert_eq!(bench.rows(), []);
-    assert_eq!(bench.out.alerts.len(), 1);
+    assert_eq!(bench.out.findings.len(), 1);
     let current: Vec<_> = bench
         .state
         .current_rows(bench.now, &bench.settings)
@@ -422,8 +422,8 @@ fn match_for_a_closed_window_writes_the_next_revision() {
     bench.trigger();
     bench.trigger();
     assert_eq!(bench.rows()[1..], [(15, 2, ClosedBy::Correction)]);
-    assert_eq!(bench.out.alerts.len(), 1, "one alert a window");
-    assert!(bench.out.alerts[0].historical, "the window was closed");
+    assert_eq!(bench.out.findings.len(), 1, "one finding a window");
+    assert!(bench.out.findings[0].historical, "the window was closed");
 }
 
 #[test]
@@ -571,9 +571,9 @@ fn repeat_of_a_sequence_is_a_duplicate_and_counts_nothing() {
     for sequence in 1..=5 {
         assert_eq!(bench.send(&identified(sequence, 0)), Disposition::Duplicate);
     }
-    assert_eq!(bench.out.alerts.len(), 0);
+    assert_eq!(bench.out.findings.len(), 0);
     assert_eq!(bench.send(&identified(6, 0)), Disposition::Counted);
-    assert_eq!(bench.out.alerts.len(), 1);
+    assert_eq!(bench.out.findings.len(), 1);
     let accounting = bench.state.accounting();
     assert_eq!((accounting.records_in, accounting.counted, accounting.duplicates), (11, 6, 5));
 }
@@ -588,11 +588,11 @@ fn reading_that_is_sent_again_by_a_person_counts_as_the_first_time() {
     let again = identified(5, SECOND);
     let Bench { settings, state, out, now } = &mut bench;
     assert_eq!(state.handle_replay(&again, *now, settings, out), Disposition::Counted);
-    assert_eq!(bench.out.alerts.len(), 1, "the rule sees whose it is");
+    assert_eq!(bench.out.findings.len(), 1, "the rule sees whose it is");
 }
 
 #[test]
-fn another_threshold_judges_closed_windows_anew_without_an_alert() {
+fn another_threshold_judges_closed_windows_anew_without_a_finding() {
     let mut bench = Bench::new(settings());
     for (minute, matches) in (0..).zip([4, 6, 8]) {
         for second in 0..matches {
@@ -601,7 +601,7 @@ fn another_threshold_judges_closed_windows_anew_without_an_alert() {
     }
     bench.cold(4 * MINUTE);
     assert_eq!(bench.rows(), [(6, 1, ClosedBy::Watermark), (8, 1, ClosedBy::Watermark)]);
-    let alerts = bench.out.alerts.len();
+    let findings = bench.out.findings.len();
     let mut change = |threshold: Threshold| {
         bench.settings.rules[0].threshold = threshold;
         bench.state.change_rules(&bench.settings.rules);
@@ -613,7 +613,7 @@ fn another_threshold_judges_closed_windows_anew_without_an_alert() {
     assert_eq!(change(Threshold::count_more_than(3)), [(4, 1, true)]);
     assert_eq!(change(Threshold::count_more_than(7)), [(4, 2, false), (6, 2, false)]);
     assert_eq!(change(Threshold::count_more_than(7)), []);
-    assert_eq!(bench.out.alerts.len(), alerts);
+    assert_eq!(bench.out.findings.len(), findings);
     let judged_after: Vec<_> = bench.state.judged_after().collect();
     // Lateness and retention behind the newest reading.
     assert_eq!(judged_after, [EventTime::from_micros(START + (240 - 10 - 300) * SECOND)]);
@@ -661,14 +661,14 @@ fn rules_count_side_by_side_in_windows_of_their_own_length() {
 }
 
 #[test]
-fn alert_is_historical_for_a_window_that_ended_too_long_ago() {
+fn finding_is_historical_for_a_window_that_ended_too_long_ago() {
     let check = |age: i64, expected: bool| {
         let mut bench = Bench::new(settings());
         bench.now = ProcessingTime::from_micros(START + MINUTE + age);
         for second in 0..6 {
             bench.hot(second * SECOND);
         }
-        assert_eq!(bench.out.alerts[0].historical, expected, "{age}");
+        assert_eq!(bench.out.findings[0].historical, expected, "{age}");
     };
     check(3600 * SECOND, false);
     check(3600 * SECOND + 1, true);
@@ -705,9 +705,9 @@ fn changed_rule_starts_anew_and_an_unchanged_one_keeps_its_count() {
     assert_eq!(resumed, Resumed { windows_forgotten: 1 });
     assert_eq!(bench.state.figures().windows, 1);
     bench.hot(5 * SECOND);
-    let alerts: Vec<_> =
-        bench.out.alerts.iter().map(|alert| (alert.rule.as_str(), alert.count)).collect();
-    assert_eq!(alerts, [("temperature-above-100", 5)]);
+    let findings: Vec<_> =
+        bench.out.findings.iter().map(|finding| (finding.rule.as_str(), finding.count)).collect();
+    assert_eq!(findings, [("temperature-above-100", 5)]);
     assert_eq!(bench.state.figures().windows, 1, "a window seen in part is not judged");
     bench.hot(MINUTE);
     assert_eq!(bench.state.figures().windows, 3);

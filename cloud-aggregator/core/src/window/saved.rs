@@ -8,7 +8,7 @@ use crate::exact;
 use crate::rule::Sum;
 
 const CLOSED: u8 = 1;
-const ALERTED: u8 = 2;
+const FOUND: u8 = 2;
 const REPORTED: u8 = 4;
 const DUE: u8 = 8;
 
@@ -47,7 +47,7 @@ impl From<&Window> for SavedWindow {
     fn from(window: &Window) -> Self {
         let flag = |is_set: bool, bit: u8| if is_set { bit } else { 0 };
         let flags = flag(window.is_closed, CLOSED)
-            | flag(window.is_alerted, ALERTED)
+            | flag(window.is_found, FOUND)
             | flag(window.is_reported, REPORTED)
             | flag(window.is_due, DUE);
         Self(
@@ -74,7 +74,7 @@ impl From<SavedWindow> for Window {
             end: saved.1,
             rule: saved.2,
             is_closed: flags & CLOSED != 0,
-            is_alerted: flags & ALERTED != 0,
+            is_found: flags & FOUND != 0,
             is_reported: flags & REPORTED != 0,
             is_due: flags & DUE != 0,
             is_changed: false,

@@ -3,8 +3,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use aggregator_core::checkpoint::{Nonce, SavedState};
-use aggregator_core::rows::{DeadLetterRow, LateReadingRow, MachineEventRow, Offset};
-use aggregator_core::{AnomalyRow, ClosedBy, PartitionState, ProcessingTime};
+use aggregator_core::rows::{
+    DeadLetterRow, LateReadingRow, MachineEventRow, Offset, OutcomeRow, WaveformRow,
+};
+use aggregator_core::{
+    AlertBook, AlertEvent, AlertState, AnomalyRow, ClosedBy, PartitionState, ProcessingTime,
+};
 use shared_proto::model::{
     DeadLetter, EventTime, MachineEvent, MachineEventDetails, MachineEventType, MachineId,
     MetricType, Reading, SensorId,
@@ -46,10 +50,72 @@ fn telemetry_rows(lake: &Lake, readings: &[Reading], first_offset: i64) -> Recor
     columns.finish().expect("fits")
 }
 
+fn alert_event(machine_id: &MachineId) -> AlertEvent {
+    AlertEvent {
+        alert_id: "a1".to_owned(),
+        revision: 2,
+        state: AlertState::Resolved,
+        rule: "temperature-above-100".to_owned(),
+        severity: 2,
+        machine_id: Some(machine_id.clone()),
+        sensor_id: None,
+        window_start: EventTime::from_micros(60_000_000),
+        window_end: EventTime::from_micros(120_000_000),
+        findings: 3,
+        count: 6,
+        threshold: "count > 5".to_owned(),
+        observed: 6.0,
+        detail: String::new(),
+        trip_id: None,
+        fired_at: NOW,
+        changed_at: NOW,
+        resolved_at: Some(NOW),
+        historical: false,
+        suppressed_by: Some("maintenance:yearly".to_owned()),
+    }
+}
+
+fn outcome_row() -> OutcomeRow {
+    OutcomeRow {
+        offset: Offset(3),
+        received_at: NOW,
+        outcome_id: "ticket-4711".to_owned(),
+        verdict: "confirmed".to_owned(),
+        machine_id: "press-1".to_owned(),
+        timestamp: NOW.as_event_time(),
+        sensor_id: None,
+        alert_id: Some("a1".to_owned()),
+        trip_id: None,
+        ticket_id: Some("4711".to_owned()),
+        part: None,
+        note: None,
+        reported_by: Some("Kim".to_owned()),
+    }
+}
+
+fn waveform_row(machine_id: &MachineId) -> WaveformRow {
+    WaveformRow {
+        offset: Offset(4),
+        received_at: NOW,
+        machine_id: machine_id.clone(),
+        sensor_id: SensorId::new("press-1/spindle").expect("a name"),
+        trip_id: "press-1-1".to_owned(),
+        piece: 1,
+        first_sample: NOW.as_event_time(),
+        sample_rate_hz: 20_000.0,
+        unit: Some("g".to_owned()),
+        samples: [0.5_f32, -0.5].into_iter().flat_map(f32::to_le_bytes).collect(),
+        identity: None,
+    }
+}
+
 fn pending_rows() -> PendingRows {
     let time = NOW.as_event_time();
     let machine_id = MachineId::new("press-1").expect("a name");
     PendingRows {
+        alerts: vec![alert_event(&machine_id)],
+        outcomes: vec![outcome_row()],
+        waveforms: vec![waveform_row(&machine_id)],
         anomalies: vec![AnomalyRow {
             rule: "temperature-above-100".to_owned(),
             sensor_id: Some(SensorId::new("press-1/spindle").expect("a name")),
@@ -98,6 +164,8 @@ fn file(epoch: EpochId, numbers: &[i32], next_offset: i64, rows: &PendingRows) -
             state: SavedState::Whole(Box::new(state.clone())),
             rows: if *number == 0 { rows.clone() } else { PendingRows::default() },
             alerts: Vec::new(),
+            owed_to: BTreeMap::new(),
+            book: AlertBook::default(),
             watch: None,
         };
         (partition(*number), epoch)

@@ -5,7 +5,7 @@ use aggregator_core::checkpoint::{
     EpochFile, EpochId, Nonce, PartitionEpoch, PendingRows, SavedState, TopicPartition,
 };
 use aggregator_core::rows::Offset;
-use aggregator_core::{PartitionState, ProcessingTime};
+use aggregator_core::{AlertBook, PartitionState, ProcessingTime};
 use deltalake::arrow::array::AsArray as _;
 use deltalake::arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use deltalake::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -76,6 +76,8 @@ impl World {
                 &aggregator_core::Settings::default(),
             ))),
             rows: PendingRows::default(),
+            owed_to: BTreeMap::new(),
+            book: AlertBook::default(),
             watch: None,
             alerts: Vec::new(),
         };

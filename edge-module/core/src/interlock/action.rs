@@ -78,10 +78,17 @@ pub enum TripCause {
     UnknownLatch,
     /// The configured rule is that a person releases the machine after each restart.
     Restart,
+    /// A person ordered the stop from afar.
+    Ordered {
+        /// Who.
+        operator: String,
+        /// Why.
+        reason: String,
+    },
 }
 
 impl TripCause {
-    /// The word used in machine events: `limit`, `score`, `silence`, `sensor-fault`, `unknown-latch` or `restart`.
+    /// The word used in machine events: `limit`, `score`, `silence`, `sensor-fault`, `unknown-latch`, `restart` or `ordered`.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
@@ -91,6 +98,7 @@ impl TripCause {
             Self::SensorFault { .. } => SENSOR_FAULT_RULE,
             Self::UnknownLatch => "unknown-latch",
             Self::Restart => "restart",
+            Self::Ordered { .. } => "ordered",
         }
     }
 
@@ -103,7 +111,8 @@ impl TripCause {
             | Self::Silence { .. }
             | Self::SensorFault { .. }
             | Self::UnknownLatch
-            | Self::Restart => self.as_str(),
+            | Self::Restart
+            | Self::Ordered { .. } => self.as_str(),
         }
     }
 
@@ -115,7 +124,7 @@ impl TripCause {
             | Self::Score { sensor, .. }
             | Self::Silence { sensor, .. }
             | Self::SensorFault { sensor, .. } => Some(sensor),
-            Self::UnknownLatch | Self::Restart => None,
+            Self::UnknownLatch | Self::Restart | Self::Ordered { .. } => None,
         }
     }
 
@@ -144,6 +153,9 @@ impl fmt::Display for TripCause {
             }
             Self::UnknownLatch => formatter.write_str("the latch before cannot be read"),
             Self::Restart => formatter.write_str("a person releases the machine after a restart"),
+            Self::Ordered { operator, reason } => {
+                write!(formatter, "{operator} ordered it: {reason}")
+            }
         }
     }
 }

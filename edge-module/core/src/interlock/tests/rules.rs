@@ -315,6 +315,23 @@ fn machine_that_a_person_must_release_starts_tripped() {
 }
 
 #[test]
+fn a_stop_that_a_person_orders_is_carried_out_also_in_dry_run_and_once() {
+    for dry_run in [false, true] {
+        let mut bench = one_limit(|settings| settings.dry_run = dry_run);
+        let order = |bench: &mut Bench| {
+            let (operator, reason) = ("Kim".to_owned(), "it smokes".to_owned());
+            bench.interlock.handle_order(operator, reason, bench.now)
+        };
+        let actions = order(&mut bench);
+        assert_eq!(words(&actions), "send trip");
+        assert_eq!(words(&order(&mut bench)), "", "it is already");
+        let _confirmed = bench.state(MachineState::Stopped);
+        let cause = bench.reset().expect("no cause").cause;
+        assert_eq!(cause.to_string(), "Kim ordered it: it smokes");
+    }
+}
+
+#[test]
 fn standstill_that_comes_with_an_overdue_trip_confirms_nothing() {
     let mut bench = one_limit(|settings| settings.limits[0].on_delay = SECOND);
     let _past = bench.reading("t1", 101.0);
