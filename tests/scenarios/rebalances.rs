@@ -135,8 +135,10 @@ fn partitions_that_stay_are_read_on_while_others_move() -> anyhow::Result<()> {
     feeder.feed()?;
     let before = first.metric("aggregator_assignments_total")?;
     let mut second = start(&plant, COOPERATIVE, 1)?;
-    wait_for_partitions("the second has its share", &second, |held| held >= 7.0)?;
-    wait_for_partitions("the first has kept its share", &first, |held| (7.0..9.0).contains(&held))?;
+    wait_for_partitions("the second has its share", &second, |held| held >= 10.0)?;
+    wait_for_partitions("the first has kept its share", &first, |held| {
+        (10.0..12.0).contains(&held)
+    })?;
     feeder.feed()?;
     let joined = second.metric("aggregator_partitions")?;
     assert_eq!(first.metric("aggregator_assignments_total")?, before, "it did not start anew");
