@@ -203,7 +203,11 @@ impl MaintenanceWindow {
                 SuppressionTime::Weekly {
                     days: self.days.clone(),
                     from_minute: minute("from-time", from)?,
-                    to_minute: minute("to-time", to)?,
+                    // Midnight is the end of the day.
+                    to_minute: match minute("to-time", to)? {
+                        0 => 24 * 60,
+                        minute => minute,
+                    },
                     offset_minutes: offset(self.utc_offset.as_deref().unwrap_or("+00:00"))?,
                 }
             }
@@ -249,6 +253,9 @@ fn moment(key: &str, text: &str) -> Result<ProcessingTime, String> {
 fn minute(key: &str, text: &str) -> Result<u16, String> {
     let wrong = || format!("{key}: {text:?} is no time of day such as 22:00");
     let (hours, minutes) = text.split_once(':').ok_or_else(wrong)?;
+    if text.bytes().any(|byte| !byte.is_ascii_digit() && byte != b':') {
+        return Err(wrong());
+    }
     let (hours, minutes): (u16, u16) = match (hours.parse(), minutes.parse()) {
         (Ok(hours), Ok(minutes)) => (hours, minutes),
         (_, _) => return Err(wrong()),
@@ -317,6 +324,8 @@ mod tests {
         let path = "alerting.maintenance[0]";
         check(maintenance, &of("days = [\"monday\"]"), path, "needs from and until");
         let days = "days = [\"monday\"], from-time = \"25:00\", to-time = \"06:00\"";
+        check(maintenance, &of(days), path, "from-time");
+        let days = "days = [\"monday\"], from-time = \"+2:+0\", to-time = \"06:00\"";
         check(maintenance, &of(days), path, "from-time");
         check(maintenance, &of("from = \"noon\", until = \"later\""), path, "noon");
         let event = "alerting.machine-events.started";

@@ -95,6 +95,9 @@ impl Settings {
         self.check_alerts(&mut faults);
         faults.extend(self.alerting.faults());
         faults.extend(self.api.faults());
+        if self.api.is_on() && self.api.listen == self.admin.listen && self.api.listen.port() != 0 {
+            faults.add("api.listen", "is admin.listen, too: each needs a port of its own");
+        }
         if self.api.is_on() && self.kafka.topics.outcomes.is_empty() {
             faults.add("kafka.topics.outcomes", "is empty although api.token-file is set");
         }
