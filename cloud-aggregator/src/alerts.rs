@@ -11,6 +11,8 @@
 //! While the lake takes no rows, the same epoch is read back and counted again and again. What a channel has taken from this
 //! process it does not get from it a second time.
 
+pub mod commands;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::commands::alert_commands;
+use crate::alerts::commands;
 use crate::outcomes::report::Report;
 use crate::sink::alert::EventKind;
 use crate::sink::maintenance::table_names;
@@ -122,7 +122,7 @@ pub struct AlertsReplay {
     /// Send all of them to this target instead, whatever it wants.
     pub target: Option<String>,
     /// Only with this reason; may be given more than once.
-    #[arg(long, value_parser = PossibleValuesParser::new(alert_commands::REASONS))]
+    #[arg(long, value_parser = PossibleValuesParser::new(commands::REASONS))]
     pub reason: Vec<String>,
     /// Only of changes then or later: 2026-03-01T08:15:30Z, 2026-03-01, or how long ago, such as 2h.
     #[arg(long)]

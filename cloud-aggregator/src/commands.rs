@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use shared_proto::model::EventTime;
 
-use self::alert_commands::AlertsError;
+use crate::alerts::commands::{self as alert_commands, AlertsError};
 use crate::app::Failure;
 use crate::audit::{self, AuditError};
 use crate::cli::{Alerts, AuditArguments, Letters, LettersReplay};
@@ -14,9 +14,6 @@ use crate::dead_letters::{self, LettersError, ReplayError, Replayed, Selection, 
 use crate::outcomes;
 use crate::outcomes::report::{self, PrecisionArguments};
 use crate::sink::alert::{self, EventKind};
-
-#[path = "alerts/commands.rs"]
-pub mod alert_commands;
 
 /// The command line asks for something that cannot be (`EX_USAGE` of sysexits.h).
 const EXIT_USAGE: u8 = 64;

@@ -264,15 +264,17 @@ impl Selection {
 }
 
 fn parse_when(text: &str, now: EventTime) -> Result<EventTime, LettersError> {
+    moment(text, now).ok_or_else(|| LettersError::When { text: text.to_owned() })
+}
+
+/// A moment, a day, or how long ago, as commands are given it.
+pub(crate) fn moment(text: &str, now: EventTime) -> Option<EventTime> {
     let day = || EventTime::parse(&format!("{text}T00:00:00Z"));
     let ago = || {
         let ago = humantime_serde::re::humantime::parse_duration(text).ok()?;
         Some(now.saturating_sub_micros(i64::try_from(ago.as_micros()).unwrap_or(i64::MAX)))
     };
-    EventTime::parse(text)
-        .or_else(day)
-        .or_else(ago)
-        .ok_or_else(|| LettersError::When { text: text.to_owned() })
+    EventTime::parse(text).or_else(day).or_else(ago)
 }
 
 /// Gives every letter of the selection to `each`, oldest date first.

@@ -27,7 +27,6 @@ use crate::sink::webhook::{CircuitState, TargetHealth, Webhook};
 use crate::source::kafka::client_config;
 use crate::telemetry;
 
-#[path = "commands/list.rs"]
 mod list;
 
 pub use list::list;
@@ -572,5 +571,4 @@ fn print_some(lines: &[String], out: &mut impl Write) -> io::Result<()> {
 }
 
 #[cfg(test)]
-#[path = "commands/tests.rs"]
 mod tests;

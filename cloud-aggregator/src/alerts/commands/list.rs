@@ -7,13 +7,13 @@ use std::time::Duration;
 use aggregator_core::AlertState;
 use deltalake::arrow::array::Array as _;
 use deltalake::arrow::record_batch::RecordBatch;
-use humantime_serde::re::humantime;
 use serde_json::json;
 use shared_proto::model::EventTime;
 
 use super::AlertsError;
 use crate::cli::{AlertsList, Format};
 use crate::config;
+use crate::dead_letters::moment;
 use crate::dead_letters::print_table;
 use crate::lake_reader::{Row, TableReader, long_at, text_at};
 use crate::sink::delta::{LakeError, Location};
@@ -126,13 +126,7 @@ pub async fn list(
 
 /// As the other commands read it: a moment, a day, or how long ago.
 pub(super) fn parse_when(text: &str, now: EventTime) -> Result<EventTime, AlertsError> {
-    let day = || EventTime::parse(&format!("{text}T00:00:00Z"));
-    let ago = || {
-        let ago = humantime::parse_duration(text).ok()?;
-        Some(now.saturating_sub_micros(i64::try_from(ago.as_micros()).unwrap_or(i64::MAX)))
-    };
-    let found = EventTime::parse(text).or_else(day).or_else(ago);
-    found.ok_or_else(|| AlertsError::When { text: text.to_owned() })
+    moment(text, now).ok_or_else(|| AlertsError::When { text: text.to_owned() })
 }
 
 async fn read_alerts(lake: &config::Lake, wanted: &Wanted<'_>) -> Result<Vec<Listed>, AlertsError> {
@@ -282,5 +276,5 @@ fn to_the_second(time: EventTime) -> String {
 pub(super) fn for_people(lasted: Duration) -> String {
     let seconds = lasted.as_secs();
     let shown = if seconds < 3_600 { seconds } else { seconds - seconds % 60 };
-    humantime::format_duration(Duration::from_secs(shown)).to_string()
+    humantime_serde::re::humantime::format_duration(Duration::from_secs(shown)).to_string()
 }
