@@ -261,23 +261,26 @@ impl Reloader {
 
     /// Reads the settings again and puts them in force, or says why not.
     async fn reload(&mut self, is_silent_if_same: bool) {
-        // A refusal was told.
-        drop(self.put_in_force(self.by_hub.desired.clone(), is_silent_if_same).await);
+        let desired = self.by_hub.desired.clone();
+        if let Err(refusal) = self.put_in_force(desired, is_silent_if_same).await {
+            self.tell_refusal(&refusal);
+        }
     }
 
+    /// Tells of what has changed; a refusal is the caller's to tell.
     async fn put_in_force(
         &mut self,
         desired: Option<Desired>,
         is_silent_if_same: bool,
     ) -> Result<(), ReloadError> {
         let before = self.keys.version();
-        match self.try_reload(desired).await {
-            Ok(changed) if changed.is_empty() => {
+        match self.try_reload(desired).await? {
+            changed if changed.is_empty() => {
                 if !is_silent_if_same {
                     info!(version = before, "settings are as before");
                 }
             }
-            Ok(changed) => {
+            changed => {
                 let version = self.keys.version();
                 info!(version, before, ?changed, "other settings in force");
                 self.reached.board.show_settings(version.clone(), now());
@@ -287,10 +290,6 @@ impl Reloader {
                 let details = MachineEventDetails { detail, ..Default::default() };
                 metrics::counter!(telemetry::SETTINGS_RELOADS, "result" => "changed").increment(1);
                 self.tell(MachineEventType::SettingsChanged, details);
-            }
-            Err(refusal) => {
-                self.tell_refusal(&refusal);
-                return Err(refusal);
             }
         }
         Ok(())

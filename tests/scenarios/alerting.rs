@@ -1,13 +1,12 @@
 //! Alerts reach people once for as long as something lasts, and what people find comes back.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use e2e_tests::cloud_aggregator::run_command;
 use e2e_tests::eventually::eventually;
+use e2e_tests::http::post_json;
 use e2e_tests::ports::free_port;
 use e2e_tests::publisher::{Publisher, reading_json};
 use serde_json::{Value, json};
@@ -140,22 +139,8 @@ fn planned_work_is_recorded_and_told_to_nobody_until_it_outlasts_its_time() -> a
     Ok(())
 }
 
-/// Status and body.
 fn post(port: u16, token: &str, body: &Value) -> anyhow::Result<(u16, String)> {
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-    stream.set_read_timeout(Some(DEADLINE))?;
-    let body = body.to_string();
-    write!(
-        stream,
-        "POST /api/outcomes HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
-         Authorization: Bearer {token}\r\nContent-Type: application/json\r\n\
-         Content-Length: {}\r\n\r\n{body}",
-        body.len(),
-    )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let status = answer.split(' ').nth(1).context("no status")?.parse()?;
-    Ok((status, answer))
+    post_json(port, "/api/outcomes", token, &body.to_string())
 }
 
 /// Around the trip there are samples to learn from.

@@ -1,8 +1,6 @@
 //! What people found of trips becomes the next version of the model: the whole circle, once, with the real programs.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpStream};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use e2e_tests::eventually::eventually;
+use e2e_tests::http::post_json;
 use e2e_tests::machine::FakeMachine;
 use e2e_tests::ports::free_port;
 use e2e_tests::process::ChildProcess;
@@ -419,26 +418,10 @@ fn tell_outcomes(port: u16, trips: &BTreeMap<String, Value>) -> anyhow::Result<(
             "outcome_id": format!("ticket-{number}"), "verdict": verdict, "machine_id": motor,
             "trip_id": trip["trip_id"], "timestamp": now().to_string(),
         });
-        let answer = post(port, &outcome)?;
-        ensure!(answer.starts_with("HTTP/1.1 202 "), "{outcome}: {answer}");
+        let (status, answer) = post_json(port, "/api/outcomes", TOKEN, &outcome.to_string())?;
+        ensure!(status == 202, "{outcome}: {answer}");
     }
     Ok(())
-}
-
-fn post(port: u16, outcome: &Value) -> anyhow::Result<String> {
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-    stream.set_read_timeout(Some(DEADLINE))?;
-    let body = outcome.to_string();
-    write!(
-        stream,
-        "POST /api/outcomes HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
-         Authorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n\
-         Content-Length: {}\r\n\r\n{body}",
-        body.len(),
-    )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
 }
 
 /// All labels were used, and the candidate is better where it was judged: by trips that it has not seen.

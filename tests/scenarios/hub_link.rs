@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::gateway::{Gateway, MOTOR, SENSOR, Shaking, copy_bundle, machine_toml, one_motor};
 use crate::models::{ArchiveServer, pack};
-use crate::plant::{DEADLINE, motor_bundle, now, run_dir};
+use crate::plant::{DEADLINE, kafka, motor_bundle, now, run_dir};
 
 const BEFORE: &str = "motor@1.0.0";
 const NEXT: &str = "motor@1.0.1";
@@ -277,6 +277,36 @@ fn a_twin_that_answers_badly_is_asked_until_both_sides_agree() -> anyhow::Result
     ensure!(status == 404 && answer["message"].is_string(), "{status} {answer}");
     let (status, answer) = hub.block_on(hub.call("getStatus", json!({}), DEADLINE))?;
     ensure!(status == 200 && answer["machines"][0]["machine_id"] == MOTOR, "{status} {answer}");
+    Ok(())
+}
+
+#[test]
+fn what_a_tripped_machine_refuses_comes_into_force_after_its_reset_and_is_told_once()
+-> anyhow::Result<()> {
+    let allowed = [variable("REMOTE_RESET", true)];
+    let linked = Linked::module("hub-put-off", &machine_toml(MOTOR, ""), &allowed)?;
+    linked.check_link(1.0)?;
+    let hub = &linked.hub;
+    let stop = json!({ "machineId": MOTOR, "operator": "Kim", "reason": "again" });
+    let (status, _) = hub.block_on(hub.call("stopMachine", stop, DEADLINE))?;
+    ensure!(status == 200, "{status}");
+    let refused = linked.desire(json!({ "machines": [] }), "refused")?;
+    let version = &refused["settings"]["desired"]["version"];
+    let reset = json!({ "machineId": MOTOR, "operator": "Kim" });
+    eventually("the reset is granted", DEADLINE, || {
+        let (status, answer) = hub.block_on(hub.call("resetMachine", reset.clone(), DEADLINE))?;
+        ensure!(status == 200, "{status} {answer}");
+        Ok(())
+    })?;
+    linked.wait_reported("in force by itself", |reported| {
+        let desired = &reported["settings"]["desired"];
+        desired["version"] == *version && desired["state"] == "in-force"
+    })?;
+    let gateway = &linked.gateway;
+    gateway.wait_for_event("settings-changed", &["machines"])?;
+    let events = kafka()?.read_json(&gateway.plant.topic("machine-events"))?;
+    let told = events.iter().filter(|event| event["event_type"] == "settings-refused").count();
+    ensure!(told == 1, "told {told} times");
     Ok(())
 }
 

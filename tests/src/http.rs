@@ -8,6 +8,8 @@ use std::time::Duration;
 use anyhow::Context;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// What is posted may wait for Kafka.
+const POST_TIMEOUT: Duration = Duration::from_secs(60);
 const BODY_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// Status and body of a GET of `path` on 127.0.0.1.
@@ -21,6 +23,26 @@ pub fn get(port: u16, path: &str) -> anyhow::Result<(u16, String)> {
     let mut answer = Vec::new();
     stream.take(BODY_BYTES_MAX).read_to_end(&mut answer)?;
     parse_answer(&String::from_utf8_lossy(&answer))
+}
+
+/// Status and whole answer of a POST of JSON with a bearer token, on 127.0.0.1.
+///
+/// # Errors
+/// As [`get`].
+pub fn post_json(port: u16, path: &str, token: &str, body: &str) -> anyhow::Result<(u16, String)> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_read_timeout(Some(POST_TIMEOUT))?;
+    write!(
+        stream,
+        "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\
+         Authorization: Bearer {token}\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len(),
+    )?;
+    let mut answer = String::new();
+    stream.take(BODY_BYTES_MAX).read_to_string(&mut answer)?;
+    let status = answer.split(' ').nth(1).context("no status line")?.parse()?;
+    Ok((status, answer))
 }
 
 fn parse_answer(answer: &str) -> anyhow::Result<(u16, String)> {

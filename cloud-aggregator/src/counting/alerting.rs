@@ -1,9 +1,11 @@
 //! From findings and machine events to changes of alerts, and what people found of them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use aggregator_core::rows::{Offset, OutcomeRow};
-use aggregator_core::{AlertBook, AlertEvent, AlertSettings, AlertState, ProcessingTime};
+use aggregator_core::{AlertBook, AlertEvent, AlertSettings, AlertState, ProcessingTime, Settings};
 use shared_proto::model::{DEAD_LETTER_RAW_BYTES_MAX, DeadLetter, MachineEvent, Outcome};
 
 use super::{Counting, Partition};
@@ -45,17 +47,10 @@ impl Counting {
         self.is_dirty = true;
     }
 
-    /// What is open ends also when each finding has become an alert of its own meanwhile.
-    fn alerting(&self) -> AlertSettings {
-        self.settings.alerting.clone().unwrap_or_else(|| AlertSettings {
-            event_severities: BTreeMap::new(),
-            ..AlertSettings::default()
-        })
-    }
-
     /// A trip is an alert, and a reset ends it.
     pub(super) fn judge_event(&mut self, slot: usize, event: &MachineEvent, now: ProcessingTime) {
-        let alerting = self.alerting();
+        let settings = Arc::clone(&self.settings);
+        let alerting = alerting(&settings);
         let (partition, mut events) = (&mut self.partitions[slot], Vec::new());
         partition.open_alerts.handle_machine_event(event, now, &alerting, &mut events);
         note_alerts(&mut self.outcome_counts, &events);
@@ -64,7 +59,8 @@ impl Counting {
 
     /// Ends alerts whose time has come.
     pub fn look_at_alerts(&mut self, now: ProcessingTime) {
-        let alerting = self.alerting();
+        let settings = Arc::clone(&self.settings);
+        let alerting = alerting(&settings);
         for partition in &mut self.partitions {
             let due = partition.open_alerts.poll_timeout(&alerting);
             let is_due = due.is_some_and(|due| due <= now) || partition.open_alerts.is_ahead(now);
@@ -77,6 +73,19 @@ impl Counting {
             partition.take_alert_events(events);
         }
     }
+}
+
+/// What is open ends also when each finding has become an alert of its own meanwhile.
+fn alerting(settings: &Settings) -> Cow<'_, AlertSettings> {
+    settings.alerting.as_ref().map_or_else(
+        || {
+            Cow::Owned(AlertSettings {
+                event_severities: BTreeMap::new(),
+                ..AlertSettings::default()
+            })
+        },
+        Cow::Borrowed,
+    )
 }
 
 /// Outcomes are counted by the rules of their alerts.

@@ -8,9 +8,9 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
-use tracing::{error, warn};
+use tokio::sync::oneshot::error::TryRecvError;
+use tokio::sync::{oneshot, watch};
+use tracing::error;
 
 use super::{ReloadError, Reloader};
 use crate::config::{Desired, DesiredFile, HubMode, Keys, Settings, SettingsError};
@@ -94,9 +94,12 @@ pub(super) struct ByHub {
     next: Option<Desired>,
     /// Version on the disk.
     kept: Option<Desired>,
-    writing: Option<(Desired, JoinHandle<io::Result<()>>)>,
+    writing: Option<(Desired, oneshot::Receiver<io::Result<()>>)>,
     not_kept: Option<String>,
-    again_at: Option<Instant>,
+    /// When `next` is tried again, if it has to wait.
+    try_at: Option<Instant>,
+    /// When the disk is tried again, if it was.
+    write_at: Option<Instant>,
 }
 
 impl ByHub {
@@ -109,37 +112,40 @@ impl ByHub {
             next: None,
             writing: None,
             not_kept: None,
-            again_at: None,
+            try_at: None,
+            write_at: None,
         }
     }
 
     /// Brings what is in force to the disk, without waiting for it.
     fn keep(&mut self, now: Instant) {
-        if let Some((desired, writing)) = self.writing.take_if(|(_, writing)| writing.is_finished())
-        {
-            // It is finished: this does not wait.
-            let result = futures_now(writing);
-            match result {
-                Some(Ok(())) => {
+        if let Some((desired, mut written)) = self.writing.take() {
+            match written.try_recv() {
+                Ok(Ok(())) => {
                     self.kept = Some(desired);
                     self.not_kept = None;
                 }
-                Some(Err(reason)) => self.told_not_kept(reason),
-                None => self.told_not_kept("the thread that writes it panicked".to_owned()),
+                Ok(Err(error)) => self.told_not_kept(error.to_string()),
+                Err(TryRecvError::Closed) => {
+                    self.told_not_kept("the thread that writes it panicked".to_owned());
+                }
+                Err(TryRecvError::Empty) => self.writing = Some((desired, written)),
             }
         }
-        let is_due = self.again_at.is_none_or(|at| at <= now);
+        let is_due = self.write_at.is_none_or(|at| at <= now);
         if self.desired == self.kept || !is_due {
             return;
         }
-        self.again_at = Some(now + AGAIN_INTERVAL);
+        self.write_at = Some(now + AGAIN_INTERVAL);
         if self.writing.is_some() {
             return self.told_not_kept("the disk of device.data-dir does not answer".to_owned());
         }
         if let Some(desired) = self.desired.clone() {
             let (file, of_thread) = (self.file.clone(), desired.clone());
-            let writing = tokio::task::spawn_blocking(move || file.write(&of_thread));
-            self.writing = Some((desired, writing));
+            let (done, written) = oneshot::channel();
+            // At the end of the module nobody asks any more.
+            tokio::task::spawn_blocking(move || drop(done.send(file.write(&of_thread))));
+            self.writing = Some((desired, written));
         }
     }
 
@@ -151,13 +157,14 @@ impl ByHub {
         }
     }
 
-    fn tell(&self, version: u64, result: Result<(), String>) {
+    /// Gives whether that is news.
+    fn tell(&self, version: u64, result: Result<(), String>) -> bool {
         let state = Some(DesiredState { version, result, not_kept: self.not_kept.clone() });
         self.line.outcome.send_if_modified(|shown| {
             let is_news = *shown != state;
             *shown = state;
             is_news
-        });
+        })
     }
 
     /// The file may have come late, or hold another reason now.
@@ -172,26 +179,16 @@ impl ByHub {
     }
 }
 
-/// What a task that is finished has given.
-fn futures_now(writing: JoinHandle<io::Result<()>>) -> Option<Result<(), String>> {
-    use std::task::{Context, Poll, Waker};
-
-    let mut context = Context::from_waker(Waker::noop());
-    match std::pin::pin!(writing).poll(&mut context) {
-        Poll::Ready(Ok(result)) => Some(result.map_err(|error| error.to_string())),
-        Poll::Ready(Err(_)) | Poll::Pending => None,
-    }
-}
-
 impl Reloader {
     /// Puts what the hub desires in force as a whole, or leaves what it desired before.
     pub(super) async fn look_at_hub(&mut self) {
         let now = Instant::now();
         if self.by_hub.line.desired.has_changed().unwrap_or(false) {
             self.by_hub.next.clone_from(&self.by_hub.line.desired.borrow_and_update());
-            self.by_hub.again_at = None;
+            self.by_hub.try_at = None;
+            self.by_hub.write_at = None;
         }
-        let is_due = self.by_hub.again_at.is_none_or(|at| at <= now);
+        let is_due = self.by_hub.try_at.is_none_or(|at| at <= now);
         if let Some(desired) = self.by_hub.next.take_if(|_| is_due) {
             self.try_desired(desired, now).await;
         }
@@ -220,11 +217,13 @@ impl Reloader {
                     | ReloadError::TooManyMachines { .. } => false,
                 };
                 if is_passing {
-                    warn!(version, %refusal, "desired properties are tried again");
                     self.by_hub.next = Some(desired);
-                    self.by_hub.again_at = Some(now + AGAIN_INTERVAL);
+                    self.by_hub.try_at = Some(now + AGAIN_INTERVAL);
                 }
-                self.by_hub.tell(version, Err(refusal.to_string()));
+                // Tried again in vain it says nothing new.
+                if self.by_hub.tell(version, Err(refusal.to_string())) {
+                    self.tell_refusal(&refusal);
+                }
             }
         }
     }
