@@ -5,7 +5,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo aggregator evaluate test lint fuzz long audit bench bench-aggregator bench-spark bench-edge
+.PHONY: help setup demo aggregator evaluate test lint fuzz long audit bench bench-aggregator bench-spark bench-edge images image-arm64 deb deb-try readers
 
 SETUP := deployment-manifests/local/setup
 # Where rustup puts cargo, for shells that were opened before it was installed.
@@ -31,7 +31,7 @@ export EDGE_MODULE_BIN ?= $(CURDIR)/target/debug/edge-module
 export CLOUD_AGGREGATOR_BIN ?= $(CURDIR)/target/debug/cloud-aggregator
 
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\): *## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z0-9-]*\): *## /\1\t/p' Makefile | expand -t 12
 
 setup: ## Install what is missing for everything below
 	@$(SETUP) demo test lint
@@ -103,3 +103,29 @@ bench-edge: ## How fast a stop is and a backlog leaves, with mosquitto and Apach
 	@$(SETUP) test
 	cargo build --workspace --locked --bins --features e2e-tests/services --profile $(PROFILE)
 	@BENCH_PROFILE=$(PROFILE) EDGE_MODULE_BIN=$(PROFILE_DIR)/edge-module $(PROFILE_DIR)/bench_edge
+
+images: ## Both images from source (target/images), their sizes, and the scenario of the containers with them: PROFILE
+	@$(SETUP) images test
+	@PROFILE=$(PROFILE) deployment-manifests/local/images build
+	cargo build --locked --workspace --bins --tests --features e2e-tests/services
+	EDGE_MODULE_IMAGE=localhost/edge-module:latest CLOUD_AGGREGATOR_IMAGE=localhost/cloud-aggregator:latest \
+	  cargo test --locked -p e2e-tests --features services --test scenarios -- containers::
+
+image-arm64: ## Both images for arm64, compiled here and tried under emulation, TensorFlow Lite included: PROFILE
+	@$(SETUP) image-arm64
+	@PROFILE=$(PROFILE) deployment-manifests/local/images arm64
+
+deb: ## The Debian package of the edge module, in target/deb
+	@$(SETUP) deb
+	@command -v cargo-deb >/dev/null || cargo install --locked --version 3.6.3 cargo-deb
+	cargo build --locked --release -p edge-module
+	deployment-manifests/systemd/debian/build
+
+deb-try: ## Installs that package in a Debian with a running systemd (root): start, hang, wrong settings, upgrade, purge
+	@$(SETUP) deb
+	deployment-manifests/systemd/debian/try
+
+readers: ## Every reader of the lake, Spark among them, at each stage of its life
+	@$(SETUP) spark
+	cargo build --workspace --locked --bins --tests --features e2e-tests/services
+	READERS_SPARK=1 cargo test --locked -p e2e-tests --features services --test scenarios -- readers:: --nocapture

@@ -76,6 +76,8 @@ pub struct AlertDesk {
     /// Ids that wait for a place in a channel's queue, oldest first.
     waiting: BTreeMap<Channel, VecDeque<Arc<str>>>,
     owed: BTreeMap<Arc<str>, Owed>,
+    /// How many of these are owed to each channel that is owed any.
+    owed_by_channel: BTreeMap<Channel, usize>,
     /// Ids in the order in which they became owed.
     order: VecDeque<Arc<str>>,
     /// Ids that this process has had, owed or not, with the channels that have taken them; the latest only.
@@ -95,6 +97,7 @@ impl AlertDesk {
             channels,
             waiting,
             owed: BTreeMap::new(),
+            owed_by_channel: BTreeMap::new(),
             order: VecDeque::new(),
             known: BTreeMap::new(),
             known_order: VecDeque::new(),
@@ -106,13 +109,21 @@ impl AlertDesk {
     /// Forgets what is owed: the partitions are somebody else's, or are read back from the lake.
     pub fn clear(&mut self) {
         self.owed.clear();
+        self.owed_by_channel.clear();
         self.order.clear();
         self.waiting.values_mut().for_each(VecDeque::clear);
     }
 
     /// Forgets the events of partitions that are somebody else's now: its state file owes them.
     pub fn forget(&mut self, partitions: &[TopicPartition]) {
-        self.owed.retain(|_, owed| !partitions.contains(&owed.partition));
+        let counts = &mut self.owed_by_channel;
+        self.owed.retain(|_, owed| {
+            let is_kept = !partitions.contains(&owed.partition);
+            if !is_kept {
+                owed.channels.iter().for_each(|channel| take_one(counts, channel));
+            }
+            is_kept
+        });
         let owed = &self.owed;
         self.order.retain(|id| owed.contains_key(id));
         self.waiting.values_mut().for_each(|queue| queue.retain(|id| owed.contains_key(id)));
@@ -146,6 +157,7 @@ impl AlertDesk {
         }
         for channel in &channels {
             self.waiting.entry(channel.clone()).or_default().push_back(Arc::clone(&id));
+            *self.owed_by_channel.entry(channel.clone()).or_insert(0) += 1;
         }
         self.order.push_back(Arc::clone(&id));
         self.owed.insert(id, Owed { partition, alert, delivery, channels });
@@ -187,6 +199,8 @@ impl AlertDesk {
         loop {
             let id = self.order.pop_front()?;
             let Some(owed) = self.owed.remove(&id) else { continue };
+            let counts = &mut self.owed_by_channel;
+            owed.channels.iter().for_each(|channel| take_one(counts, channel));
             let channels: Vec<&str> = owed.channels.iter().map(Channel::as_str).collect();
             let detail = format!(
                 "more than {} alerts are owed (alerts.pending-max): see why {} does not take them",
@@ -236,7 +250,9 @@ impl AlertDesk {
             taken.insert(outcome.channel.clone());
         }
         let owed = self.owed.get_mut(&outcome.id)?;
-        owed.channels.remove(&outcome.channel);
+        if owed.channels.remove(&outcome.channel) {
+            take_one(&mut self.owed_by_channel, &outcome.channel);
+        }
         let undelivered = outcome.given_up.map(|detail| {
             let channel = outcome.channel.as_str();
             counter!(names::ALERTS_GIVEN_UP_TOTAL, "channel" => channel.to_owned()).increment(1);
@@ -272,6 +288,12 @@ impl AlertDesk {
         self.owed.values().filter(|owed| owed.channels.contains(channel)).count()
     }
 
+    /// How many events are owed to each channel that is owed any.
+    #[must_use]
+    pub fn owed_by_channel(&self) -> &BTreeMap<Channel, usize> {
+        &self.owed_by_channel
+    }
+
     /// How many events are owed.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -282,6 +304,16 @@ impl AlertDesk {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.owed.is_empty()
+    }
+}
+
+/// One less for a channel; one that is owed nothing is not listed.
+fn take_one(counts: &mut BTreeMap<Channel, usize>, channel: &Channel) {
+    if let Some(count) = counts.get_mut(channel) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(channel);
+        }
     }
 }
 

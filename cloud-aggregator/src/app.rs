@@ -25,7 +25,7 @@ use crate::reload::Reloader;
 use crate::sink::alert::{Channel, Outcome};
 use crate::sink::alert_topic::AlertTopic;
 use crate::sink::commit::Lake;
-use crate::sink::delta::Location;
+use crate::sink::delta::{LakeError, Location};
 use crate::sink::maintenance::{self, Maintenance, Reports};
 use crate::sink::rows::TELEMETRY;
 use crate::sink::webhook::{TargetHealth, Webhook};
@@ -109,9 +109,7 @@ async fn run_async(
             return Ok(());
         }
     };
-    let lake = opened
-        .with_context(|| format!("lake.location {}", settings.lake.location))
-        .map_err(exit_with(EXIT_STORAGE))?;
+    let lake = opened.map_err(|error| lake_failure(&settings.lake.location, error))?;
     let (stop_sender, stop) = watch::channel(false);
     let mut tasks = JoinSet::new();
     let (events_sender, events) = mpsc::channel(settings.kafka.batch_queue_length);
@@ -158,6 +156,12 @@ async fn run_async(
     leave_group(source, settings.shutdown.drain_timeout / LEAVE_SHARE).await;
     tasks.shutdown().await;
     result
+}
+
+fn lake_failure(location: &str, error: LakeError) -> Failure {
+    let exit_code = if error.is_wrong_place() { EXIT_CONFIG } else { EXIT_STORAGE };
+    let cause = anyhow::Error::from(error).context(format!("lake.location {location}"));
+    Failure { cause, exit_code }
 }
 
 /// The signals that stop the process.
@@ -213,6 +217,7 @@ fn finished(result: Result<(), PipelineError>) -> Result<(), Failure> {
             }
             PipelineError::Source(_) | PipelineError::NothingToRead { .. } => EXIT_UNAVAILABLE,
             PipelineError::Unfinished { .. } => EXIT_TEMPORARY,
+            PipelineError::WrongPlace(_) => EXIT_CONFIG,
             PipelineError::Corrupt { .. } => EXIT_STORAGE,
         };
         Failure { cause: error.into(), exit_code }
@@ -232,7 +237,7 @@ async fn leave_group(source: Arc<Source>, limit: Duration) {
     }
 }
 
-/// Channels, and how those do that may be slow or away.
+/// Channels, and how they are.
 type Channels = (BTreeMap<Channel, Outlet>, Vec<TargetHealth>);
 
 fn open_channels(
@@ -241,14 +246,14 @@ fn open_channels(
     tasks: &mut JoinSet<()>,
 ) -> anyhow::Result<Channels> {
     let alerts = &settings.alerts;
-    let mut channels = BTreeMap::new();
+    let (mut channels, mut health) = (BTreeMap::new(), Vec::new());
     if !alerts.topic.is_empty() {
         let (sender, queue) = mpsc::channel(alerts.queue_length);
         let topic = AlertTopic::new(client_config(&settings.kafka)?, alerts, Handle::current())?;
+        health.push(topic.health());
         tasks.spawn(topic.run(queue, outcomes.clone()));
         channels.insert(Channel::Topic, Outlet { sender, audience: Audience::everything() });
     }
-    let mut health = Vec::new();
     for target in alerts.all_targets() {
         let (sender, queue) = mpsc::channel(alerts.queue_length);
         let audience = target.audience.clone();

@@ -42,8 +42,9 @@ use shared_proto::model::{
 };
 
 use crate::config::Settings;
+use crate::forget::book::{Book, app_id};
 use crate::lake_reader::{DataFile, Row, TableReader, long_at, text_at};
-use crate::sink::delta::LakeError;
+use crate::sink::delta::{LakeError, Location};
 use crate::sink::maintenance::{Clock, system_clock};
 use crate::sink::rows::TELEMETRY;
 use kept::Kept;
@@ -67,6 +68,8 @@ const SOURCE_COLUMNS: [&str; 3] = ["source_topic", "source_partition", "source_o
 const WINDOWS_EXPIRED: &str = "the window began before the dates that the retention keeps";
 /// Why windows are left out.
 const SEVERAL_PARTITIONS: &str = "readings of one window stand in several partitions";
+/// Why windows are left out.
+const FORGOTTEN: &str = "readings of its partition were forgotten on request";
 /// Why rows are left out.
 const UNREAD: &str = "rows of partitions whose state cannot be read: not compared";
 
@@ -142,6 +145,7 @@ async fn audit_moment(
     // After the tables were opened: what is removed later is still in them.
     let kept = Kept::new(settings, clock());
     let mut audit = Audit::new(&moment, settings, kept);
+    audit.read_book(settings, &moment).await?;
     // First: they tell which topics were made anew.
     audit.read_side(&moment, SideTable::MachineEvents.as_str(), &mut report).await?;
     audit.read_telemetry(&moment, &mut report).await?;
@@ -202,6 +206,21 @@ impl Audit {
             windows_since: kept.windows_since(None),
             kept,
         }
+    }
+
+    /// What was deleted on request by commits that the tables of this moment have.
+    async fn read_book(&mut self, settings: &Settings, moment: &Moment) -> Result<(), AuditError> {
+        let book = Book::open(&Location::existing(&settings.lake)?)?;
+        for (name, entry) in book.entries().await? {
+            let Some(table) = moment.tables.get(entry.table.as_str()) else { continue };
+            if table.transaction(&app_id(&name)).await?.is_none() {
+                continue;
+            }
+            for (partition, records) in &entry.records {
+                self.seen_of(partition).note_forgotten(&entry.table, *records);
+            }
+        }
+        Ok(())
     }
 
     async fn read_telemetry(
@@ -403,6 +422,9 @@ impl Audit {
             if let Some(why) = self.excuse_row(key, row, own, moment) {
                 return report.leave_out_window(why);
             }
+            if self.may_be_forgotten(key, counted, row, own, moment) {
+                return report.leave_out_window(FORGOTTEN);
+            }
             let start = EventTime::from_micros(*start);
             report.differs(format!("window of {name} for {group} from {start}: {how}"));
         }
@@ -426,6 +448,25 @@ impl Audit {
             return Some(Cow::Owned(moment.tell_broken(place)));
         }
         moment.excuse(key, row.by, own).map(Cow::Borrowed)
+    }
+
+    /// Whether a row tells of readings that were deleted on request: there are fewer than it counts, in a partition that lost some.
+    fn may_be_forgotten(
+        &self,
+        key: &WindowKey,
+        counted: Option<&Counted>,
+        row: Option<&FoundRow>,
+        own: Option<&TopicPartition>,
+        moment: &Moment,
+    ) -> bool {
+        let Some(row) = row else { return false };
+        let has_forgotten =
+            |partition: &TopicPartition| self.seen.get(partition).is_some_and(Seen::has_forgotten);
+        let is_of_such = match own {
+            Some(own) => has_forgotten(own),
+            None => moment.origins.of(row.by, &key.1).iter().any(|it| has_forgotten(&it.0)),
+        };
+        is_of_such && counted.is_none_or(|counted| counted.count < row.count)
     }
 
     async fn read_side(

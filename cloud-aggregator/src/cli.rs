@@ -47,6 +47,90 @@ pub enum Command {
     /// Look at what was refused, and send it again.
     #[command(subcommand)]
     DeadLetters(Letters),
+    /// What the tables are.
+    #[command(subcommand)]
+    Lake(Lake),
+}
+
+/// What to do with the tables.
+#[derive(Debug, Subcommand)]
+pub enum Lake {
+    /// Print what a reader of the tables may rely on: their columns, types, units, partitions and meaning.
+    Contract {
+        /// How it is printed.
+        #[arg(long, value_enum, default_value_t = ContractFormat::Odcs)]
+        format: ContractFormat,
+    },
+    /// Take one sensor's rows, or one person's name, out of every table: exit code 0; 64 without --yes or with a blank name, 74 if
+    /// the lake cannot be read or written.
+    ///
+    /// Of a sensor every row is deleted. Of a person the name is taken out of what was reported, and what was found stays. Dead letters
+    /// that hold the name are deleted. Aggregators may run meanwhile; windows of the sensor that are still open are written when they
+    /// close, so let it fall silent first. Kafka keeps its records as long as it keeps them.
+    Forget(LakeForget),
+    /// Copy the lake to another storage while it is written: exit code 0; 64 without a place, 74 if a storage refuses, 75 if the lake does
+    /// not hold still, 78 if the place is not empty or no copy of this lake, or the move cannot be taken back.
+    ///
+    /// Each run copies what the copy lacks, and can be cut off anywhere. `--final` ends the move: from then on aggregators with the old
+    /// location stop with exit code 78, and those with the new one go on where they were. Needs the rights to write both places.
+    Copy(LakeCopy),
+}
+
+/// `lake copy`.
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("place").required(true).multiple(true).args(["to", "to_config"]))]
+pub struct LakeCopy {
+    /// Which configuration: that of the lake as it is.
+    #[command(flatten)]
+    pub config: ConfigFile,
+    /// Folder or URL of the new place; with the storage options of this configuration, or of --to-config.
+    #[arg(long)]
+    pub to: Option<String>,
+    /// Configuration of the aggregators at the new place; its [lake] is what is read.
+    #[arg(long)]
+    pub to_config: Option<PathBuf>,
+    /// End the move, and refuse the old place to whoever writes there.
+    #[arg(long = "final", conflicts_with = "reopen")]
+    pub is_final: bool,
+    /// Also compare the bytes of the data files that are there already.
+    #[arg(long, conflicts_with = "reopen")]
+    pub compare: bool,
+    /// Take the move back, if nothing was written at the new place.
+    #[arg(long)]
+    pub reopen: bool,
+}
+
+/// `lake forget`.
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("whom").required(true).args(["sensor", "person"]))]
+pub struct LakeForget {
+    /// Which configuration.
+    #[command(flatten)]
+    pub config: ConfigFile,
+    /// Name of the sensor, as in `sensor_id`.
+    #[arg(long)]
+    pub sensor: Option<String>,
+    /// Name of the person, as in `reported_by` and `operator`.
+    #[arg(long)]
+    pub person: Option<String>,
+    /// Delete the files that held them at once: queries that are running fail, and older versions of the tables are gone.
+    #[arg(long)]
+    pub now: bool,
+    /// Do it.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub yes: bool,
+    /// Count the rows, and touch none.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// How the contract is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ContractFormat {
+    /// Open Data Contract Standard, JSON.
+    Odcs,
+    /// For people.
+    Markdown,
 }
 
 /// What to do with alerts.

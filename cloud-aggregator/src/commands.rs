@@ -8,12 +8,19 @@ use shared_proto::model::EventTime;
 use crate::alerts::commands::{self as alert_commands, AlertsError};
 use crate::app::Failure;
 use crate::audit::{self, AuditError};
-use crate::cli::{Alerts, AuditArguments, Letters, LettersReplay};
+use crate::cli::{
+    Alerts, AuditArguments, ContractFormat, LakeCopy, LakeForget, Letters, LettersReplay,
+};
 use crate::config::Settings;
 use crate::dead_letters::{self, LettersError, ReplayError, Replayed, Selection, replay};
+use crate::forget::edit::Whom;
+use crate::forget::{self, ForgetError};
+use crate::lake_contract::{self, Contract, dictionary};
+use crate::lake_copy::{self, CopyError};
 use crate::outcomes;
 use crate::outcomes::report::{self, PrecisionArguments};
 use crate::sink::alert::{self, EventKind};
+use crate::sink::maintenance::system_clock;
 
 /// The command line asks for something that cannot be (`EX_USAGE` of sysexits.h).
 const EXIT_USAGE: u8 = 64;
@@ -176,6 +183,82 @@ pub fn schema(event: &str, out: &mut impl Write) -> Result<u8, Failure> {
     };
     let written = writeln!(out, "{schema:#}");
     written.map_err(|error| Failure { cause: error.into(), exit_code: 1 })?;
+    Ok(0)
+}
+
+/// `lake contract`. Gives the exit code.
+///
+/// # Errors
+/// The output cannot be written.
+pub fn contract(format: ContractFormat, out: &mut impl Write) -> Result<u8, Failure> {
+    let software = |cause: anyhow::Error| Failure { cause, exit_code: EXIT_SOFTWARE };
+    let text = match format {
+        ContractFormat::Odcs => lake_contract::TEXT.to_owned(),
+        ContractFormat::Markdown => {
+            let contract = Contract::parse(lake_contract::TEXT);
+            dictionary::markdown(&contract.map_err(|error| software(error.into()))?)
+        }
+    };
+    let written = out.write_all(text.as_bytes());
+    written.map_err(|error| Failure { cause: error.into(), exit_code: 1 })?;
+    Ok(0)
+}
+
+/// `lake forget`. Gives the exit code.
+///
+/// # Errors
+/// What is asked for cannot be, or the lake cannot be read or written.
+pub fn forget(
+    settings: &Settings,
+    arguments: &LakeForget,
+    out: &mut impl Write,
+) -> Result<u8, Failure> {
+    let LakeForget { sensor, person, now, yes, dry_run, .. } = arguments;
+    let whom = match (sensor, person) {
+        (Some(sensor), _) => Whom::Sensor(sensor.clone()),
+        (None, Some(person)) => Whom::Person(person.clone()),
+        (None, None) => {
+            let cause = anyhow::anyhow!("give --sensor or --person");
+            return Err(Failure { cause, exit_code: EXIT_USAGE });
+        }
+    };
+    let options = forget::Options { yes: *yes, dry_run: *dry_run, now: *now };
+    let (lake, maintenance) = (&settings.lake, &settings.maintenance);
+    let clock = system_clock();
+    let work = forget::forget(lake, maintenance, &whom, options, &clock, out);
+    block_on(work)?.map_err(|error| {
+        let exit_code = match &error {
+            ForgetError::Lake(_) | ForgetError::NoTable { .. } => EXIT_STORAGE,
+            ForgetError::Name | ForgetError::NotConfirmed => EXIT_USAGE,
+            ForgetError::Output(_) => 1,
+        };
+        Failure { cause: error.into(), exit_code }
+    })?;
+    Ok(0)
+}
+
+/// `lake copy`. Gives the exit code.
+///
+/// # Errors
+/// What is asked for cannot be, or a storage refuses.
+pub fn copy(
+    settings: &Settings,
+    arguments: &LakeCopy,
+    out: &mut impl Write,
+) -> Result<u8, Failure> {
+    let failed = |error: CopyError| {
+        let exit_code = error.exit_code();
+        Failure { cause: error.into(), exit_code }
+    };
+    let LakeCopy { to, to_config, is_final, compare, reopen, .. } = arguments;
+    let target = lake_copy::target(&settings.lake, to.as_deref(), to_config.as_deref());
+    let target = target.map_err(failed)?;
+    let options = lake_copy::Options { is_final: *is_final, compares_bytes: *compare };
+    let lake = &settings.lake;
+    match reopen {
+        true => block_on(lake_copy::reopen(lake, &target, out))?.map_err(failed)?,
+        false => block_on(lake_copy::copy(lake, &target, options, out))?.map_err(failed)?,
+    }
     Ok(0)
 }
 

@@ -20,6 +20,7 @@ mod alerting;
 mod alerts;
 mod event_hubs;
 mod keys;
+pub(crate) mod lake;
 mod maintenance;
 mod read;
 mod spread;

@@ -1,11 +1,13 @@
 //! What `/healthz`, `/readyz` and `/status` tell.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aggregator_core::Accounting;
 use serde::Serialize;
 
+use crate::sink::alert::Channel;
 use crate::sink::webhook::{TargetHealth, TargetStatus};
 
 /// Where the pipeline stands.
@@ -48,9 +50,12 @@ pub struct Status {
     pub settings_refused: Option<String>,
     /// Alerts owed to some channel.
     pub alerts_owed: usize,
+    /// Alerts owed to each channel that is owed any: `alert_targets` tells them.
+    #[serde(skip)]
+    pub alerts_owed_by_channel: BTreeMap<Channel, usize>,
     /// What became of all records of these partitions since they were first read.
     pub accounting: Accounting,
-    /// Whom alerts go to by HTTP, and how they are.
+    /// Whom alerts go to, the topic first, and how they are.
     pub alert_targets: Vec<TargetStatus>,
     /// Records missing by device, the first of them: who, how many, between which sequences. Only of the instance that watches.
     pub device_gaps: Vec<String>,
@@ -85,8 +90,14 @@ impl Health {
     #[must_use]
     pub fn status(&self) -> Status {
         let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
-        let alert_targets = targets.iter().map(TargetHealth::status).collect();
-        Status { alert_targets, ..self.lock().clone() }
+        let mut status = self.lock().clone();
+        let owed = &status.alerts_owed_by_channel;
+        let with_owed = |target: TargetStatus| {
+            let mut found = owed.iter().filter(|(channel, _)| channel.as_str() == target.name);
+            TargetStatus { owed: found.next().map_or(0, |(_, count)| *count), ..target }
+        };
+        status.alert_targets = targets.iter().map(|it| with_owed(it.status())).collect();
+        status
     }
 
     /// Why records are not flowing into the lake; empty if they are.
@@ -114,5 +125,27 @@ impl Health {
 
     fn lock(&self) -> MutexGuard<'_, Status> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_channel_tells_what_it_is_owed() {
+        let health = Health::default();
+        health.watch_targets(vec![TargetHealth::of_topic()]);
+        assert_eq!(health.status().alert_targets[0].owed, 0);
+        health.update(|status| {
+            status.alerts_owed = 3;
+            status.alerts_owed_by_channel =
+                [(Channel::Topic, 2), (Channel::Target("cmms".into()), 3)].into();
+        });
+        let shown = serde_json::to_value(health.status()).expect("JSON");
+        assert_eq!(shown["alerts_owed"], 3);
+        assert_eq!(shown["alert_targets"][0]["name"], "topic");
+        assert_eq!(shown["alert_targets"][0]["owed"], 2);
+        assert!(shown.get("alerts_owed_by_channel").is_none(), "{shown}");
     }
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use cloud_aggregator::app::{self, Failure};
 use cloud_aggregator::causes::without_backtrace;
-use cloud_aggregator::cli::{Alerts, Cli, Command, Format, Letters, Rules, RulesTest};
+use cloud_aggregator::cli::{Alerts, Cli, Command, Format, Lake, Letters, Rules, RulesTest};
 use cloud_aggregator::commands;
 use cloud_aggregator::config::{Keys, Settings};
 use cloud_aggregator::outcomes::report::Report;
@@ -35,6 +35,11 @@ fn main() -> ExitCode {
         Command::Alerts(Alerts::Schema { event }) => {
             return look(|out| commands::schema(event, out));
         }
+        Command::Lake(Lake::Contract { format }) => {
+            return look(|out| commands::contract(*format, out));
+        }
+        Command::Lake(Lake::Forget(arguments)) => &arguments.config,
+        Command::Lake(Lake::Copy(arguments)) => &arguments.config,
         Command::Alerts(Alerts::List(list)) => &list.config,
         Command::Alerts(Alerts::Test(test)) => &test.config,
         Command::Alerts(Alerts::Replay(replay)) => &replay.config,
@@ -71,6 +76,13 @@ fn execute(command: Command, settings: Settings, keys: Keys) -> ExitCode {
             look(|out| commands::precision(&settings, &arguments, out))
         }
         Command::Alerts(command) => look(|out| commands::alerts(&settings, &command, out)),
+        Command::Lake(Lake::Contract { format }) => look(|out| commands::contract(format, out)),
+        Command::Lake(Lake::Forget(arguments)) => {
+            look(|out| commands::forget(&settings, &arguments, out))
+        }
+        Command::Lake(Lake::Copy(arguments)) => {
+            look(|out| commands::copy(&settings, &arguments, out))
+        }
     }
 }
 
@@ -78,6 +90,9 @@ fn execute(command: Command, settings: Settings, keys: Keys) -> ExitCode {
 fn check_config(settings: &Settings) -> ExitCode {
     for rule in settings.spread_rules() {
         tell(&format!("warning: {rule}"));
+    }
+    for text in settings.lake.warnings(std::time::SystemTime::now()) {
+        tell(&format!("warning: {text}"));
     }
     say("configuration is valid")
 }

@@ -124,6 +124,8 @@ pub struct Pipeline {
     lost_races: u32,
     /// Partitions were read into this lake before.
     is_lake_begun: bool,
+    /// Why nothing is to be written here any more.
+    wrong_place: Option<String>,
 }
 
 impl Pipeline {
@@ -162,6 +164,7 @@ impl Pipeline {
             is_write_refused: false,
             lost_races: 0,
             is_lake_begun: false,
+            wrong_place: None,
             parts,
         }
     }
@@ -187,6 +190,7 @@ impl Pipeline {
                 () = tokio::time::sleep(wait) => {}
             }
             self.poll().await?;
+            self.check_place()?;
             self.check_patience()?;
         }
         self.parts.health.update(|status| status.stage = HealthStage::Stopping);
@@ -202,6 +206,7 @@ impl Pipeline {
             counting.mark_dirty();
         }
         self.commit_to_the_end().await?;
+        self.check_place()?;
         if self.parts.settings.trigger.available_now && !self.is_drained {
             return Err(PipelineError::Unfinished { records: self.records });
         }
@@ -558,7 +563,9 @@ impl Pipeline {
         let wait = self.backoff.wait();
         self.is_drained = false;
         let text = describe(failure);
-        if failure.is_lost_race() {
+        if failure.is_wrong_place() {
+            self.wrong_place = Some(text.clone());
+        } else if failure.is_lost_race() {
             self.note_lost_race(&text, wait);
         } else {
             error!(error = text, ?wait, "the lake does not take rows, consumption pauses");

@@ -21,8 +21,10 @@ use crate::models::ShownModel;
 use crate::telemetry;
 
 mod connections;
+mod journal;
 
 use connections::Limits;
+pub use journal::{JournalStatus, LostRange};
 
 /// A part that is at work for longer is shown.
 const BUSY_MAX: Duration = Duration::from_secs(5);
@@ -94,6 +96,7 @@ struct Shown {
     settings: ShownSettings,
     learning: BTreeMap<MachineId, LearnProgress>,
     baselines: BTreeMap<MachineId, ShownBaseline>,
+    journal: JournalStatus,
 }
 
 /// What was learnt of a machine.
@@ -274,6 +277,7 @@ impl Board {
             generation: shown.generation,
             models: shown.models.clone(),
             settings: shown.settings.clone(),
+            journal: shown.journal.clone(),
             parts: shown
                 .states()
                 .map(|(part, state)| (part.as_str(), state.err().unwrap_or("ok".to_owned())))
@@ -329,6 +333,8 @@ pub async fn serve(
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics_page))
         .route("/status", get(status))
+        .fallback(not_found)
+        .method_not_allowed_fallback(not_allowed)
         .with_state(pages);
     connections::serve(listener, router, Limits::ADMIN, stop).await;
 }
@@ -360,6 +366,8 @@ pub struct Status {
     pub models: BTreeMap<String, ShownModel>,
     /// Those in force.
     pub settings: ShownSettings,
+    /// What waits, and which way it leaves.
+    pub journal: JournalStatus,
     /// `ok`, or why not.
     pub parts: BTreeMap<&'static str, String>,
     /// In the order of their names.
@@ -386,6 +394,28 @@ async fn status(State(pages): State<Pages>) -> Response {
         Ok(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
+}
+
+/// Of what is no page, and of what does not read one.
+async fn not_found() -> Response {
+    let detail = "nothing is here: the pages are /healthz, /readyz, /metrics and /status";
+    problem(StatusCode::NOT_FOUND, "Not Found", detail)
+}
+
+async fn not_allowed() -> Response {
+    let detail = "pages are read with the method GET: nothing is changed here";
+    let allow = [(header::ALLOW, "GET, HEAD")];
+    (allow, problem(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed", detail)).into_response()
+}
+
+/// RFC 9457.
+fn problem(code: StatusCode, title: &str, detail: &str) -> Response {
+    let status = code.as_u16();
+    let body = serde_json::json!({
+        "type": "about:blank", "title": title, "status": status, "detail": detail,
+    });
+    let content_type = [(header::CONTENT_TYPE, "application/problem+json")];
+    (code, content_type, body.to_string()).into_response()
 }
 
 #[cfg(test)]
@@ -449,5 +479,35 @@ mod tests {
         board.set(Part::Journal, Ok(()));
         board.end(Part::Journal);
         assert_eq!(board.lines(), ["journal: ok\n"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_page_or_no_reading_says_so() -> anyhow::Result<()> {
+        let (listener, address) = bind((Ipv4Addr::LOCALHOST, 0).into()).await?;
+        let metrics = PrometheusBuilder::new().build_recorder().handle();
+        let server = tokio::spawn(serve(listener, Board::default(), metrics, pending()));
+        let check = async |method: &str, path: &str, status: u16, part: &str| {
+            let mut stream = TcpStream::connect(address).await?;
+            let request = format!("{method} {path} HTTP/1.1\r\nhost: test\r\n\r\n");
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = String::new();
+            timeout(DEADLINE, stream.read_to_string(&mut answer)).await.context("no answer")??;
+            let (head, body) = answer.split_once("\r\n\r\n").context("no head")?;
+            assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{method} {path}: {head}");
+            assert!(head.contains("content-type: application/problem+json"), "{head}");
+            assert_eq!(head.matches("allow: GET,").count(), usize::from(status == 405), "{head}");
+            let body: serde_json::Value = serde_json::from_str(body)?;
+            assert_eq!(body["status"], status, "{body}");
+            assert!(body["detail"].as_str().is_some_and(|text| text.contains(part)), "{body}");
+            anyhow::Ok(())
+        };
+        for path in ["/", "/nothing", "/healthz/", "/status/x", "/%2e%2e/status"] {
+            check("GET", path, 404, "/healthz, /readyz").await?;
+        }
+        for method in ["POST", "PUT", "DELETE", "OPTIONS", "PURGE"] {
+            check(method, "/status", 405, "GET").await?;
+        }
+        server.abort();
+        Ok(())
     }
 }

@@ -5,7 +5,7 @@
 //! | `protection` | own, one thread | sessions of the sensors, paths to the machines, the stop path |
 //! | `journal` | own, one thread | the journal: its fsync blocks nobody else |
 //! | `latches` | none | writes latches |
-//! | `forwarder` | own, one thread | Kafka |
+//! | `forwarder` | own, one thread | Kafka, and what leaves by the hub |
 //! | main | own, one thread | recording session, admin pages, signals, settings read again |
 //!
 //! `protection` runs at a higher priority where that is allowed (`protection.nice`), all but it and `latches` at a lower one
@@ -14,6 +14,7 @@
 //! A panic on the protection thread ends the process: the machine side must take our silence as a trip.
 
 mod lines;
+mod signals;
 
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -34,6 +35,7 @@ use crate::calibration::{BaselineFolder, Baselines};
 use crate::cli::{EXIT_CONFIG, EXIT_DATA_DIR, EXIT_FAILURE, say};
 use crate::config::{Model, Settings};
 use crate::data_dir::{DataDir, Latches, read_patiently};
+use crate::hub::telemetry::Uplink;
 use crate::intake::InputTopics;
 use crate::journal::{Connections, Delivered, JournalCommand, Recorder, chain, durable_at_start};
 use crate::kafka::{Forwarder, Start, now};
@@ -50,15 +52,16 @@ use crate::scoring::{Bundle, Models, load_models};
 use crate::store::{Journal, JournalSettings, Lane, SegmentedJournal, generation_folder};
 use crate::supervise::run_again_after_panic;
 use crate::telemetry::{self, LogFilter};
+use crate::watchdog::Supervisor;
 use lines::{
     BaselineLines, HubLines, ModelLines, access, connect_settings, keep_baselines, start_link,
+    telemetry_line,
 };
+use signals::Signals;
 
 /// Messages between the recording session and its path. Small: what waits here is not acknowledged.
 const SESSION_QUEUE_LENGTH: usize = 256;
 const LATCH_QUEUE_LENGTH: usize = 1_024;
-/// How often the threads are looked at.
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// How long the end waits for the journal's last fsync.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// How long the end waits for the broker to take the last acknowledgements.
@@ -226,7 +229,22 @@ struct Sources {
 struct Stops {
     intake: watch::Sender<bool>,
     forwarder: watch::Sender<bool>,
+    /// After the forwarder: what it sends at its end may leave by the hub.
+    link: watch::Sender<bool>,
     journal: watch::Sender<bool>,
+    supervisor: Supervisor,
+}
+
+impl Stops {
+    fn new() -> Self {
+        Self {
+            intake: watch::Sender::new(false),
+            forwarder: watch::Sender::new(false),
+            link: watch::Sender::new(false),
+            journal: watch::Sender::new(false),
+            supervisor: Supervisor::from_environment(),
+        }
+    }
 }
 
 struct Threads {
@@ -275,11 +293,7 @@ fn run_tasks(
     for kept in baselines.values() {
         board.show_baseline(&kept.baseline);
     }
-    let stops = Stops {
-        intake: watch::Sender::new(false),
-        forwarder: watch::Sender::new(false),
-        journal: watch::Sender::new(false),
-    };
+    let stops = Stops::new();
     // First the machines are protected; a journal that does not open must not delay that.
     let path =
         start_stop_path(settings, sources, (&initial.models, &baselines), latches, &stops, &board)?;
@@ -291,6 +305,8 @@ fn run_tasks(
             drop(stop.wait_for(|is_stopping| *is_stopping).await);
         }));
         let mut signals = Signals::new()?;
+        let supervisor = stops.supervisor.clone();
+        tokio::spawn(supervisor.pulse(board.clone(), stops.intake.subscribe()));
         let opened = tokio::select! {
             journal = open_journal(settings, data_dir, &board) => journal.map(Some),
             result = signals.wait_for_end(&path.protection, None, &board) => result.map(|()| None),
@@ -371,7 +387,8 @@ async fn run_with_journal(
             warn!("the start is not journalled: the queue of machine events is full");
         }
     }
-    let lines = (event_receiver, historical_after, recording);
+    let (uplink, downlink) = telemetry_line(settings);
+    let lines = (event_receiver, historical_after, recording, uplink);
     let Rest { session, recording, commands, threads } =
         start_rest(settings, journal, (&initial.models, &baselines), lines, &stops, board)?;
     let (session_events, session_receiver) = mpsc::channel(SESSION_QUEUE_LENGTH);
@@ -379,7 +396,7 @@ async fn run_with_journal(
     let session = tokio::spawn(session.run(session_events));
     let recording = tokio::spawn(recording.run(session_receiver, stops.intake.subscribe()));
     let reloader = tokio::spawn(reloader.run(stops.intake.subscribe()));
-    let link = start_link(settings, hub, board, &stops.intake);
+    let link = start_link(settings, (hub, downlink), board, &stops.link);
     let ModelLines { reached, settings: newest, troubles } = models;
     let manager = ModelManager::new(settings.clone(), initial, own_name(settings), reached);
     let manager = tokio::spawn(manager.run(newest, troubles, stops.intake.subscribe()));
@@ -390,12 +407,10 @@ async fn run_with_journal(
     let leaving = recording.await.ok().map(|events| Leaving { client, acknowledgements, events });
     wait_for_part("settings", reloader).await;
     wait_for_part("models", manager).await;
-    if let Some(link) = link {
-        wait_for_part("link to the hub", link).await;
-    }
     keeper.abort();
+    let lasting = (threads, link);
     let finished =
-        finish(settings, events, commands, leaving, stops, threads, protection, latches).await;
+        finish(settings, events, commands, leaving, stops, lasting, protection, latches).await;
     session.abort();
     result.and(finished)
 }
@@ -482,7 +497,7 @@ fn start_stop_path(
             restored,
             sinks,
             lines.protection,
-            intake,
+            (intake, stops.supervisor.clone()),
         )?,
         events,
         event_receiver,
@@ -495,16 +510,19 @@ fn start_stop_path(
     })
 }
 
+type RestLines =
+    (mpsc::Receiver<MachineEvent>, watch::Receiver<Duration>, recording::Links, Option<Uplink>);
+
 /// Starts the threads of journal and forwarder, and makes what runs on this one.
 fn start_rest(
     settings: &Settings,
     journal: SegmentedJournal,
     known: (&Models, &Baselines),
-    lines: (mpsc::Receiver<MachineEvent>, watch::Receiver<Duration>, recording::Links),
+    lines: RestLines,
     stops: &Stops,
     board: &Board,
 ) -> anyhow::Result<Rest> {
-    let (event_receiver, historical_after, links) = lines;
+    let (event_receiver, historical_after, links, hub) = lines;
     let (generation, next_sequence) = (journal.generation(), journal.next_sequence().0);
     board.show_generation(generation.0);
     let (device_id, machines) = (&settings.device.id, settings.machines.len());
@@ -525,6 +543,8 @@ fn start_rest(
         device_id: settings.device.id.clone(),
         generation,
         acknowledged: Lane::ALL.map(|lane| (lane, journal.acknowledged(lane))),
+        upstream: settings.upstream.clone(),
+        hub,
     };
     let forwarder =
         Forwarder::new(settings.kafka.clone(), start, reader, commands.clone(), board.clone())?
@@ -610,7 +630,7 @@ async fn finish(
     commands: mpsc::Sender<JournalCommand>,
     leaving: Option<Leaving>,
     stops: Stops,
-    threads: Threads,
+    (threads, link): (Threads, Option<tokio::task::JoinHandle<()>>),
     protection: JoinHandle<()>,
     latches: JoinHandle<()>,
 ) -> anyhow::Result<()> {
@@ -637,6 +657,10 @@ async fn finish(
     drop(commands);
     stops.forwarder.send_replace(true);
     let forwarder = join(threads.forwarder, "forwarder").await;
+    stops.link.send_replace(true);
+    if let Some(link) = link {
+        wait_for_part("link to the hub", link).await;
+    }
     stops.journal.send_replace(true);
     let journal = join(threads.journal, "journal").await;
     let latches = join(latches, "latches").await;
@@ -646,60 +670,6 @@ async fn finish(
 async fn join(thread: JoinHandle<()>, name: &'static str) -> anyhow::Result<()> {
     let joined = tokio::task::spawn_blocking(move || thread.join()).await?;
     joined.map_err(|_| anyhow::anyhow!("thread {name} panicked"))
-}
-
-/// What ends the module from outside.
-struct Signals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn new() -> anyhow::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    /// A signal, or the end of the stop path. Without journal or forwarder the machines are still protected: the module goes
-    /// on and says that it is not ready.
-    async fn wait_for_end(
-        &mut self,
-        protection: &JoinHandle<()>,
-        threads: Option<&Threads>,
-        board: &Board,
-    ) -> anyhow::Result<()> {
-        let mut look = tokio::time::interval(LOOK_INTERVAL);
-        let others = threads.map(|threads| {
-            [
-                (Part::Journal, "journal", &threads.journal),
-                (Part::Forwarder, "forwarder", &threads.forwarder),
-            ]
-        });
-        let mut reported = [false; 2];
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => { info!("SIGTERM"); return Ok(()); }
-                _ = self.interrupt.recv() => { info!("SIGINT"); return Ok(()); }
-                _ = look.tick() => {}
-            }
-            if protection.is_finished() {
-                bail!("thread protection ended unexpectedly");
-            }
-            for ((part, name, thread), is_reported) in others.iter().flatten().zip(&mut reported) {
-                if thread.is_finished() && !std::mem::replace(is_reported, true) {
-                    error!(
-                        thread = name,
-                        "ended unexpectedly: machines stay protected, restart the module"
-                    );
-                    board.set(*part, Err(format!("thread {name} ended: restart the module")));
-                }
-            }
-        }
-    }
 }
 
 fn spawn(
@@ -759,7 +729,7 @@ fn spawn_protection(
     restored: Vec<RestoredLatch>,
     sinks: Sinks,
     links: protection::Links,
-    stop: watch::Receiver<bool>,
+    (stop, supervisor): (watch::Receiver<bool>, Supervisor),
 ) -> anyhow::Result<JoinHandle<()>> {
     let mut sensors = SensorSessions::new(&settings)?;
     let (actuation, paths) = Actuation::new(&settings, sinks.board.clone())?;
@@ -773,6 +743,7 @@ fn spawn_protection(
             let mut tasks = JoinSet::new();
             sensors.start(&mut tasks);
             let reports = paths.start(&mut tasks);
+            tokio::spawn(supervisor.feed());
             protection.run(sensors, reports, tasks, heartbeat_interval, stop).await;
         });
         Ok(())

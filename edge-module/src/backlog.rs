@@ -139,6 +139,20 @@ impl Backlog {
         }
     }
 
+    /// Of pieces that were read elsewhere, those of sensors that rules name.
+    #[must_use]
+    pub fn watched_of(&self, mut pieces: Pieces) -> Pieces {
+        pieces.pieces.retain(|piece| {
+            let sensor = match piece {
+                Piece::Reading(reading) => &reading.sensor_id,
+                Piece::Block(block, _) => &block.sensor_id,
+                Piece::Unusable(sensor) => sensor,
+            };
+            self.watched.contains(sensor)
+        });
+        pieces
+    }
+
     /// Whether something waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -19,6 +19,7 @@ mod actuator;
 mod bearing;
 mod desired;
 mod filters;
+mod inputs;
 mod iot_hub;
 mod keys;
 mod learning;
@@ -26,95 +27,23 @@ mod machine;
 mod model;
 mod plausible;
 mod types;
+mod upstream;
 mod validate;
 
 pub use actuator::{Actuator, ModbusTcp};
 pub use bearing::Bearing;
 pub use desired::{Desired, DesiredFile};
+pub use inputs::{OpcNode, OpcPublisher};
+use iot_hub::device_of_runtime;
 pub use iot_hub::{HubMode, IotHub};
 pub use keys::Keys;
+use keys::MACHINE_KEYS;
 pub use learning::{Condition, ConditionRange, Learning};
 pub use machine::{Machine, Sensor};
 pub use model::{DEFAULT_MODEL, Model, ScoredBy, ScoredSensor};
+pub use upstream::{MESSAGE_BYTES_MAX, UpstreamName, Upstreams};
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
-/// Every key that an entry of a list of tables may have: the default file has none.
-const MACHINE_KEYS: &str = r#"
-[[machines]]
-id = ""
-scored-sensors = []
-votes = 1
-of = 1
-score-threshold = 1.0
-score-action = "trip"
-score-during-startup = "enforce"
-trip-on-silence = "1s"
-on-fault = "alarm"
-startup-suppression = "0s"
-dry-run = false
-conditions-stale-after = "1m"
-shaft-speed-sensor = ""
-shaft-rpm = 1.0
-[[machines.bearings]]
-name = ""
-rolling-elements = 2
-element-diameter = 1.0
-pitch-diameter = 2.0
-contact-angle-deg = 0.0
-[[machines.conditions]]
-name = ""
-ranges = [{ sensor = "", min = 0.0, max = 1.0 }]
-[[machines.limits]]
-name = ""
-sensor = ""
-quantity = ""
-above = 1.0
-below = 0.0
-hysteresis = 0.0
-on-delay = "0s"
-off-delay = "0s"
-action = "trip"
-during-startup = "enforce"
-[[machines.sensors]]
-id = ""
-range = { min = 0.0, max = 1.0 }
-frozen-after = "1s"
-frozen-tolerance = 0.0
-saturation = 1.0
-full-scale = 1.0
-sample-rate = 1.0
-sample-rate-tolerance = 0.0
-missing-samples-max = 0.5
-clock-drift-max = "1s"
-recovers-after = "1s"
-on-fault = "alarm"
-[[machines.actuators]]
-kind = "mqtt"
-host = ""
-port = 1
-unit = 1
-stop-coil = 0
-stop-value = false
-standstill-coil = 0
-standstill-input = 0
-standstill-value = true
-heartbeat-register = 0
-poll-interval = "1s"
-response-timeout = "1s"
-[[deadband.rules]]
-sensor-prefix = ""
-metric-type = ""
-absolute = 0.0
-percent = 0.0
-score = 0.0
-heartbeat = "1s"
-[[aggregation]]
-sensor-prefix = ""
-metric-type = ""
-interval = "1s"
-value = "mean"
-statistics = []
-"#;
 /// Tables whose keys are free, such as librdkafka's properties.
 const FREE_TABLES: [&str; 4] =
     ["kafka.properties", "kafka.property-files", "deadband.always-above", "model.bundles"];
@@ -209,8 +138,12 @@ pub struct Settings {
     pub journal: Journal,
     /// `[kafka]`.
     pub kafka: Kafka,
+    /// `[upstream]`.
+    pub upstream: Upstreams,
     /// `[iot-hub]`.
     pub iot_hub: IotHub,
+    /// `[opc-publisher]`.
+    pub opc_publisher: OpcPublisher,
     /// `[admin]`.
     pub admin: Admin,
     /// `[telemetry]`.
@@ -666,6 +599,9 @@ impl Settings {
         desired: Option<&Desired>,
     ) -> Result<(Self, Keys), SettingsError> {
         let mut builder = Config::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
+        if let Some(name) = device_of_runtime(variables.as_ref()) {
+            builder = builder.add_source(File::from_str(&name, FileFormat::Toml));
+        }
         if let Some(path) = file {
             builder = builder.add_source(File::from(path).format(FileFormat::Toml).required(true));
         }

@@ -398,7 +398,9 @@ impl Recorder {
         self.trim();
         self.evict();
         self.save();
-        metrics::gauge!(telemetry::JOURNAL_BYTES).set(self.journal.bytes() as f64);
+        let (bytes, segments) = (self.journal.bytes(), self.journal.segments());
+        metrics::gauge!(telemetry::JOURNAL_BYTES).set(bytes as f64);
+        self.board.show_disk(bytes, segments);
     }
 
     fn evict(&mut self) {
@@ -436,6 +438,7 @@ impl Recorder {
         let has_losses = !losses.is_empty();
         for loss in losses {
             log_loss(&loss);
+            self.board.show_loss(&loss);
             let details = MachineEventDetails {
                 cause: Some(loss.cause.as_str().to_owned()),
                 first_sequence: Some(loss.first.0),

@@ -1,4 +1,4 @@
-//! The forwarder: from the journal to Kafka, machine events first, trimmed by delivery reports.
+//! The forwarder: from the journal to Kafka, machine events first, trimmed by delivery reports; or to the hub, see `ways`.
 //!
 //! Idempotent producer, acks=all, no message timeout: the client library keeps a record and its order until the broker
 //! answers, however long the network is away. What is in flight is limited by [`Outbox`]; what is not in flight stays in
@@ -7,31 +7,38 @@
 //! a time, and the one that is refused alone goes to the dead letters. The Kafka timestamp is the time of sending: brokers
 //! refuse or expire records by it, and a backlog is neither wrong nor old.
 
+mod books;
 mod lanes;
+mod outgoing;
+mod producer;
+mod ways;
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use edge_core::outbox::{Disposition, Outbox};
-use lanes::{disposition, encoding_of, in_flight_max_of, outbox_settings, reading_topic};
-use rdkafka::ClientContext;
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use edge_core::upstream::{Switch, Upstream, Ways};
+use lanes::{disposition, encoding_of, in_flight_max_of, outbox_settings};
+use producer::{Report, Reports, connect};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
-use shared_proto::codec::{self, DecodeError};
-use shared_proto::model::{DeadLetter, DeviceId, EventTime, Generation, Identity, Sequence};
-use shared_proto::{Encoding, wire};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
+use shared_proto::codec::DecodeError;
+use shared_proto::model::{DeadLetter, DeviceId, EventTime, Generation, Sequence};
+use shared_proto::wire;
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
+use ways::HubWay;
 
 use crate::admin::{Board, Part};
-use crate::config::{Kafka, read_secret};
+use crate::config::{Kafka, Upstreams};
+use crate::hub::telemetry::Uplink;
 use crate::journal::{Delivered, Durable, JournalCommand, chain};
 use crate::mqtt::source::random_fraction;
-use crate::store::{JournalReader, Lane, Stored};
+use crate::store::{Batch, JournalReader, Lane, Stored};
 use crate::telemetry;
+
+pub use producer::ForwardError;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
@@ -46,102 +53,8 @@ const DRAIN_STEP: Duration = Duration::from_millis(20);
 const HOLD_AFTER: Duration = Duration::from_secs(1);
 /// Without a delivery for this long while records are in flight, Kafka counts as not reachable.
 const STALL_AFTER: Duration = Duration::from_secs(10);
-/// The same complaint of the client is logged no more often.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(600);
 
 const LANES: usize = Lane::ALL.len();
-
-/// Why the forwarder cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum ForwardError {
-    /// The client library refuses the settings.
-    #[error("kafka settings refused")]
-    Settings(#[source] KafkaError),
-    /// A secret cannot be read.
-    #[error("kafka.property-files: {0}")]
-    Secret(String),
-}
-
-struct Report {
-    lane: Lane,
-    sequence: Sequence,
-    /// Why it failed, and on which topic.
-    failure: Option<(RDKafkaErrorCode, String)>,
-}
-
-/// Hands each delivery report to the forwarder.
-struct Reports {
-    sender: mpsc::Sender<Report>,
-    /// When the client last complained of what, and how often since that was logged.
-    complaints: Mutex<BTreeMap<String, (Instant, u64)>>,
-}
-
-impl Reports {
-    const fn new(sender: mpsc::Sender<Report>) -> Self {
-        Self { sender, complaints: Mutex::new(BTreeMap::new()) }
-    }
-}
-
-impl ClientContext for Reports {
-    fn log(&self, level: RDKafkaLogLevel, fac: &str, text: &str) {
-        // We ask for it knowingly.
-        let is_known = fac == "CONFWARN" && text.contains("enable.gapless.guarantee");
-        match level {
-            RDKafkaLogLevel::Emerg
-            | RDKafkaLogLevel::Alert
-            | RDKafkaLogLevel::Critical
-            | RDKafkaLogLevel::Error => error!(fac, text, "kafka client"),
-            RDKafkaLogLevel::Warning if !is_known => warn!(fac, text, "kafka client"),
-            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => info!(fac, text, "kafka client"),
-            RDKafkaLogLevel::Warning | RDKafkaLogLevel::Debug => {
-                debug!(fac, text, "kafka client");
-            }
-        }
-    }
-
-    /// The client repeats itself several times a second while a broker is away, for days: a complaint is logged once and
-    /// then again every [`COMPLAINT_INTERVAL`].
-    fn error(&self, error: KafkaError, reason: &str) {
-        let what = error.to_string();
-        let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let repeated = match complaints.get_mut(&what) {
-            Some((logged, repeated)) if now.duration_since(*logged) < COMPLAINT_INTERVAL => {
-                *repeated += 1;
-                return;
-            }
-            Some((logged, repeated)) => {
-                *logged = now;
-                std::mem::take(repeated)
-            }
-            None => {
-                complaints.insert(what, (now, 0));
-                0
-            }
-        };
-        warn!(%error, reason, repeated, "kafka client");
-    }
-}
-
-impl ProducerContext for Reports {
-    type DeliveryOpaque = Box<(Lane, Sequence)>;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, opaque: Self::DeliveryOpaque) {
-        let (lane, sequence) = *opaque;
-        let failure = match result {
-            Ok(_) => None,
-            Err((error, message)) => {
-                debug!(%error, topic = message.topic(), sequence = sequence.0, "delivery failed");
-                let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
-                Some((code, message.topic().to_owned()))
-            }
-        };
-        // The channel holds as many reports as records can be in flight: only a forwarder that is gone refuses.
-        if self.sender.try_send(Report { lane, sequence, failure }).is_err() {
-            debug!(sequence = sequence.0, "delivery report after the forwarder's end");
-        }
-    }
-}
 
 /// Forwards until told to stop.
 pub struct Forwarder {
@@ -159,6 +72,12 @@ pub struct Forwarder {
     reports_sender: mpsc::Sender<Report>,
     reports: mpsc::Receiver<Report>,
     outboxes: [(Lane, Outbox); LANES],
+    /// Which way records leave.
+    switch: Switch,
+    /// The way by the hub, if there is one.
+    hub: Option<HubWay>,
+    /// Whether Kafka answers, while that is asked.
+    asking: Option<oneshot::Receiver<bool>>,
     /// For each lane: one whose topic is missing does not hold the others.
     last_delivery: [Instant; LANES],
     /// Of any lane.
@@ -191,6 +110,10 @@ pub struct Start {
     pub generation: Generation,
     /// How far delivery had come.
     pub acknowledged: [(Lane, Sequence); LANES],
+    /// Which ways records may leave.
+    pub upstream: Upstreams,
+    /// The line to the hub; none: there is no link.
+    pub hub: Option<Uplink>,
 }
 
 impl Forwarder {
@@ -209,6 +132,7 @@ impl Forwarder {
         let outboxes = start.acknowledged.map(|(lane, acknowledged)| {
             (lane, Outbox::new(acknowledged, outbox_settings(lane, &settings)))
         });
+        let switching = start.upstream.switching();
         let mut this = Self {
             settings,
             device_id: start.device_id,
@@ -223,6 +147,9 @@ impl Forwarder {
             reports_sender,
             reports,
             outboxes,
+            switch: Switch::new(switching),
+            hub: start.hub.map(|uplink| HubWay::new(uplink, start.upstream)),
+            asking: None,
             last_delivery: [Instant::now(); LANES],
             last_report: Instant::now(),
             has_delivered: false,
@@ -234,7 +161,10 @@ impl Forwarder {
             alone: [None; LANES],
             is_running: false,
         };
-        this.producer = Some(this.connect()?);
+        match switching.ways {
+            Ways::Kafka | Ways::KafkaThenHub => this.producer = Some(this.connect()?),
+            Ways::Hub => {}
+        }
         Ok(this)
     }
 
@@ -246,39 +176,7 @@ impl Forwarder {
     }
 
     fn connect(&self) -> Result<ThreadedProducer<Reports>, ForwardError> {
-        let mut config = ClientConfig::new();
-        config
-            .set("bootstrap.servers", &self.settings.brokers)
-            .set("client.id", self.device_id.as_str())
-            .set("enable.idempotence", "true")
-            .set("acks", "all")
-            // In a partition nothing is delivered after a record that failed: such a failure ends the producer instead.
-            .set("enable.gapless.guarantee", "true")
-            .set("compression.codec", self.settings.compression.as_str())
-            .set("linger.ms", self.settings.linger.as_millis().to_string())
-            .set("message.timeout.ms", "0")
-            // A topic that is not there yet is waited for: an error would let later records overtake.
-            .set("topic.metadata.propagation.max.ms", "3600000")
-            .set(
-                "queue.buffering.max.messages",
-                (self.settings.in_flight_max * LANES + 1).to_string(),
-            )
-            // Also of the memory: more than a second of anything but raw bytes.
-            .set("queue.buffering.max.kbytes", "65536")
-            // A topic that is made later is found within this.
-            .set("topic.metadata.refresh.interval.ms", "10000")
-            .set("partitioner", "murmur2_random")
-            .set("reconnect.backoff.max.ms", "2000")
-            .set("socket.keepalive.enable", "true");
-        for (key, value) in &self.settings.properties {
-            config.set(key, value);
-        }
-        for (key, file) in &self.settings.property_files {
-            config.set(key, read_secret(file).map_err(ForwardError::Secret)?.expose());
-        }
-        config
-            .create_with_context(Reports::new(self.reports_sender.clone()))
-            .map_err(ForwardError::Settings)
+        connect(&self.settings, &self.device_id, self.reports_sender.clone())
     }
 
     /// Runs until `stop`, then waits up to `drain_timeout` for what is in flight. Can be run again after a panic: it goes on
@@ -290,16 +188,22 @@ impl Forwarder {
         self.board.set(Part::Forwarder, Ok(()));
         let mut ticks = tokio::time::interval(REPORT_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        info!(brokers = self.settings.brokers, "forwarding");
+        info!(
+            brokers = self.settings.brokers,
+            upstream = self.switch.shown().as_str(),
+            "forwarding"
+        );
         while !*stop.borrow() {
             self.renew_producer_after_fatal();
             self.handle_letters();
-            let is_busy = self.send_some();
+            self.switch_ways();
+            let is_busy = self.send_some(false);
             let timeout = self.next_timeout();
             tokio::select! {
                 biased;
                 _ = stop.changed() => {}
                 report = self.reports.recv() => self.handle_reports(report),
+                news = ways::news(&mut self.hub, &mut self.asking) => self.handle_news(news),
                 _ = ticks.tick() => self.show(),
                 result = self.durable.changed(), if !is_busy => {
                     if result.is_err() { break; }
@@ -316,16 +220,25 @@ impl Forwarder {
         let (reports_sender, reports) = mpsc::channel(self.settings.in_flight_max * LANES + 1);
         (self.reports_sender, self.reports) = (reports_sender, reports);
         self.letters.clear();
+        self.forget_shipments();
         for (lane, outbox) in &mut self.outboxes {
             *outbox = Outbox::new(outbox.acknowledged(), outbox_settings(*lane, &self.settings));
         }
+        if self.producer.is_some() {
+            self.renew_producer();
+        }
+    }
+
+    fn renew_producer(&mut self) {
+        // First the old one has to end: it reports to the same queue.
+        self.producer = None;
         match self.connect() {
             Ok(producer) => self.producer = Some(producer),
             Err(error) => error!(%error, "no new kafka producer"),
         }
     }
 
-    /// Sends what is durable and waits for its reports, as long as Kafka answers.
+    /// Sends what is durable and waits for its reports, as long as the other side answers.
     async fn drain(&mut self, drain_timeout: Duration) {
         let deadline = Instant::now() + drain_timeout;
         self.last_delivery = [Instant::now(); LANES];
@@ -336,7 +249,8 @@ impl Forwarder {
         {
             self.renew_producer_after_fatal();
             self.handle_letters();
-            self.send_some();
+            self.send_some(true);
+            self.handle_hub_reports();
             if let Ok(report) = tokio::time::timeout(DRAIN_STEP, self.reports.recv()).await {
                 self.handle_reports(report);
             }
@@ -356,11 +270,21 @@ impl Forwarder {
     }
 
     fn next_timeout(&self) -> Option<Instant> {
-        self.outboxes.iter().filter_map(|(_, outbox)| outbox.poll_timeout()).min()
+        let of_outboxes = self.outboxes.iter().filter_map(|(_, outbox)| outbox.poll_timeout());
+        let of_hub = self.hub.as_ref().and_then(HubWay::poll_timeout);
+        of_outboxes.chain(self.switch.poll_timeout()).chain(of_hub).min()
     }
 
-    /// Sends one batch of the first lane that has something. Says whether there may be more at once.
-    fn send_some(&mut self) -> bool {
+    /// Sends some of the first lane that has something. Says whether there may be more at once. At the end nothing waits for more.
+    fn send_some(&mut self, is_end: bool) -> bool {
+        match self.switch.active() {
+            Some(Upstream::Kafka) => self.send_to_kafka(),
+            Some(Upstream::Hub) => self.send_to_hub(is_end),
+            None => false,
+        }
+    }
+
+    fn send_to_kafka(&mut self) -> bool {
         let durable = *self.durable.borrow_and_update();
         for index in 0..self.outboxes.len() {
             let (lane, outbox) = &mut self.outboxes[index];
@@ -382,27 +306,9 @@ impl Forwarder {
             let in_flight_max = in_flight_max_of(lane, self.settings.in_flight_max);
             let room = in_flight_max.saturating_sub(outbox.in_flight()).max(1);
             let records_max = if is_alone { 1 } else { room.min(READ_RECORDS_MAX) };
-            let mut batch = self.journal.read(lane, after, through, records_max);
-            // The journal reads whole chunks.
-            batch.records.truncate(records_max);
+            let batch = self.read(index, after, through, records_max);
             self.alone[index] =
                 batch.records.first().filter(|_| is_alone).map(|record| record.sequence);
-            for loss in batch.losses {
-                error!(
-                    lane = lane.as_str(),
-                    first = loss.first.0,
-                    last = loss.last.0,
-                    "journal records cannot be read"
-                );
-                if self.commands.try_send(JournalCommand::ReportLoss(loss)).is_err() {
-                    error!("loss report not journalled: the journal's queue is full");
-                }
-            }
-            let obstacle = batch.obstacle.as_ref().map(|obstacle| chain(obstacle));
-            if let Some(error) = obstacle.as_ref().filter(|_| self.obstacles[index] != obstacle) {
-                warn!(lane = lane.as_str(), error, "journal cannot be read now");
-            }
-            self.obstacles[index] = obstacle;
             let is_over = batch.records.is_empty() && batch.obstacle.is_none();
             if batch.records.is_empty() && batch.obstacle.is_some() {
                 continue;
@@ -423,6 +329,31 @@ impl Forwarder {
         false
     }
 
+    /// Reads records of a lane, and tells of those that cannot be read.
+    fn read(&mut self, index: usize, after: Sequence, through: Sequence, max: usize) -> Batch {
+        let lane = self.outboxes[index].0;
+        let mut batch = self.journal.read(lane, after, through, max);
+        // The journal reads whole chunks.
+        batch.records.truncate(max);
+        for loss in std::mem::take(&mut batch.losses) {
+            error!(
+                lane = lane.as_str(),
+                first = loss.first.0,
+                last = loss.last.0,
+                "journal records cannot be read"
+            );
+            if self.commands.try_send(JournalCommand::ReportLoss(loss)).is_err() {
+                error!("loss report not journalled: the journal's queue is full");
+            }
+        }
+        let obstacle = batch.obstacle.as_ref().map(|obstacle| chain(obstacle));
+        if let Some(error) = obstacle.as_ref().filter(|_| self.obstacles[index] != obstacle) {
+            warn!(lane = lane.as_str(), error, "journal cannot be read now");
+        }
+        self.obstacles[index] = obstacle;
+        batch
+    }
+
     fn moment(&self) -> Moment {
         let historical_after = self
             .historical_after
@@ -436,19 +367,22 @@ impl Forwarder {
     /// Hands one record to the producer. Says whether it took it.
     fn send(&mut self, index: usize, lane: Lane, record: &Stored, moment: Moment) -> bool {
         let Some(producer) = &self.producer else { return false };
-        if self.outboxes[index].1.next_to_send(moment.now).is_none() {
+        let outbox = &mut self.outboxes[index].1;
+        if outbox.next_to_send(moment.now).is_none() {
             return false;
         }
-        let outgoing = match self.outgoing(lane, record, moment.oldest_live) {
+        if outbox.pass_over(record.sequence) {
+            return true;
+        }
+        let encoding = self.settings.encoding;
+        let outgoing = match self.outgoing(lane, record, moment.oldest_live, encoding) {
             Ok(outgoing) => outgoing,
             Err(error) => {
-                error!(sequence = record.sequence.0, lane = lane.as_str(), %error, "journalled record cannot be decoded");
-                self.outboxes[index].1.handle_sent(record.sequence);
-                self.give_up(index, record, "journal-decode", &error.detail());
+                self.give_up_undecodable(index, record, &error);
                 return true;
             }
         };
-        let encoding = encoding_of(lane, self.settings.encoding);
+        let encoding = encoding_of(lane, encoding);
         let content_type =
             Header { key: wire::CONTENT_TYPE_HEADER, value: Some(encoding.content_type()) };
         let message = BaseRecord::with_opaque_to(outgoing.topic, Box::new((lane, record.sequence)))
@@ -473,62 +407,6 @@ impl Forwarder {
         }
     }
 
-    fn outgoing(
-        &self,
-        lane: Lane,
-        record: &Stored,
-        oldest_live: EventTime,
-    ) -> Result<Outgoing<'_>, DecodeError> {
-        let encoding = self.settings.encoding;
-        let identity = Some(Identity {
-            device_id: self.device_id.clone(),
-            generation: self.generation,
-            sequence: record.sequence,
-        });
-        let topics = &self.settings.topics;
-        Ok(match lane {
-            Lane::Readings => {
-                let mut reading =
-                    codec::decode_reading(&record.payload, Encoding::Protobuf)?.reading;
-                reading.identity = identity;
-                reading.historical |= reading.timestamp < oldest_live;
-                Outgoing {
-                    topic: reading_topic(topics, &reading.metric_type),
-                    key: reading.sensor_id.as_str().to_owned(),
-                    payload: codec::encode_reading(&reading, encoding),
-                }
-            }
-            Lane::Events => {
-                let mut event = codec::decode_machine_event(&record.payload, Encoding::Protobuf)?;
-                event.identity = identity;
-                event.historical |= event.timestamp < oldest_live;
-                Outgoing {
-                    topic: &topics.machine_events,
-                    key: event.machine_id.as_str().to_owned(),
-                    payload: codec::encode_machine_event(&event, encoding),
-                }
-            }
-            Lane::Waveforms => {
-                let mut piece = codec::decode_waveform_snapshot(&record.payload)?;
-                piece.identity = identity;
-                Outgoing {
-                    topic: &topics.waveforms,
-                    key: piece.block.machine_id.as_str().to_owned(),
-                    payload: codec::encode_waveform_snapshot(&piece),
-                }
-            }
-            Lane::DeadLetters => {
-                let mut letter = codec::decode_dead_letter(&record.payload, Encoding::Protobuf)?;
-                letter.identity = identity;
-                Outgoing {
-                    topic: &topics.dead_letters,
-                    key: self.device_id.as_str().to_owned(),
-                    payload: codec::encode_dead_letter(&letter, encoding),
-                }
-            }
-        })
-    }
-
     fn handle_reports(&mut self, report: Option<Report>) {
         let mut delivered = [0_u64; LANES];
         let mut report = report;
@@ -549,6 +427,8 @@ impl Forwarder {
         for (index, count) in delivered.into_iter().enumerate().filter(|(_, count)| *count > 0) {
             let lane = self.outboxes[index].0.as_str();
             metrics::counter!(telemetry::KAFKA_DELIVERED, "lane" => lane).increment(count);
+            ways::count_delivered(Upstream::Kafka, lane, count);
+            self.switch.handle_delivered(now);
             self.last_delivery[index] = now;
             self.last_report = now;
             self.has_delivered = true;
@@ -604,6 +484,13 @@ impl Forwarder {
         }
     }
 
+    fn give_up_undecodable(&mut self, index: usize, record: &Stored, error: &DecodeError) {
+        let lane = self.outboxes[index].0.as_str();
+        error!(sequence = record.sequence.0, lane, %error, "journalled record cannot be decoded");
+        self.outboxes[index].1.handle_sent(record.sequence);
+        self.give_up(index, record, "journal-decode", &error.detail());
+    }
+
     /// Writes a record that will never pass to the dead letters; it is done.
     fn give_up(&mut self, index: usize, record: &Stored, reason: &str, detail: &str) {
         let lane = self.outboxes[index].0;
@@ -657,71 +544,7 @@ impl Forwarder {
             return;
         }
         error!(%code, text, "kafka producer failed for good, starting another");
-        match self.connect() {
-            Ok(producer) => self.producer = Some(producer),
-            Err(error) => error!(%error, "no new kafka producer"),
-        }
-    }
-
-    /// Tells the journal and the operators how far delivery has come.
-    fn show(&mut self) {
-        let durable = *self.durable.borrow();
-        let mut in_flight = 0;
-        let mut delivered = Vec::new();
-        let mut stalled_for = Duration::ZERO;
-        for ((lane, outbox), last_delivery) in self.outboxes.iter().zip(&mut self.last_delivery) {
-            let acknowledged = outbox.acknowledged();
-            in_flight += outbox.in_flight();
-            if outbox.in_flight() == 0 {
-                *last_delivery = Instant::now();
-            }
-            stalled_for = stalled_for.max(last_delivery.elapsed());
-            let owed = durable.get(*lane).0.saturating_sub(acknowledged.0);
-            metrics::gauge!(telemetry::OUTBOX_RECORDS, "lane" => lane.as_str()).set(owed as f64);
-            delivered.push((*lane, acknowledged));
-        }
-        self.delivered.send_modify(|all| {
-            for (lane, acknowledged) in delivered {
-                *all.get_mut(lane) = acknowledged;
-            }
-        });
-        self.show_age(durable);
-        metrics::gauge!(telemetry::IN_USE, "name" => "kafka.in-flight-max").set(in_flight as f64);
-        let is_stalled = stalled_for > STALL_AFTER;
-        if is_stalled && !self.is_stalled {
-            warn!(in_flight, "kafka does not acknowledge; records wait in the journal");
-        }
-        // Records also cease to be in flight when they fail, and at the end.
-        if self.is_stalled && !is_stalled && self.last_report.elapsed() < REPORT_INTERVAL * 2 {
-            info!("kafka acknowledges again");
-        }
-        self.is_stalled = is_stalled;
-        let is_failing = self.outboxes.iter().any(|(_, outbox)| outbox.failures_in_a_row() > 0);
-        let state = if is_failing {
-            Err(format!("{}; records wait in the journal", self.last_failure))
-        } else if is_stalled {
-            Err(format!("no delivery for {} s", stalled_for.as_secs()))
-        } else if !self.has_delivered {
-            Err("nothing delivered since the start".to_owned())
-        } else {
-            Ok(())
-        };
-        self.board.set(Part::Kafka, state);
-        let obstacle = self.obstacles.iter().flatten().next();
-        let obstacle = obstacle.map(|why| format!("journal cannot be read: {why}"));
-        self.board.set(Part::Forwarder, obstacle.map_or(Ok(()), Err));
-    }
-
-    fn show_age(&self, durable: Durable) {
-        let (_, outbox) = &self.outboxes[Lane::Readings.index()];
-        let through = *durable.get(Lane::Readings);
-        let oldest = (outbox.acknowledged() < through)
-            .then(|| self.journal.peek(Lane::Readings, outbox.acknowledged(), through))
-            .flatten()
-            .and_then(|record| codec::decode_reading(&record.payload, Encoding::Protobuf).ok());
-        let age = oldest
-            .map_or(0.0, |decoded| now().micros_since(decoded.reading.timestamp) as f64 / 1e6);
-        metrics::gauge!(telemetry::OUTBOX_OLDEST_AGE).set(age);
+        self.renew_producer();
     }
 }
 
@@ -731,12 +554,6 @@ struct Moment {
     now: Instant,
     /// What was measured before this is historical.
     oldest_live: EventTime,
-}
-
-struct Outgoing<'a> {
-    topic: &'a str,
-    key: String,
-    payload: Vec<u8>,
 }
 
 async fn sleep_until(instant: Option<Instant>) {

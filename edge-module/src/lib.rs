@@ -43,3 +43,4 @@ pub mod scoring;
 pub mod store;
 pub mod supervise;
 pub mod telemetry;
+pub mod watchdog;

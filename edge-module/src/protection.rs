@@ -5,6 +5,7 @@
 //! bounded queues; events that do not fit are kept here, the oldest dropped and counted past `event-queue-length`.
 
 mod commissioning;
+mod inputs;
 mod reload;
 mod remote;
 mod report;
@@ -241,6 +242,7 @@ impl Protection {
                     Change::Model(model) => self.apply_model(model),
                     Change::Baseline(kept) => self.handle_kept(kept),
                     Change::Order(order) => self.handle_order(order),
+                    Change::Input(pieces) => self.handle_input(pieces),
                 },
                 Some(report) = machine_side.recv() => self.handle_path(report),
                 event = sensors.recv() => self.handle_sensors(event),

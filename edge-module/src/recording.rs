@@ -10,6 +10,7 @@
 
 mod drifts;
 mod explaining;
+mod inputs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -48,6 +49,9 @@ use crate::store::{Entry, Lane};
 use crate::telemetry;
 use drifts::Drifts;
 use explaining::Explaining;
+use inputs::Next;
+
+pub use inputs::OpcInput;
 
 /// Refused input is logged at most this often; each is counted.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -81,6 +85,8 @@ pub struct Links {
     pub models: mpsc::Receiver<ShadowOrder>,
     /// What was learnt and is kept.
     pub baselines: mpsc::Receiver<Arc<KeptBaseline>>,
+    /// Messages to inputs of a hub; taken from here when they are read.
+    pub inputs: Option<mpsc::Receiver<OpcInput>>,
 }
 
 /// Other settings, built and checked, ready to be put in force.
@@ -223,6 +229,7 @@ impl Recording {
     ) -> mpsc::Receiver<SessionEvent> {
         let mut show = tokio::time::interval(SHOW_INTERVAL);
         show.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut inputs = self.links.as_mut().and_then(|links| links.inputs.take());
         let mut is_open = true;
         while is_open && !*stop.borrow() {
             let due = [
@@ -237,9 +244,10 @@ impl Recording {
                 Some(link) = next_of(&mut self.links) => self.handle_link(link, &mut stop).await,
                 () = sleep_until(due) => self.handle_timeouts(&mut stop).await,
                 _ = show.tick() => { self.show(); true }
-                event = events.recv() => match event {
-                    None => false,
-                    Some(event) => self.handle_session(event, &mut stop).await,
+                next = inputs::next(&mut events, &mut inputs) => match next {
+                    Next::Session(None) => false,
+                    Next::Session(Some(event)) => self.handle_session(event, &mut stop).await,
+                    Next::Input(input) => self.handle_input(*input, &mut stop).await,
                 },
             };
         }

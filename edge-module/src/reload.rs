@@ -10,6 +10,7 @@
 //! refuse: a machine whose trip is latched cannot be removed, and its `actuators` cannot change. No change arms a machine.
 
 mod desired;
+mod set_model;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -39,6 +40,7 @@ use crate::telemetry::{self, LogFilter};
 
 use desired::ByHub;
 pub use desired::{DesiredLine, DesiredState, Loaded};
+pub use set_model::{ModelWish, SetBundle};
 
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest wait for the stop path to answer; it answers between two inputs.
@@ -205,13 +207,13 @@ impl Reloader {
         machine_id: MachineId,
         reached: Reached,
     ) -> Self {
-        let Loaded { settings, keys, desired, refusal } = loaded;
+        let Loaded { settings, keys, desired, refusal, set } = loaded;
         reached.board.show_settings(keys.version(), now());
         limits::show(&keys);
         Self {
             file,
             machines_max: machines_max(&settings),
-            by_hub: ByHub::new(line, DesiredFile::at(&settings.device.data_dir), desired),
+            by_hub: ByHub::new(line, DesiredFile::at(&settings.device.data_dir), desired, set),
             settings,
             keys,
             refusal,
@@ -237,6 +239,10 @@ impl Reloader {
         while !*stop.borrow() {
             let is_asked = tokio::select! {
                 _ = stop.changed() => continue,
+                Some(wish) = self.by_hub.line.models.recv() => {
+                    self.set_model(wish).await;
+                    continue;
+                }
                 _ = hangup.recv() => { info!("SIGHUP: settings are read again"); true }
                 _ = look.tick() => {
                     self.show_use();
@@ -261,7 +267,7 @@ impl Reloader {
 
     /// Reads the settings again and puts them in force, or says why not.
     async fn reload(&mut self, is_silent_if_same: bool) {
-        let desired = self.by_hub.desired.clone();
+        let desired = self.by_hub.set.over(self.by_hub.desired.as_ref());
         if let Err(refusal) = self.put_in_force(desired, is_silent_if_same).await {
             self.tell_refusal(&refusal);
         }

@@ -338,6 +338,9 @@ pub trait Journal: Send {
     /// Bytes on disk, all lanes.
     fn bytes(&self) -> u64;
 
+    /// Segments on disk, all lanes.
+    fn segments(&self) -> usize;
+
     /// Deletes the oldest segments while the journal is over its cap or the disk has too little room.
     ///
     /// # Errors

@@ -118,6 +118,18 @@ metrics_of_this_program! {
     KAFKA_DELIVERED = "kafka_delivered_records_total";
     /// Deliveries that failed, by `disposition`.
     KAFKA_FAILURES = "kafka_delivery_failures_total";
+    /// Records acknowledged by Kafka or the hub, by `upstream` and `lane`.
+    UPSTREAM_DELIVERED = "upstream_delivered_records_total";
+    /// Changes of the way that records leave, by `to`: where they go from then on.
+    UPSTREAM_SWITCHES = "upstream_switches_total";
+    /// 1 for the way that records leave, by `upstream`: kafka or hub.
+    UPSTREAM_ACTIVE = "upstream_active";
+    /// Messages of records handed to the link with the hub.
+    HUB_MESSAGES = "hub_telemetry_messages_total";
+    /// The same in pieces of 4 KiB, as a hub counts its daily quota.
+    HUB_PIECES = "hub_telemetry_message_pieces_total";
+    /// Messages whose connection ended before the hub had acknowledged them: their records are sent again.
+    HUB_MESSAGES_LOST = "hub_telemetry_lost_messages_total";
     /// Records journalled and not yet delivered, upper bound, by `lane`.
     OUTBOX_RECORDS = "outbox_records";
     /// Age of the oldest record not yet delivered.
@@ -132,8 +144,19 @@ metrics_of_this_program! {
     HUB_DISCONNECTS = "hub_disconnects_total";
     /// 1 while the hub is connected. Absent without a link.
     HUB_CONNECTED = "hub_connected";
+    /// Seconds until the certificate of the device ends; below zero when it has. Absent without one.
+    HUB_CERTIFICATE_EXPIRES = "hub_certificate_expires_seconds";
+    /// Seconds by which this machine's clock is before the hub's, or before what its certificate allows; below zero when it is behind.
+    /// Absent until it is known.
+    HUB_CLOCK_SKEW = "hub_clock_skew_seconds";
+    /// Registrations at the provisioning service, by `result`: assigned, or failed.
+    HUB_REGISTRATIONS = "hub_registrations_total";
     /// What the hub sent or answered and could not be used, by `reason`.
     HUB_REFUSED = "hub_refused_total";
+    /// Values of OPC nodes that the settings do not name.
+    OPC_UNMAPPED = "opc_values_unmapped_total";
+    /// Parts of OPC Publisher's messages that have no values, by `kind`.
+    OPC_SKIPPED = "opc_parts_skipped_total";
     /// Direct methods called.
     HUB_METHODS = "hub_methods_total";
     /// 1 while a latch is set, by `machine_id`.
@@ -155,8 +178,8 @@ const CAUSES: (&str, &[&str]) = (
 
 /// Every counter. Each shows as 0 before it counts, so that an alarm on its rise sees the first rise, too. Values of `reason` and
 /// `kind` that are not here come with what they count.
-pub const COUNTERS: [(&str, Labels); 41] = [
-    (MQTT_MESSAGES, &[("session", &["protection", "recording"])]),
+pub const COUNTERS: [(&str, Labels); 49] = [
+    (MQTT_MESSAGES, &[("session", &["protection", "recording", "hub"])]),
     (MQTT_DISCONNECTS, &[("session", &["protection", "recording", "actuator"])]),
     (MQTT_SESSIONS_DISCARDED, &[]),
     (
@@ -197,11 +220,19 @@ pub const COUNTERS: [(&str, Labels); 41] = [
     (JOURNAL_FAILURES, &[]),
     (KAFKA_DELIVERED, &[LANES]),
     (KAFKA_FAILURES, &[("disposition", &["retry", "dead-letter"])]),
+    (UPSTREAM_DELIVERED, &[("upstream", &["kafka", "hub"]), LANES]),
+    (UPSTREAM_SWITCHES, &[("to", &["kafka", "hub"])]),
+    (HUB_MESSAGES, &[]),
+    (HUB_PIECES, &[]),
+    (HUB_MESSAGES_LOST, &[]),
     (TASK_PANICS, &[("task", &["journal", "forwarder"])]),
     (LOG_LINES_LOST, &[]),
     (HUB_CONNECTS, &[]),
+    (HUB_REGISTRATIONS, &[("result", &["assigned", "failed"])]),
     (HUB_DISCONNECTS, &[("reason", &["lost", "refused"])]),
-    (HUB_REFUSED, &[("reason", &["twin", "report", "topic", "input", "message"])]),
+    (HUB_REFUSED, &[("reason", &["twin", "report", "topic", "input", "input-queue", "message"])]),
+    (OPC_UNMAPPED, &[]),
+    (OPC_SKIPPED, &[("kind", &["metadata", "keep-alive", "event", "other"])]),
     (HUB_METHODS, &[]),
 ];
 

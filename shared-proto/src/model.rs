@@ -471,6 +471,35 @@ pub enum MachineEventType {
 }
 
 impl MachineEventType {
+    /// Every one, in the order in which they came to be.
+    pub const ALL: [Self; 25] = [
+        Self::Trip,
+        Self::StopConfirmed,
+        Self::StopNotConfirmed,
+        Self::Reset,
+        Self::ResetRefused,
+        Self::SensorFault,
+        Self::SensorRecovered,
+        Self::ModelChanged,
+        Self::ModelRefused,
+        Self::Ledger,
+        Self::Gap,
+        Self::Started,
+        Self::Stopped,
+        Self::Alarm,
+        Self::AlarmCleared,
+        Self::MovedWhileTripped,
+        Self::TripSuppressed,
+        Self::Shelved,
+        Self::Unshelved,
+        Self::SettingsChanged,
+        Self::SettingsRefused,
+        Self::GapClosed,
+        Self::LearningStarted,
+        Self::BaselineLearnt,
+        Self::LearningRefused,
+    ];
+
     /// The word used in JSON and in the tables.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -1,5 +1,6 @@
 //! The topic of alerts as an Event Hub: TLS, SASL PLAIN with a connection string, keys that are wrong or change, a broker that goes
-//! away, records that it refuses. A real Apache Kafka has the endpoint, see `e2e_tests::kafka::SecuredKafka`.
+//! away, records that it refuses; in `oauth`, tokens of an identity instead of keys. A real Apache Kafka has the endpoint, see
+//! `e2e_tests::kafka::SecuredKafka`.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -16,6 +17,9 @@ use serde_json::Value;
 use shared_proto::model::EventTime;
 
 use crate::plant::{DEADLINE, Plant, kafka, now};
+
+mod oauth;
+mod token_endpoint;
 
 const SECOND: i64 = 1_000_000;
 /// With all that a key in base64 may hold.
@@ -40,7 +44,6 @@ const HOT: &str = "[[rules]]\nname = \"hot\"\nfilter = \"metric_type = temperatu
 struct EventHub {
     plant: Plant,
     kafka: SecuredKafka,
-    file: PathBuf,
 }
 
 impl EventHub {
@@ -49,19 +52,18 @@ impl EventHub {
         let mut plant = Plant::new(name)?;
         let kafka = SecuredKafka::start(&plant.dir.join("event-hubs"), KEY, batch_bytes_max)?;
         kafka.plain().create_topics(&[&plant.topic("alerts")], 1)?;
-        let file = plant.dir.join("connection-string");
         plant.aggregator_settings.more = format!(
             "{HOT}[alerts.event-hubs]\nconnection-string-file = \"{}\"\ncompression = \"gzip\"\n",
-            file.display()
+            key_file(&plant).display()
         );
-        let event_hub = Self { plant, kafka, file };
+        let event_hub = Self { plant, kafka };
         event_hub.give_key(key)?;
         Ok(event_hub)
     }
 
     fn give_key(&self, key: &str) -> anyhow::Result<()> {
         // As an editor leaves it: with an end of line.
-        Ok(std::fs::write(&self.file, self.kafka.connection_string(key) + "\n")?)
+        Ok(std::fs::write(key_file(&self.plant), self.kafka.connection_string(key) + "\n")?)
     }
 
     fn trust(&mut self) {
@@ -150,6 +152,10 @@ impl EventHub {
         }
         Ok(())
     }
+}
+
+fn key_file(plant: &Plant) -> PathBuf {
+    plant.dir.join("connection-string")
 }
 
 fn log_of(aggregator: &mut CloudAggregator) -> String {

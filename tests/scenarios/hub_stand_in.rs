@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use e2e_tests::eventually::eventually;
-use e2e_tests::hub::{HubMessage, HubSettings, HubStandIn, Subject};
+use e2e_tests::hub::{DeviceProof, HubMessage, HubSettings, HubStandIn, Subject};
 use e2e_tests::process::ChildProcess;
 use e2e_tests::{setup_dir, workspace_root};
 use serde_json::{Value, json};
@@ -16,8 +16,13 @@ const BODY: &str = r#"{"value": 1.5, "text": "gr\u00fcn & =/+"}"#;
 
 /// The SDK knows port 8883 only.
 fn start_hub(subject: Subject) -> anyhow::Result<HubStandIn> {
+    start_hub_with(subject, DeviceProof::Key)
+}
+
+fn start_hub_with(subject: Subject, device_proof: DeviceProof) -> anyhow::Result<HubStandIn> {
     HubStandIn::start(HubSettings {
         subject,
+        device_proof,
         listens_on_standard_port: true,
         provisioning_retry_after: Duration::from_secs(1),
         ..HubSettings::default()
@@ -186,27 +191,53 @@ fn the_official_sdk_takes_the_stand_in_for_iot_hub() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What the SDK says of its registration, and what the hub holds after it.
+fn registers(hub: &HubStandIn, mut oracle: Oracle) -> anyhow::Result<()> {
+    let registered = oracle.said("registered")?;
+    let host = address(hub)?;
+    ensure!(registered == json!({"status": "assigned", "hub": host, "device": "gateway-1"}));
+    oracle.ends()?;
+    let messages = hub.messages();
+    check_message(messages.last().context("no message")?, None, None);
+    ensure!(hub.refusals().is_empty(), "{:?}", hub.refusals());
+    Ok(())
+}
+
 #[test]
 fn the_official_sdk_registers_and_goes_to_the_hub_that_it_was_told() -> anyhow::Result<()> {
     let hub = start_hub(Subject::Device)?;
     let (host, provisioning) = (address(&hub)?, hub.provisioning());
     let authority = hub.ca_file().display().to_string();
     let dir = tempfile::tempdir()?;
-    let arguments = [
-        "provision",
-        &host,
-        &provisioning.scope_id,
-        &provisioning.registration_id,
-        &provisioning.symmetric_key,
-        &authority,
-    ];
-    let mut oracle = Oracle::start(dir.path(), &arguments, &[])?;
-    let registered = oracle.said("registered")?;
-    ensure!(registered == json!({"status": "assigned", "hub": host, "device": "gateway-1"}));
-    oracle.ends()?;
-    let messages = hub.messages();
-    ensure!(messages.len() == 1, "{messages:?}");
-    check_message(&messages[0], None, None);
-    ensure!(hub.refusals().is_empty(), "{:?}", hub.refusals());
+    let (scope, id) = (&provisioning.scope_id, &provisioning.registration_id);
+    let own = ["provision", &host, scope, id, &provisioning.symmetric_key, &authority];
+    let group = ["provision_group", &host, scope, id, &provisioning.group_key, &authority];
+    for arguments in [own, group] {
+        registers(&hub, Oracle::start(dir.path(), &arguments, &[])?)?;
+    }
+    ensure!(hub.messages().len() == 2 && hub.registrations() == 2, "{:?}", hub.messages());
+    Ok(())
+}
+
+#[test]
+fn the_official_sdk_shows_a_certificate_to_the_service_and_to_the_hub() -> anyhow::Result<()> {
+    for proof in [DeviceProof::Thumbprint, DeviceProof::Authority] {
+        let hub = start_hub_with(Subject::Device, proof)?;
+        let (host, provisioning) = (address(&hub)?, hub.provisioning());
+        let dir = tempfile::tempdir()?;
+        let made = hub.device_certificate(Duration::from_secs(86_400));
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let (certificate, key) = (path("certificate.pem"), path("key.pem"));
+        std::fs::write(&certificate, &made.chain_pem)?;
+        std::fs::write(&key, &made.key_pem)?;
+        let authority = hub.ca_file().display().to_string();
+        let (scope, id) = (&provisioning.scope_id, &provisioning.registration_id);
+        let arguments = ["provision_x509", &host, scope, id, &certificate, &key, &authority];
+        registers(&hub, Oracle::start(dir.path(), &arguments, &[])?)?;
+        hub.set_desired(json!({"limit": 4.5}));
+        let arguments = ["device_x509", &host, "gateway-1", &certificate, &key, &authority];
+        serves_twin_methods_and_messages(&hub, Oracle::start(dir.path(), &arguments, &[])?)?;
+        ensure!(hub.messages().len() == 2, "{:?}", hub.messages());
+    }
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! The least HTTP that tests need: a GET, and a server that keeps what is posted to it.
+//! The least HTTP that tests need: a GET, a POST, bytes as they are, and a server that keeps what is posted to it.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -43,6 +43,70 @@ pub fn post_json(port: u16, path: &str, token: &str, body: &str) -> anyhow::Resu
     stream.take(BODY_BYTES_MAX).read_to_string(&mut answer)?;
     let status = answer.split(' ').nth(1).context("no status line")?.parse()?;
     Ok((status, answer))
+}
+
+/// What a client does once it has sent its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Afterwards {
+    /// It waits for the answer.
+    Wait,
+    /// It says that it sends nothing more, and waits.
+    CloseItsSide,
+}
+
+/// Sends bytes as they are, at once, and gives what comes back until the other side closes or resets the connection. Who closes
+/// before all is sent has perhaps answered nevertheless.
+///
+/// # Errors
+/// Nobody listens, or the connection is still open after 60 s.
+pub fn exchange(port: u16, bytes: &[u8], afterwards: Afterwards) -> anyhow::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_read_timeout(Some(POST_TIMEOUT))?;
+    stream.set_write_timeout(Some(POST_TIMEOUT))?;
+    let is_sent = stream.write_all(bytes).is_ok();
+    if is_sent && afterwards == Afterwards::CloseItsSide {
+        // A connection that is closed already has no side to close.
+        stream.shutdown(Shutdown::Write).ok();
+    }
+    let mut answer = Vec::new();
+    match stream.take(BODY_BYTES_MAX).read_to_end(&mut answer) {
+        Ok(_) => Ok(answer),
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(answer),
+        Err(error) => Err(error).context("the connection was not closed"),
+    }
+}
+
+/// An answer in its parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Such as 200.
+    pub status: u16,
+    /// All lines above the body.
+    pub head: String,
+    /// The body; of a body in chunks their contents.
+    pub body: String,
+}
+
+impl Answer {
+    /// Reads the bytes of one answer.
+    ///
+    /// # Errors
+    /// They are no answer in UTF-8.
+    pub fn parse(bytes: &[u8]) -> anyhow::Result<Self> {
+        let text = std::str::from_utf8(bytes).context("the answer is not UTF-8")?;
+        let (head, _) = text.split_once("\r\n\r\n").context("no HTTP answer")?;
+        let (status, body) = parse_answer(text)?;
+        Ok(Self { status, head: head.to_owned(), body })
+    }
+
+    /// The value of the first header of this name, in either case.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().skip(1).find_map(|line| {
+            let (found, value) = line.split_once(':')?;
+            found.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
 }
 
 fn parse_answer(answer: &str) -> anyhow::Result<(u16, String)> {
@@ -156,6 +220,15 @@ mod tests {
         let answer =
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
         assert_eq!(parse_answer(answer).unwrap(), (200, "abcde".to_owned()));
+    }
+
+    #[test]
+    fn an_answer_has_its_headers_and_its_body() {
+        let bytes = b"HTTP/1.1 404 Not Found\r\nContent-Type: a/b\r\nallow: GET\r\n\r\nnone";
+        let answer = Answer::parse(bytes).unwrap();
+        assert_eq!((answer.status, answer.body.as_str()), (404, "none"));
+        assert_eq!((answer.header("content-type"), answer.header("404")), (Some("a/b"), None));
+        assert!(Answer::parse(b"HTTP/1.1 404").is_err());
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! An HTTP/1.1 proxy on 127.0.0.1 between a client of a storage and the storage, which can fail chosen requests.
+//! An HTTP/1.1 proxy on 127.0.0.1 between a client of a storage and the storage, which can fail chosen requests. Its clients speak
+//! plain HTTP; the storage may speak TLS.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -6,6 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use tokio::net::TcpSocket;
 
 /// Request bodies above this are refused: tests write small files.
 const BODY_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -17,9 +21,13 @@ pub enum HttpFault {
     Lost,
     /// It is carried out; its answer is lost and the connection breaks.
     AnswerLost,
+    /// It never arrives; the connection is reset, as by a firewall that forgets it.
+    Reset,
+    /// It is carried out; the connection is reset before its answer.
+    AnswerReset,
     /// The connection breaks at once; it is carried out so much later, as by a network that holds packets back.
     Late(Duration),
-    /// It is not carried out; the answer is this status.
+    /// It is not carried out; the answer is this status, with `Retry-After` where it says to come again.
     Status(u16),
     /// It is carried out; the answer comes so much later.
     Slow(Duration),
@@ -28,7 +36,7 @@ pub enum HttpFault {
 /// Which requests fail.
 #[derive(Clone, Debug)]
 pub struct FaultRule {
-    /// For example `PUT`.
+    /// For example `PUT`; empty is any.
     pub method: &'static str,
     /// A part of the path.
     pub path: String,
@@ -40,10 +48,30 @@ pub struct FaultRule {
     pub fault: HttpFault,
 }
 
-#[derive(Debug, Default)]
+/// A request that the storage has answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// For example `PUT`.
+    pub method: String,
+    /// Path and query.
+    pub path: String,
+    /// Status of the answer.
+    pub status: u16,
+}
+
+/// Where requests go.
+#[derive(Clone, Debug)]
+struct Target {
+    port: u16,
+    tls: Option<Arc<ClientConfig>>,
+}
+
+#[derive(Debug)]
 struct Shared {
+    target: Target,
     rules: Mutex<Vec<FaultRule>>,
     failed: Mutex<Vec<String>>,
+    answered: Mutex<Vec<Answered>>,
 }
 
 /// Forwards requests to another port.
@@ -59,15 +87,42 @@ impl HttpProxy {
     /// # Errors
     /// No port can be bound.
     pub fn start(target_port: u16) -> anyhow::Result<Self> {
+        Self::start_before(Target { port: target_port, tls: None })
+    }
+
+    /// As [`Self::start`], before a server with TLS whose certificate is this one.
+    ///
+    /// # Errors
+    /// As [`Self::start`], or the certificate is none.
+    pub fn start_before_tls(
+        target_port: u16,
+        certificate: CertificateDer<'static>,
+    ) -> anyhow::Result<Self> {
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate)?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Self::start_before(Target { port: target_port, tls: Some(Arc::new(config)) })
+    }
+
+    fn start_before(target: Target) -> anyhow::Result<Self> {
         let port = crate::ports::free_port()?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared {
+            target,
+            rules: Mutex::default(),
+            failed: Mutex::default(),
+            answered: Mutex::default(),
+        });
         let accepting = Arc::clone(&shared);
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let shared = Arc::clone(&accepting);
                 // A line that breaks is what clients of this proxy are tested with.
-                std::thread::spawn(move || serve(&shared, &client, target_port).ok());
+                std::thread::spawn(move || serve(&shared, &client).ok());
             }
         });
         Ok(Self { port, shared })
@@ -89,13 +144,20 @@ impl HttpProxy {
     pub fn failed(&self) -> Vec<String> {
         self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+
+    /// Requests that the storage has answered so far, also those whose answers were lost.
+    #[must_use]
+    pub fn answered(&self) -> Vec<Answered> {
+        self.shared.answered.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl Shared {
     fn fault_of(&self, method: &str, path: &str) -> Option<HttpFault> {
         let mut rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
         let matching = |rule: &&mut FaultRule| {
-            rule.failing > 0 && rule.method == method && path.contains(&rule.path)
+            let is_method = rule.method.is_empty() || rule.method == method;
+            rule.failing > 0 && is_method && path.contains(&rule.path)
         };
         let rule = rules.iter_mut().find(matching)?;
         if rule.passing > 0 {
@@ -107,38 +169,51 @@ impl Shared {
         failed.push(format!("{method} {path}: {:?}", rule.fault));
         Some(rule.fault)
     }
+
+    fn forward(&self, request: &Request) -> anyhow::Result<Vec<u8>> {
+        let answer = request.forward(&self.target)?;
+        let line = answer.split(|byte| *byte == b'\r').next().unwrap_or_default();
+        let status = std::str::from_utf8(line)?.split(' ').nth(1).context("no status")?.parse()?;
+        let (method, path) = (request.method.clone(), request.path.clone());
+        let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        answered.push(Answered { method, path, status });
+        Ok(answer)
+    }
 }
 
 /// One request after the other, each forwarded on a connection of its own.
-fn serve(shared: &Shared, client: &TcpStream, target_port: u16) -> anyhow::Result<()> {
+fn serve(shared: &Shared, client: &TcpStream) -> anyhow::Result<()> {
     client.set_nodelay(true)?;
     let mut reader = BufReader::new(client);
     while let Some(request) = Request::read(&mut reader)? {
         let fault = shared.fault_of(&request.method, &request.path);
         let answer = match fault {
             Some(HttpFault::Lost) => break,
-            Some(HttpFault::Status(status)) => {
-                format!("HTTP/1.1 {status} Fault\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-                    .into_bytes()
-            }
+            Some(HttpFault::Reset) => return reset(client),
+            Some(HttpFault::Status(status)) => refusal(status),
             Some(HttpFault::AnswerLost) => {
-                request.forward(target_port)?;
+                shared.forward(&request)?;
                 break;
             }
+            Some(HttpFault::AnswerReset) => {
+                shared.forward(&request)?;
+                return reset(client);
+            }
             Some(HttpFault::Late(time)) => {
+                let target = shared.target.clone();
                 std::thread::spawn(move || {
                     std::thread::sleep(time);
                     // Nobody waits for the answer, nor for the news that there is none.
-                    request.forward(target_port).ok();
+                    request.forward(&target).ok();
                 });
                 break;
             }
             Some(HttpFault::Slow(time)) => {
-                let answer = request.forward(target_port)?;
+                let answer = shared.forward(&request)?;
                 std::thread::sleep(time);
                 answer
             }
-            None => request.forward(target_port)?,
+            None => shared.forward(&request)?,
         };
         let is_last = matches!(fault, None | Some(HttpFault::Status(_)));
         (&mut &*client).write_all(&answer)?;
@@ -148,6 +223,17 @@ fn serve(shared: &Shared, client: &TcpStream, target_port: u16) -> anyhow::Resul
         }
     }
     Ok(client.shutdown(Shutdown::Both)?)
+}
+
+/// The last one that holds the socket closes it with a reset.
+fn reset(client: &TcpStream) -> anyhow::Result<()> {
+    Ok(TcpSocket::from_std_stream(client.try_clone()?).set_zero_linger()?)
+}
+
+fn refusal(status: u16) -> Vec<u8> {
+    let retry = if matches!(status, 429 | 503) { "retry-after: 1\r\n" } else { "" };
+    format!("HTTP/1.1 {status} Fault\r\n{retry}content-length: 0\r\nconnection: close\r\n\r\n")
+        .into_bytes()
 }
 
 struct Request {
@@ -191,11 +277,19 @@ impl Request {
     }
 
     /// The storage's answer, to its last byte.
-    fn forward(&self, target_port: u16) -> anyhow::Result<Vec<u8>> {
-        let mut target = TcpStream::connect((Ipv4Addr::LOCALHOST, target_port))?;
-        target.write_all(&self.bytes)?;
+    fn forward(&self, target: &Target) -> anyhow::Result<Vec<u8>> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, target.port))?;
+        let Some(config) = &target.tls else { return self.exchange(&mut stream) };
+        let name = std::net::IpAddr::from(Ipv4Addr::LOCALHOST).into();
+        let session = ClientConnection::new(Arc::clone(config), name)?;
+        self.exchange(&mut StreamOwned::new(session, stream))
+    }
+
+    fn exchange(&self, stream: &mut (impl Read + Write)) -> anyhow::Result<Vec<u8>> {
+        stream.write_all(&self.bytes)?;
+        stream.flush()?;
         let mut answer = Vec::new();
-        target.read_to_end(&mut answer)?;
+        stream.read_to_end(&mut answer)?;
         Ok(answer)
     }
 }
@@ -221,7 +315,11 @@ mod tests {
         assert_eq!(get(proxy.port(), "/a").unwrap().0, 503);
         proxy.fail(rule(HttpFault::Lost));
         assert!(get(proxy.port(), "/a").is_err());
-        assert_eq!(storage.bodies().len(), 0, "neither of them arrived");
-        assert_eq!(proxy.failed().len(), 2);
+        proxy.fail(rule(HttpFault::Reset));
+        let error = get(proxy.port(), "/a").unwrap_err();
+        let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        assert_eq!(kind, Some(std::io::ErrorKind::ConnectionReset), "{error:#}");
+        assert_eq!(storage.bodies().len(), 0, "none of them arrived");
+        assert_eq!(proxy.failed().len(), 3);
     }
 }

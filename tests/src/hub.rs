@@ -4,7 +4,8 @@
 //! against it unchanged (`tests/hub/oracle.py`). It judges each connection by itself: user name, client id, signature and end of
 //! the token; it delivers nothing that was not subscribed to, closes at QoS 2, at packets over 262 144 bytes and after silence,
 //! reads no further past 16 publishes without an acknowledgement, and keeps what it received. As a module the client meets
-//! edgeHub, as a device IoT Hub; where those two differ, so does this.
+//! edgeHub, as a device IoT Hub; where those two differ, so does this. A device shows who it is by its key or by a certificate, to
+//! the hub and to the provisioning service, which assigns it to this hub or to another. Who speaks HTTP is told the time.
 //!
 //! What it cannot show: Azure's certificates, throttling and clocks, and the faults of edgeHub itself. Of edgeHub's store it has
 //! the messages to inputs; RSA certificates, `encrypt` and `decrypt` of the workload API, children of the edge device, methods
@@ -12,6 +13,7 @@
 
 mod certificates;
 mod connection;
+mod dates;
 mod faults;
 mod login;
 mod records;
@@ -39,17 +41,22 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-pub use faults::{Fault, WorkloadFault};
+pub use certificates::DeviceCertificate;
+use certificates::Validity;
+pub use faults::{Fault, RegistrationFault, WorkloadFault};
 pub use records::{Direction, HubMessage, Recorded, Refusal};
 pub use rumqttc::PacketType;
 use server::Server;
 use settings::Peer;
-pub use settings::{HubSettings, Provisioning, Subject};
+pub use settings::{DeviceProof, HubSettings, Provisioning, Subject};
 use state::{MethodAnswer, Outgoing, Shared};
 use topics::{Channel, base, encode, write_bag};
 use twin::Twin;
 use workload::Workload;
 
+const HOUR_SECONDS: i64 = 3_600;
+/// Primary and secondary.
+const THUMBPRINTS_MAX: usize = 2;
 /// Why making a certificate cannot fail.
 const CERTIFIES: &str = "the names are host names, and the system has random numbers";
 
@@ -171,11 +178,68 @@ impl HubStandIn {
     #[must_use]
     pub fn provisioning(&self) -> Provisioning {
         let [key, _] = self.shared.keys_of(Peer::Device);
+        let [group, _] = &self.shared.keys.group;
         Provisioning {
             scope_id: self.shared.settings.scope_id.clone(),
             registration_id: self.shared.settings.registration_id.clone(),
             symmetric_key: STANDARD.encode(key),
+            group_key: STANDARD.encode(group),
         }
+    }
+
+    /// A certificate for the device that holds from an hour ago for this long from now, by the server's clock, and is registered.
+    ///
+    /// # Panics
+    /// The system has no random numbers, or the device signs.
+    #[must_use]
+    pub fn device_certificate(&self, holds: Duration) -> DeviceCertificate {
+        let now = self.shared.now();
+        let until = now.saturating_add_unsigned(holds.as_secs());
+        let validity = Validity { from: now - HOUR_SECONDS, until };
+        let settings = &self.shared.settings;
+        let name = settings.registration_id.as_str();
+        let made = match settings.device_proof {
+            DeviceProof::Key => panic!("this device has a key"),
+            DeviceProof::Thumbprint => DeviceCertificate::self_signed(name, validity),
+            DeviceProof::Authority => {
+                DeviceCertificate::by(&self.shared.lock().device_authority, name, validity)
+            }
+        };
+        let made = made.expect(CERTIFIES);
+        self.register_certificate(&made);
+        made
+    }
+
+    /// Takes a certificate of the device from now on, by its thumbprint. A hub knows two of them: the one before the last is
+    /// taken no longer.
+    pub fn register_certificate(&self, certificate: &DeviceCertificate) {
+        let known = &mut self.shared.lock().device_certificates;
+        known.push(certificate.registered.clone());
+        if known.len() > THUMBPRINTS_MAX {
+            known.remove(0);
+        }
+    }
+
+    /// Knows no certificate of the device any more.
+    pub fn forget_certificates(&self) {
+        self.shared.lock().device_certificates.clear();
+    }
+
+    /// Assigns the device to another hub, for registrations from now on.
+    pub fn assign(&self, hub_host: &str) {
+        self.shared.lock().assigned_hub = Some(hub_host.to_owned());
+    }
+
+    /// Registrations that were asked for.
+    #[must_use]
+    pub fn registrations(&self) -> u64 {
+        self.shared.lock().registrations
+    }
+
+    /// Whether a client is connected to the provisioning service.
+    #[must_use]
+    pub fn is_registering(&self) -> bool {
+        self.shared.lock().endpoint(Peer::Registration).live.is_some()
     }
 }
 
@@ -433,6 +497,11 @@ impl HubStandIn {
         });
     }
 
+    /// Lets registrations fail; what they did before is over.
+    pub fn registration_fault(&self, fault: RegistrationFault) {
+        self.shared.faults.send_modify(|faults| faults.registration = Some(fault));
+    }
+
     /// Ends all faults, those of the workload API too. Clocks and certificates stay as they are.
     ///
     /// # Panics
@@ -513,8 +582,13 @@ impl HubStandIn {
     /// # Panics
     /// The system has no random numbers, or the offset leads before 1970.
     pub fn set_clock_offset(&self, seconds: i64) {
-        self.shared.lock().clock_offset_seconds = seconds;
+        self.shift_clock(seconds);
         self.renew_server_certificate();
+    }
+
+    /// As [`Self::set_clock_offset`], with the server certificate as it was: as of a hub whose certificate is not new.
+    pub fn shift_clock(&self, seconds: i64) {
+        self.shared.lock().clock_offset_seconds = seconds;
     }
 
     fn write_trust_bundle(&self) -> anyhow::Result<()> {

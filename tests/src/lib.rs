@@ -7,6 +7,7 @@
 pub mod azurite;
 pub mod bench;
 pub mod cloud_aggregator;
+pub mod containers;
 pub mod demo;
 pub mod edge_module;
 pub mod eventually;
@@ -16,6 +17,7 @@ pub mod hub;
 pub mod kafka;
 pub mod lake;
 pub mod machine;
+pub mod manifests;
 pub mod modbus_machine;
 pub mod mosquitto;
 pub mod ports;
@@ -25,6 +27,7 @@ pub mod publisher;
 pub mod random;
 pub mod recordings;
 pub mod signal;
+pub mod tokens;
 pub mod workflow;
 
 use std::path::PathBuf;

@@ -164,6 +164,39 @@ fn after_a_restart_only_who_has_not_taken_an_event_gets_it() {
     assert!(none.add(partition(), event("a")).is_settled);
 }
 
+/// The counts, and that they are those of what is owed.
+fn owed(desk: &AlertDesk) -> [usize; 2] {
+    let counts = [Channel::Topic, target("webhook")].map(|channel| desk.owed_to(&channel));
+    let listed = [Channel::Topic, target("webhook")]
+        .map(|channel| desk.owed_by_channel().get(&channel).copied().unwrap_or_default());
+    assert_eq!(listed, counts);
+    assert!(desk.owed_by_channel().values().all(|count| *count > 0), "{desk:?}");
+    counts
+}
+
+#[test]
+fn what_each_channel_is_owed_is_counted_whatever_happens_to_it() {
+    let (mut desk, _queues) = desk(3);
+    let other = TopicPartition { topic: "pressure".to_owned(), partition: 0 };
+    desk.add(partition(), event("a"));
+    desk.add(partition(), event("a"));
+    desk.add(other.clone(), event("b"));
+    assert_eq!(owed(&desk), [2, 2]);
+    desk.handle(taken(Channel::Topic, "a-1"));
+    desk.handle(taken(Channel::Topic, "a-1"));
+    assert_eq!(owed(&desk), [1, 2]);
+    let lost = Outcome { given_up: Some("410".to_owned()), ..taken(target("webhook"), "b-1") };
+    desk.handle(lost);
+    assert_eq!(owed(&desk), [1, 1]);
+    desk.add(partition(), event("c"));
+    assert!(desk.add(partition(), event("d")).overflow.is_some(), "a is given up");
+    assert_eq!(owed(&desk), [3, 2]);
+    desk.forget(&[other]);
+    assert_eq!(owed(&desk), [2, 2]);
+    desk.clear();
+    assert_eq!(owed(&desk), [0, 0]);
+}
+
 #[test]
 fn a_channel_that_takes_nothing_holds_nobody_up_and_only_its_own_are_given_up() {
     let (mut desk, mut queues) = desk(20);

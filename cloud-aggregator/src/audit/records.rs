@@ -11,6 +11,8 @@ use super::{RECORD_TABLES, Report};
 
 /// Why records are left out.
 pub(super) const EXPIRED: &str = "records without a row: the retention has removed old rows";
+/// Why records are left out.
+pub(super) const FORGOTTEN: &str = "records without a row: they were forgotten on request";
 /// Why offsets of partitions are left out.
 pub(super) const RENEWED: &str =
     "partitions whose topic was made anew or cut short: their rows are counted, offsets not";
@@ -27,6 +29,8 @@ pub(super) struct Seen {
     twice: u64,
     told_gaps: u64,
     is_told_renewed: bool,
+    /// Rows that were deleted on request.
+    forgotten: BTreeMap<String, u64>,
 }
 
 impl Seen {
@@ -40,6 +44,16 @@ impl Seen {
         if !self.offsets.insert(offset) {
             self.twice += 1;
         }
+    }
+
+    /// Takes rows that were deleted on request.
+    pub(super) fn note_forgotten(&mut self, table: &str, records: u64) {
+        *self.forgotten.entry(table.to_owned()).or_default() += records;
+    }
+
+    /// Whether readings of the partition were deleted on request: windows over them cannot be counted anew.
+    pub(super) fn has_forgotten(&self) -> bool {
+        !self.forgotten.is_empty()
     }
 
     /// Takes a row that tells of records that Kafka lost.
@@ -83,10 +97,12 @@ impl Seen {
         let rows_of = |table: &str| self.rows_of(table, is_renewed);
         let expired = kept.expired(&partition.topic, accounting, rows_of);
         report.leave_out(EXPIRED, expired);
+        let forgotten: u64 = self.forgotten.values().sum();
+        report.leave_out(FORGOTTEN, forgotten);
         let rows: u64 = if is_renewed {
             RECORD_TABLES.into_iter().map(rows_of).sum()
         } else {
-            self.offsets.count()
+            self.offsets.count() + forgotten
         };
         let expected = accounting.records_in.saturating_sub(accounting.duplicates);
         if rows + expired != expected {
@@ -112,7 +128,7 @@ impl Seen {
         if is_renewed {
             report.leave_out(RENEWED, 1);
         } else {
-            let explained = accounting.duplicates + self.told_gaps + expired;
+            let explained = accounting.duplicates + self.told_gaps + expired + forgotten;
             self.judge_holes(partition, next_offset, explained, kept, report);
         }
     }
@@ -120,7 +136,8 @@ impl Seen {
     fn rows_of(&self, table: &str, is_renewed: bool) -> u64 {
         let rows = self.rows.get(table).copied().unwrap_or(0);
         let ahead = self.rows_ahead.get(table).filter(|_| is_renewed);
-        rows + ahead.copied().unwrap_or(0)
+        let forgotten = self.forgotten.get(table).copied().unwrap_or(0);
+        rows + ahead.copied().unwrap_or(0) + forgotten
     }
 
     fn judge_holes(
@@ -225,6 +242,23 @@ mod tests {
         assert!(shown[0].contains("9 records have rows, 8 by the state"), "{shown:?}");
         let (shown, _) = judge(&readings((6..10).chain([9]), 10), 10, &counted(9), &settings);
         assert!(shown[0].contains("more than one row"), "{shown:?}");
+    }
+
+    #[test]
+    fn rows_that_were_forgotten_on_request_are_no_loss() {
+        let settings = settings();
+        let mut seen = readings([1, 2, 8, 9].into_iter(), 10);
+        assert_eq!(judge(&seen, 10, &counted(9), &settings).0.len(), 2);
+        seen.note_forgotten(TELEMETRY, 5);
+        let left_out = (Vec::new(), vec![(FORGOTTEN, 5)]);
+        assert_eq!(judge(&seen, 10, &counted(9), &settings), left_out);
+        // More than was lost would hide that something is there twice.
+        seen.note_forgotten(TELEMETRY, 1);
+        assert_eq!(judge(&seen, 10, &counted(9), &settings).0.len(), 1);
+        let late = Accounting { records_in: 4, counted: 3, late: 1, ..Accounting::default() };
+        let mut seen = readings(7..10, 10);
+        seen.note_forgotten(SideTable::LateReadings.as_str(), 1);
+        assert_eq!(judge(&seen, 10, &late, &settings).0, Vec::<String>::new());
     }
 
     #[test]

@@ -11,9 +11,10 @@ use shared_proto::model::EventTime;
 
 use super::addresses::{check_brokers, check_location, check_storage_option, check_topic};
 use super::event_hubs::property_faults;
+use super::lake::{credential_faults, has_variable};
 use super::{Fault, Rule, Settings, read_secret};
 
-const FOLDERS_RESERVED: [&str; 3] = ["_state", "_maintenance", "_replays"];
+const FOLDERS_RESERVED: [&str; 5] = ["_state", "_maintenance", "_replays", "_forgotten", "_copy"];
 
 #[derive(Default)]
 pub(super) struct Faults(Vec<Fault>);
@@ -206,6 +207,7 @@ impl Settings {
             faults.text(format!("lake.{table}.{name}"), check_storage_option(name));
         }
         faults.files("lake.storage-option-files", &lake.storage_option_files);
+        faults.extend(credential_faults(lake, has_variable));
         faults.duration("lake.operation-timeout", lake.operation_timeout, SECOND, DAY);
         faults.duration("lake.retry-min", lake.retry_min, SECOND / 1000, DAY);
         faults.duration("lake.retry-max", lake.retry_max, lake.retry_min, DAY);

@@ -15,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
+use hyper::body::Body as _;
 use metrics::counter;
 use serde_json::json;
 use shared_proto::Encoding;
@@ -213,12 +214,15 @@ async fn take(
     Ok((outcomes, bytes.trim_ascii_start().starts_with(b"[")))
 }
 
-/// JSON in UTF-8 that says so, not compressed.
+/// JSON in UTF-8 that says so once, not compressed: of two content types nobody can say which was meant.
 fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
-    let value = headers.get(header::CONTENT_TYPE).ok_or(Problem::ContentType)?;
+    let mut values = headers.get_all(header::CONTENT_TYPE).iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return Err(Problem::ContentType);
+    };
     let is_json = Encoding::from_content_type(Some(value.as_bytes())).ok() == Some(Encoding::Json);
-    let coding = headers.get(header::CONTENT_ENCODING);
-    let is_plain = coding.is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+    let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
+    let is_plain = codings.all(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"));
     if is_json && is_plain { Ok(()) } else { Err(Problem::ContentType) }
 }
 
@@ -236,9 +240,14 @@ fn key_of(headers: &HeaderMap) -> Result<Option<OutcomeId>, Problem> {
 
 async fn read(body: Body, settings: &ApiSettings) -> Result<Vec<u8>, Problem> {
     let limit = settings.body_bytes_max;
+    // What says itself that it is too large is not waited for.
+    let is_said_too_large = body.size_hint().lower() > limit as u64;
     let mut stream = body.into_data_stream();
     let mut bytes = Vec::new();
     let reading = async {
+        if is_said_too_large {
+            return Err(Problem::TooLarge { limit });
+        }
         while let Some(chunk) = stream.next().await {
             let chunk: Bytes = chunk.map_err(|_| Problem::Broken)?;
             if bytes.len() + chunk.len() > limit {

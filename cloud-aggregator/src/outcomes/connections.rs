@@ -106,6 +106,8 @@ async fn serve_one(stream: TcpStream, router: Router, place: Place, limits: Limi
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header)
         .max_buf_size(HEADER_BYTES_MAX)
+        // Who has said all and closes that side still waits for the answer (RFC 9112, section 9.6).
+        .half_close(true)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
     // hyper limits the header only: who never reads the answer would stay for ever.

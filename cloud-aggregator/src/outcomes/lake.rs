@@ -120,6 +120,7 @@ fn alert_at(batch: &RecordBatch, at: usize) -> Option<AlertRow> {
     Some(AlertRow {
         alert_id: text("alert_id")?,
         rule: text("rule").unwrap_or_default(),
+        is_of_machine: text("machine_id").is_some(),
         machine: text("machine_id").or_else(|| text("sensor_id")).unwrap_or_default(),
         trip_id: text("trip_id"),
         fired_at: time_at(row, "fired_at", at)?,
@@ -127,9 +128,10 @@ fn alert_at(batch: &RecordBatch, at: usize) -> Option<AlertRow> {
     })
 }
 
-const OUTCOME_COLUMNS: [&str; 7] = [
+const OUTCOME_COLUMNS: [&str; 8] = [
     "outcome_id",
     "verdict",
+    "machine_id",
     "alert_id",
     "trip_id",
     "timestamp",
@@ -145,6 +147,7 @@ fn outcome_at(batch: &RecordBatch, at: usize) -> Option<OutcomeRow> {
     Some(OutcomeRow {
         outcome_id: text("outcome_id")?,
         verdict: OutcomeVerdict::from_word(text_at(row.texts("verdict"), at)?)?,
+        machine: text("machine_id").unwrap_or_default(),
         alert_id: text("alert_id"),
         trip_id: text("trip_id"),
         timestamp: time_at(row, "timestamp", at)?,

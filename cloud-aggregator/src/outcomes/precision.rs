@@ -2,8 +2,9 @@
 //!
 //! An alert is one alert however many rows it has; what was suppressed and never told is counted apart. Of the rows of one outcome the
 //! newest counts, by timestamp and then by offset; of several outcomes about one alert the newest with a verdict, and the alert is
-//! counted as disputed if they differ. A note is no verdict. An alert without verdict is counted as that and is never
-//! taken for right or wrong: the precision is confirmed / (confirmed + false alarms).
+//! counted as disputed if they differ. An outcome whose machine is not that of the alert or trip that it names contradicts itself: one
+//! of both is a mistake, so it judges nothing and is counted apart. A note is no verdict. An alert without verdict is counted as that
+//! and is never taken for right or wrong: the precision is confirmed / (confirmed + false alarms).
 
 use std::collections::BTreeMap;
 
@@ -24,6 +25,8 @@ pub struct AlertRow {
     pub rule: String,
     /// Its machine, or sensor where no machine is known.
     pub machine: String,
+    /// Whether that is a machine: of a sensor's alert nobody can say which machine is wrong.
+    pub is_of_machine: bool,
     /// The trip that it tells, if it tells one.
     pub trip_id: Option<String>,
     /// When it was first fired.
@@ -39,6 +42,8 @@ pub struct OutcomeRow {
     pub outcome_id: String,
     /// What was found.
     pub verdict: OutcomeVerdict,
+    /// The machine that it speaks of.
+    pub machine: String,
     /// The alert that it judges.
     pub alert_id: Option<String>,
     /// The trip that it judges.
@@ -54,7 +59,7 @@ pub struct OutcomeRow {
 pub struct TripRow {
     /// The trip.
     pub trip_id: String,
-    /// Its machine.
+    /// Its machine; empty if it is not known.
     pub machine: String,
     /// The model in force, as `name@version`.
     pub model: Option<String>,
@@ -124,6 +129,8 @@ pub struct Precision {
     pub suppressed_alerts: u64,
     /// Outcomes, each once.
     pub outcomes: u64,
+    /// Outcomes with a verdict about an alert or a trip of another machine than theirs: in no other figure.
+    pub outcomes_of_other_machines: u64,
     /// Outcomes with a verdict about alerts or trips that are not among those looked at.
     pub outcomes_of_others: u64,
     /// Outcomes that confirm a failure and name neither alert nor trip: nobody was warned.
@@ -170,6 +177,11 @@ pub fn precision(alerts: &[AlertRow], outcomes: &[OutcomeRow], trips: &[TripRow]
             alert.and_then(|id| alerts.get(id)).and_then(|alert| alert.trip_id.as_deref());
         let trip = trip_id.filter(|id| trips.contains_key(id));
         let trip = trip.or_else(|| told_trip.filter(|id| trips.contains_key(id)));
+        let judged = (alert.and_then(|id| alerts.get(id)), trip.and_then(|id| trips.get(id)));
+        if is_of_other_machine(found.row, judged) {
+            report.outcomes_of_other_machines += 1;
+            continue;
+        }
         if let Some(alert) = alert {
             Judgement::add(&mut of_alerts, alert, judgement.clone());
         }
@@ -196,6 +208,16 @@ pub fn precision(alerts: &[AlertRow], outcomes: &[OutcomeRow], trips: &[TripRow]
         by_model.add(model, &trip.machine, trip.timestamp, judged);
     }
     Precision { all: all.figures(), rules: by_rule.groups(), models: by_model.groups(), ..report }
+}
+
+/// Whether the machine of an outcome is not that of what it judges.
+fn is_of_other_machine(
+    outcome: &OutcomeRow,
+    (alert, trip): (Option<&&AlertRow>, Option<&&TripRow>),
+) -> bool {
+    let alert = alert.filter(|alert| alert.is_of_machine).map(|alert| alert.machine.as_str());
+    let trip = trip.map(|trip| trip.machine.as_str()).filter(|machine| !machine.is_empty());
+    alert.into_iter().chain(trip).any(|machine| machine != outcome.machine)
 }
 
 /// A row of each alert that was told, and how many alerts were not.

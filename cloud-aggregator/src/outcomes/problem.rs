@@ -47,7 +47,7 @@ pub(super) enum Problem {
     #[error("outcomes are sent with the method POST")]
     Method,
     #[error(
-        "the body is to be JSON in UTF-8, not compressed: send \"content-type: application/json\""
+        "the body is to be JSON in UTF-8, not compressed: send one header \"content-type: application/json\""
     )]
     ContentType,
     #[error("the body has more than {limit} bytes: send fewer outcomes, or shorter notes")]

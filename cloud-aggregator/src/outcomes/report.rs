@@ -205,6 +205,11 @@ fn print_rest(report: &Precision, out: &mut impl Write) -> io::Result<()> {
         "{} alerts were suppressed and are not counted; {} outcomes, {} of them about others than these alerts and trips",
         report.suppressed_alerts, report.outcomes, report.outcomes_of_others
     )?;
+    writeln!(
+        out,
+        "{} outcomes name an alert or a trip of another machine than theirs and count for neither",
+        report.outcomes_of_other_machines
+    )?;
     writeln!(out, "{} failures were found without any alert or trip", report.failures_without_alert)
 }
 

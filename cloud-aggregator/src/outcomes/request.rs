@@ -94,8 +94,40 @@ fn outcome_of(text: &str, asked: Asked<'_>) -> Result<Outcome, Refusal> {
             outcome.timestamp, asked.now
         )));
     }
+    check_names(&outcome).map_err(Refusal::Text)?;
     outcome.reported_by.get_or_insert_with(|| asked.system.clone());
     Ok(outcome)
+}
+
+/// Names are read in lists and logs, and compared by eye: none may end a line there or turn it round. A note is a text of its own,
+/// and what somebody copies into one may hold such characters.
+fn check_names(outcome: &Outcome) -> Result<(), String> {
+    fn text<T: AsRef<str>>(name: Option<&T>) -> &str {
+        name.map_or("", AsRef::as_ref)
+    }
+    let names = [
+        ("outcome_id", outcome.outcome_id.as_str()),
+        ("machine_id", outcome.machine_id.as_str()),
+        ("trip_id", text(outcome.trip_id.as_ref())),
+        ("sensor_id", text(outcome.sensor_id.as_ref())),
+        ("ticket_id", text(outcome.ticket_id.as_ref())),
+        ("part", text(outcome.part.as_ref())),
+        ("reported_by", text(outcome.reported_by.as_ref())),
+    ];
+    for (field, name) in names {
+        if let Some(character) = name.chars().find(|character| moves_text(*character)) {
+            let code = character.escape_unicode();
+            return Err(format!(
+                "{field} contains the character {code}, which ends a line or changes the direction of the text: leave it out"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Separators of lines and paragraphs, and what embeds, overrides or isolates a direction (Unicode Standard Annex 9, section 2).
+fn moves_text(character: char) -> bool {
+    matches!(character, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn refusal(error: &DecodeError) -> Refusal {
@@ -203,6 +235,40 @@ mod tests {
         assert_eq!(by(&body).as_deref(), Some("flow"));
         body["reported_by"] = "Kim".into();
         assert_eq!(by(&body).as_deref(), Some("Kim"));
+    }
+
+    #[test]
+    fn names_neither_end_a_line_nor_turn_it_round_and_notes_may() {
+        let fields = [
+            "outcome_id",
+            "machine_id",
+            "trip_id",
+            "sensor_id",
+            "ticket_id",
+            "part",
+            "reported_by",
+        ];
+        let moving = ['\u{2028}', '\u{2029}', '\u{202a}', '\u{202e}', '\u{2066}', '\u{2069}'];
+        let with = |field: &str, character: char| {
+            let mut body = object("a");
+            body[field] = format!("a{character}b").into();
+            read(&body.to_string(), None)
+        };
+        for character in moving {
+            for field in fields {
+                let text = with(field, character).expect_err("refused").to_string();
+                let code = character.escape_unicode().to_string();
+                assert!(text.contains(field) && text.contains(&code), "{text}");
+                assert!(!text.contains(character), "{text}");
+            }
+            assert!(with("note", character).is_ok(), "{character:?}");
+        }
+        // Other scripts, marks and joined pictures are names as any other.
+        for character in ['ä', 'ש', '\u{200f}', '\u{200d}', '\u{fe0f}', '\u{2027}', '\u{206a}'] {
+            assert!(fields.iter().all(|field| with(field, character).is_ok()), "{character:?}");
+        }
+        let nameless = object("a").to_string().replace("\"outcome_id\":\"a\",", "");
+        assert_eq!(code(&nameless, Some("a\u{202e}b")), ("invalid-outcome", 422));
     }
 
     #[test]

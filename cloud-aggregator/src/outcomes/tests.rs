@@ -323,12 +323,16 @@ async fn other_methods_paths_types_and_keys_are_refused() -> anyhow::Result<()> 
         Some("application/x-www-form-urlencoded"),
         Some("application/x-protobuf"),
         Some("application/json; charset=utf-16"),
+        Some("application/json\r\ncontent-type: text/plain"),
+        Some("text/plain\r\ncontent-type: application/json"),
     ];
     for value in types {
         let answer = refused("content-type", value, (415, "content-type")).await?;
         ensure!(answer.has("accept-post: application/json"), "{}", answer.head);
     }
     refused("content-encoding", Some("gzip"), (415, "content-type")).await?;
+    let twice = "identity\r\ncontent-encoding: gzip";
+    refused("content-encoding", Some(twice), (415, "content-type")).await?;
     refused("idempotency-key", Some("b"), (422, "idempotency-key-differs")).await?;
     refused("idempotency-key", Some(""), (400, "idempotency-key")).await?;
     refused("idempotency-key", Some(&"k".repeat(257)), (400, "idempotency-key")).await?;
@@ -349,6 +353,10 @@ async fn huge_bodies_are_refused_and_their_senders_hear_why() -> anyhow::Result<
         let answer = server.post(&padded(length)).await?;
         assert_eq!((answer.status, answer.code()), (413, "too-large"), "{length}");
     }
+    // Whose header says so is not waited for, as its body may never come.
+    let announced = head(&[("content-length", Some("999999999999999"))], 0);
+    let answer = ask(server.address, announced.as_bytes()).await?;
+    assert_eq!((answer.status, answer.code()), (413, "too-large"));
     // In chunks, so that no header tells the length.
     let changes = [("content-length", None), ("transfer-encoding", Some("chunked"))];
     let mut chunked = head(&changes, 0).into_bytes();
@@ -389,6 +397,21 @@ async fn slow_and_broken_bodies_are_given_up() -> anyhow::Result<()> {
     // Whoever closes its side may not be answered.
     assert!(answer.is_err() || answer.is_ok_and(|answer| answer.code() == "broken-body"));
     assert_eq!(server.taken(), ["a"]);
+    server.stop().await
+}
+
+#[tokio::test]
+async fn who_closes_its_side_behind_a_whole_request_is_answered() -> anyhow::Result<()> {
+    let server = Server::start(settings(), Kafka::Takes).await?;
+    for number in 0..20 {
+        let id = format!("half-{number}");
+        let mut stream = TcpStream::connect(server.address).await?;
+        stream.write_all(&request(&[], &outcome(&id).to_string())).await?;
+        stream.shutdown().await?;
+        let answer = answer(&mut stream).await?;
+        assert_eq!((answer.status, answer.body), (202, json!({ "outcome_id": id })));
+    }
+    assert_eq!(server.taken().len(), 20);
     server.stop().await
 }
 

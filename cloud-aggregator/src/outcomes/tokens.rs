@@ -2,8 +2,8 @@
 //!
 //! The file has a line `name:token` for each system that reports, so that it is known which one did; a file of one line may have
 //! the token alone. Empty lines and lines that begin with `#` are passed over. Tokens are 16 to 256 characters as RFC 6750 (section
-//! 2.1) allows them, names 1 to 64 letters, digits, `.`, `_` and `-`. Whoever writes the file decides who reports: it belongs to a
-//! secret of the platform, readable by this program alone.
+//! 2.1) allows them; the padding of `=` does not count towards the 16, since everybody knows it. Names are 1 to 64 letters, digits, `.`,
+//! `_` and `-`. Whoever writes the file decides who reports: it belongs to a secret of the platform, readable by this program alone.
 
 use std::collections::BTreeSet;
 use std::hint::black_box;
@@ -13,7 +13,7 @@ use shared_proto::model::Reporter;
 
 /// Longest token, in bytes.
 const TOKEN_BYTES_MAX: usize = 256;
-/// Shortest token, in bytes: fewer could be guessed.
+/// Shortest token, in bytes without the padding: fewer could be guessed.
 const TOKEN_BYTES_MIN: usize = 16;
 /// Longest name of a system, in bytes.
 const NAME_BYTES_MAX: usize = 64;
@@ -123,8 +123,8 @@ impl Tokens {
                 return Err(refused(text));
             }
             if !is_token(token) {
-                let text = "the token is not 16 to 256 letters, digits, \"-\", \".\", \"_\", \"~\", \"+\" and \"/\" with \"=\" at the end: \
-                     `openssl rand -hex 32` makes one";
+                let text = "the token is not 16 to 256 letters, digits, \"-\", \".\", \"_\", \"~\", \"+\" and \"/\" (\"=\" may follow \
+                     and does not count towards the 16): `openssl rand -hex 32` makes one";
                 return Err(refused(text));
             }
             if !names.insert(name) || !tokens.insert(token) {
@@ -172,8 +172,8 @@ fn is_token(text: &str) -> bool {
     let is_legal = |byte: u8| {
         byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'+' | b'/')
     };
-    (TOKEN_BYTES_MIN..=TOKEN_BYTES_MAX).contains(&text.len())
-        && text.trim_end_matches('=').bytes().all(is_legal)
+    let bare = text.trim_end_matches('=');
+    bare.len() >= TOKEN_BYTES_MIN && text.len() <= TOKEN_BYTES_MAX && bare.bytes().all(is_legal)
 }
 
 #[cfg(test)]
@@ -228,9 +228,16 @@ mod tests {
         check("a:0123456789abcde", 1, "the token is not");
         check("a:0123456789 abcdef", 1, "the token is not");
         check("a:0123456789=abcdef", 1, "the token is not");
+        check(&"=".repeat(64), 1, "the token is not");
+        check(&format!("a:{}", "=".repeat(16)), 1, "the token is not");
+        check("a:0123456789abcde=", 1, "the token is not");
+        check(&format!("a:{}", " ".repeat(32)), 1, "the token is not");
+        check(&format!("a:{}", "\u{200b}".repeat(16)), 1, "the token is not");
         check(&format!("a:{FIRST}\nb:{FIRST}"), 2, "of another line");
         check(&format!("a:{FIRST}\na:{SECOND}"), 2, "of another line");
-        assert_eq!(Tokens::parse("# none\n").expect_err("refused"), TokensError::Empty);
+        for nothing in ["", "# none\n", "                    ", "\t\n \u{a0}\n"] {
+            assert_eq!(Tokens::parse(nothing).expect_err("refused"), TokensError::Empty);
+        }
         let many = (0..65).map(|number| format!("s{number}:{FIRST}{number}\n"));
         let error = Tokens::parse(&many.collect::<String>()).expect_err("refused");
         assert_eq!(error, TokensError::TooMany);

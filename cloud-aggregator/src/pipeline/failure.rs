@@ -27,6 +27,9 @@ pub enum PipelineError {
     /// The consumer has ended.
     #[error("kafka consumer: {0}")]
     Source(String),
+    /// The lake is somewhere else.
+    #[error("{0}")]
+    WrongPlace(String),
     /// There is nothing to drain.
     #[error(
         "no partition was given within {} s (trigger.available-now-patience): no broker answers, no topic is there, or other \
@@ -79,6 +82,11 @@ impl Pipeline {
         Ok(())
     }
 
+    /// Trying again is no use where nothing may be written any more.
+    pub(super) fn check_place(&mut self) -> Result<(), PipelineError> {
+        self.wrong_place.take().map_or(Ok(()), |text| Err(PipelineError::WrongPlace(text)))
+    }
+
     /// An epoch is void because somebody else has committed for its partitions.
     pub(super) fn note_lost_race(&mut self, text: &str, wait: Duration) {
         counter!(names::LOST_RACES_TOTAL).increment(1);
@@ -98,7 +106,13 @@ impl Pipeline {
 
     /// Tells operators how many alerts are owed.
     pub(super) fn show_owed(&self) {
-        let owed = self.parts.desk.len();
-        self.parts.health.update(|status| status.alerts_owed = owed);
+        let desk = &self.parts.desk;
+        self.parts.health.update(|status| {
+            status.alerts_owed = desk.len();
+            // Asked at every turn of the loop, and nearly always the same.
+            if status.alerts_owed_by_channel != *desk.owed_by_channel() {
+                status.alerts_owed_by_channel.clone_from(desk.owed_by_channel());
+            }
+        });
     }
 }

@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 use std::error::Error;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use aggregator_core::ProcessingTime;
 use metrics::counter;
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
@@ -21,6 +22,7 @@ use tracing::{debug, warn};
 
 use self::token::{AzureTokens, Identity, TokenError, TokenProvider};
 use super::alert::{CONTENT_TYPE, Channel, Delivery, Outcome};
+use super::webhook::TargetHealth;
 use crate::backoff::Backoff;
 use crate::config::{Alerts, Connection};
 use crate::source::kafka::QuietContext;
@@ -62,6 +64,7 @@ pub struct AlertTopic {
     producer: FutureProducer<TopicContext>,
     topic: String,
     backoff: Backoff,
+    health: TargetHealth,
 }
 
 impl std::fmt::Debug for AlertTopic {
@@ -112,7 +115,14 @@ impl AlertTopic {
             producer: client.create_with_context(context).map_err(AlertTopicError::Client)?,
             topic: settings.topic.clone(),
             backoff: Backoff::new(settings.retry_min, settings.retry_max),
+            health: TargetHealth::of_topic(),
         })
+    }
+
+    /// How it stands, now and while it runs.
+    #[must_use]
+    pub fn health(&self) -> TargetHealth {
+        self.health.clone()
     }
 
     /// Delivers until the queue is closed and all is delivered.
@@ -158,11 +168,13 @@ impl AlertTopic {
     /// Tells early when nothing can be sent: the client itself waits long for a topic to appear.
     fn look_for_topic(&self) {
         let (producer, name) = (self.producer.clone(), self.topic.clone());
+        let health = self.health.clone();
         tokio::task::spawn_blocking(move || {
             let metadata = match producer.client().fetch_metadata(Some(&name), METADATA_TIMEOUT) {
                 Ok(metadata) => metadata,
                 Err(error) => {
                     warn!(topic = name, %error, "whether the topic of alerts is there is not known");
+                    health.is_known_to_fail(&error.to_string(), now());
                     return;
                 }
             };
@@ -170,6 +182,9 @@ impl AlertTopic {
             if let Some(error) = topic.and_then(|topic| topic.error()) {
                 let error = RDKafkaErrorCode::from(error);
                 warn!(topic = name, %error, "alerts wait: the topic (alerts.topic) is not there or not ours");
+                let reason =
+                    format!("the topic {name} (alerts.topic) is not there or not ours: {error}");
+                health.is_known_to_fail(&reason, now());
             }
         });
     }
@@ -205,6 +220,8 @@ impl AlertTopic {
             Some(Ok(_)) => {
                 counter!(names::ALERTS_DELIVERED_TOTAL, "channel" => "topic").increment(1);
                 self.backoff.reset();
+                self.health.answered();
+                self.health.delivered(now());
                 report_outcome(outcomes, &delivery, None).await;
             }
             Some(Err((error, _))) if !was_alone && is_too_large(&error) => {
@@ -212,8 +229,7 @@ impl AlertTopic {
                 sending.suspects.push_back(delivery);
             }
             Some(Err((error, _))) => self.note(delivery, &error, sending, outcomes).await,
-            // The client has gone without an answer.
-            None => self.retry(delivery, sending),
+            None => self.retry(delivery, "the client has gone without an answer", sending),
         }
     }
 
@@ -235,6 +251,7 @@ impl AlertTopic {
     ) {
         counter!(names::ALERT_FAILURES_TOTAL, "channel" => "topic").increment(1);
         if is_too_large(error) {
+            self.health.gave_up(&error.to_string(), now());
             report_outcome(outcomes, &delivery, Some(error.to_string())).await;
             return;
         }
@@ -244,15 +261,15 @@ impl AlertTopic {
             None => warn!(topic = self.topic, %error, alert, "alert was not taken, trying again"),
             Some(_) => debug!(topic = self.topic, %error, alert, "alert was not taken, either"),
         }
-        self.retry(delivery, sending);
+        self.retry(delivery, &error.to_string(), sending);
     }
 
     /// All that fail while one waits are tried again together.
-    fn retry(&mut self, delivery: Delivery, sending: &mut Sending) {
+    fn retry(&mut self, delivery: Delivery, reason: &str, sending: &mut Sending) {
         sending.failed.push(delivery);
-        if sending.retry_at.is_none() {
-            sending.retry_at = Some(Instant::now() + self.backoff.wait());
-        }
+        let instant = Instant::now();
+        let retry_at = *sending.retry_at.get_or_insert_with(|| instant + self.backoff.wait());
+        self.health.failed(reason, now(), retry_at.saturating_duration_since(instant));
     }
 }
 
@@ -270,6 +287,11 @@ struct Sending {
 
 fn is_too_large(error: &KafkaError) -> bool {
     error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge)
+}
+
+fn now() -> ProcessingTime {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    ProcessingTime::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }
 
 async fn wait_until(moment: Option<Instant>) {

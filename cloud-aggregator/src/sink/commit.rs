@@ -92,6 +92,9 @@ pub struct Resumption {
     pub watch: Option<Box<SavedWatch>>,
 }
 
+/// Tables that are opened at a start, and the state files.
+const TABLES_OPENED: u32 = SideTable::ALL.len() as u32 + 2;
+
 /// The tables and the state files, and the rows on their way there.
 #[derive(Debug)]
 pub struct Lake {
@@ -143,7 +146,9 @@ impl Lake {
     /// # Errors
     /// The storage refuses or does not answer in time.
     pub async fn open(settings: &config::Lake) -> Result<Self, LakeError> {
-        let tables = within(settings.operation_timeout, Tables::open(settings)).await?;
+        // One table after the other, each as long as an operation may take.
+        let limit = settings.operation_timeout * TABLES_OPENED;
+        let tables = within(limit, Tables::open(settings)).await?;
         if let Some(commits) = settings.checkpoint_commits {
             tables.sum_logs_up(commits).await;
         }

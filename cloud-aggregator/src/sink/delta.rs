@@ -3,6 +3,9 @@
 //! Reader version 1, writer version 2. In a local folder everything that a commit names is synced before the commit,
 //! and the commit itself before it counts as done: what was committed survives a power cut.
 
+mod credentials;
+mod refusal;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -17,7 +20,7 @@ use deltalake::kernel::transaction::{
     CommitBuilder, CommitConflictError, CommitProperties, TableReference, TransactionError,
 };
 use deltalake::kernel::{Action, Add, StructField, Transaction};
-use deltalake::logstore::LogStoreRef;
+use deltalake::logstore::{LogStoreRef, ObjectStoreRef};
 use deltalake::operations::create::CreateBuilder;
 use deltalake::parquet::basic::Compression;
 use deltalake::parquet::file::properties::{WriterProperties, WriterPropertiesBuilder};
@@ -27,10 +30,12 @@ use deltalake::writer::RecordBatchWriter;
 use deltalake::{DeltaTable, DeltaTableBuilder, DeltaTableError, ensure_table_uri};
 use tracing::{info, warn};
 
+use self::credentials::{FileCredential, add_host_options, open_store};
 use super::folder_store::FolderStore;
 use super::log_checkpoint::sum_up;
 use super::rows;
 use crate::config::{self, Secret, read_secret};
+use crate::lake_copy::mark::{check_finished, check_not_moved};
 
 /// How often missing columns are tried to be added.
 const COLUMN_ATTEMPTS_MAX: u32 = 3;
@@ -65,7 +70,7 @@ pub enum LakeError {
         text: String,
     },
     /// A table cannot be read or written.
-    #[error("table {table}")]
+    #[error("table {table}{}", refusal::remedy(source))]
     Table {
         /// Name of the table.
         table: String,
@@ -106,7 +111,7 @@ pub enum LakeError {
         table: String,
     },
     /// A state file cannot be read or written.
-    #[error("state file {name}: {text}")]
+    #[error("state file {name}{}: {text}", refusal::remedy_of(text))]
     State {
         /// Name of the file.
         name: String,
@@ -144,12 +149,28 @@ pub enum LakeError {
         text: String,
     },
     /// A lease cannot be read or written.
-    #[error("maintenance lease {name}: {text}")]
+    #[error("maintenance lease {name}{}: {text}", refusal::remedy_of(text))]
     Lease {
         /// Name of the file.
         name: String,
         /// What is wrong.
         text: String,
+    },
+    /// Whoever writes here writes to the wrong place.
+    #[error(
+        "the lake was moved to {to}: set lake.location to it; `lake copy --reopen` takes the move back"
+    )]
+    Moved {
+        /// The new place.
+        to: String,
+    },
+    /// Not all of the lake is here yet.
+    #[error(
+        "this is a copy of {from} that is not finished: `lake copy --final` with that lake's settings ends it"
+    )]
+    UnfinishedCopy {
+        /// What is copied.
+        from: String,
     },
     /// The storage did not answer in time.
     #[error("the storage did not answer within {seconds} s (lake.operation-timeout)")]
@@ -177,8 +198,16 @@ impl LakeError {
             | Self::Merge { .. }
             | Self::Rows { .. }
             | Self::Lease { .. }
+            | Self::Moved { .. }
+            | Self::UnfinishedCopy { .. }
             | Self::Timeout { .. } => false,
         }
+    }
+
+    /// Whether the settings name a place that is not, or not yet, to be written: trying again is no use.
+    #[must_use]
+    pub fn is_wrong_place(&self) -> bool {
+        matches!(self, Self::Moved { .. } | Self::UnfinishedCopy { .. })
     }
 }
 
@@ -188,6 +217,8 @@ pub struct Location {
     /// Folder on this machine, if it is one.
     pub folder: Option<PathBuf>,
     url: String,
+    /// Storage of Azure whose secret is in a file and may be replaced.
+    azure: Option<ObjectStoreRef>,
     options: BTreeMap<String, String>,
     secrets: BTreeMap<String, Secret>,
     /// Old log files, and log checkpoints but at a start, are left to maintenance.
@@ -214,7 +245,15 @@ impl Location {
 
     fn new(settings: &config::Lake, is_read_only: bool) -> Result<Self, LakeError> {
         let mut secrets = BTreeMap::new();
+        let mut replaceable = None;
+        let is_replaceable = settings.location.contains("://")
+            && !settings.location.starts_with("file://")
+            && !credentials::is_emulator(&settings.storage_options);
         for (option, file) in &settings.storage_option_files {
+            if is_replaceable && let Some(found) = FileCredential::open(option, file)? {
+                replaceable = Some(found);
+                continue;
+            }
             let secret = read_secret(file)
                 .map_err(|text| LakeError::OptionFile { option: option.clone(), text })?;
             secrets.insert(option.clone(), secret);
@@ -229,9 +268,14 @@ impl Location {
             Some(folder) => folder.to_string_lossy().into_owned(),
             None => settings.location.trim_end_matches('/').to_owned(),
         };
+        let azure = replaceable
+            .map(|credential| open_store(&url, &settings.storage_options, credential))
+            .transpose()
+            .map_err(|source| table_error(&url, source))?;
         Ok(Self {
             folder,
             url,
+            azure,
             options: settings.storage_options.clone(),
             secrets,
             is_read_only,
@@ -272,6 +316,10 @@ impl Location {
         let mut builder = DeltaTableBuilder::from_url(url.clone()).map_err(failed)?;
         if self.folder.is_some() {
             builder = builder.with_storage_backend(Arc::new(FolderStore::default()), url);
+        } else if let Some(azure) = &self.azure {
+            builder = builder.with_storage_backend(Arc::clone(azure), url);
+        } else {
+            add_host_options(&mut options, |name| std::env::var(name).ok());
         }
         builder.with_storage_options(options).build().map_err(failed)
     }
@@ -372,7 +420,11 @@ impl Table {
         partitions: Vec<String>,
     ) -> Result<Self, LakeError> {
         let failed = |source| table_error(name, source);
+        if name == rows::TELEMETRY {
+            check_finished(location).await?;
+        }
         let mut table = location.store(name)?;
+        let mut not_created = None;
         if !table.verify_deltatable_existence().await.map_err(failed)? {
             let created = CreateBuilder::new()
                 .with_log_store(table.log_store())
@@ -388,10 +440,15 @@ impl Table {
                     info!(table = name, "created a table");
                 }
                 // Another instance may have been faster; loading tells.
-                Err(error) => info!(table = name, %error, "table was not created here"),
+                Err(error) => {
+                    info!(table = name, %error, "table was not created here");
+                    not_created = Some(error);
+                }
             }
         }
-        table.load().await.map_err(failed)?;
+        // That nothing is there says less than why it was not made.
+        table.load().await.map_err(|source| failed(not_created.take().unwrap_or(source)))?;
+        check_not_moved(&table)?;
         let before = table.version();
         let table = add_missing_columns(table, name, &columns).await?;
         if let Some(version) = table.version().filter(|version| Some(*version) != before) {
@@ -455,13 +512,15 @@ impl Table {
     /// # Errors
     /// The storage refuses.
     pub async fn refresh(&mut self) -> Result<(), LakeError> {
-        let Err(error) = self.table.update_state().await else { return Ok(()) };
+        let Err(error) = self.table.update_state().await else {
+            return check_not_moved(&self.table);
+        };
         // Maintenance may have deleted the commits on which the snapshot stands; a checkpoint has what was in them.
         info!(table = self.name, error = crate::causes::describe(&error), "reading the table anew");
         let mut table = DeltaTable::new(self.log_store.clone());
         table.load().await.map_err(|source| table_error(self.name, source))?;
         self.table = table;
-        Ok(())
+        check_not_moved(&self.table)
     }
 
     /// Writes a log checkpoint if at least `commits` have come since the last one; whether it did.
@@ -545,6 +604,7 @@ impl Table {
         let actions: Vec<Action> = adds.into_iter().map(Action::Add).chain(removes).collect();
         let mut attempt = 1;
         loop {
+            check_not_moved(&self.table)?;
             match self.try_commit(&actions, partitions, epoch).await {
                 Ok(false) => return Ok(()),
                 Ok(true) => break,
@@ -688,7 +748,7 @@ async fn sync_commit(location: &Location, name: &str, version: u64) -> Result<()
 }
 
 /// Syncs files below `root` and the folders on the way to them.
-pub(super) async fn sync_files(root: PathBuf, paths: Vec<String>) -> Result<(), LakeError> {
+pub(crate) async fn sync_files(root: PathBuf, paths: Vec<String>) -> Result<(), LakeError> {
     let sync = move || {
         let mut folders = BTreeSet::from([root.clone()]);
         for path in paths {

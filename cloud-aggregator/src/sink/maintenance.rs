@@ -25,11 +25,13 @@ use crate::config;
 use crate::telemetry::names;
 use upkeep::Upkeep;
 
+mod forgetting;
 mod lease;
 mod merge;
 mod rounds;
 mod upkeep;
 
+pub use forgetting::{Forgetting, Forgot};
 pub use merge::MergeError;
 pub use rounds::run;
 

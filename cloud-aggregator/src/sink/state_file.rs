@@ -18,6 +18,7 @@ use serde::Deserialize;
 use zstd::stream::write::Encoder;
 
 use super::delta::{LakeError, Location, sync_files};
+use crate::causes::describe;
 
 const FOLDER: &str = "_state";
 /// Larger files are compressed.
@@ -203,7 +204,7 @@ fn parse_text(bytes: &[u8]) -> FoundStateFile {
 }
 
 fn state_error(name: &str, error: &StoreError) -> LakeError {
-    LakeError::State { name: name.to_owned(), text: error.to_string() }
+    LakeError::State { name: name.to_owned(), text: describe(error) }
 }
 
 #[cfg(test)]

@@ -248,7 +248,7 @@ impl Webhook {
             debug!(channel, alert, attempt, reason, failures, "probe of a target failed");
         }
         let next = self.next_attempt().unwrap_or(instant).saturating_duration_since(instant);
-        self.health.failed(failures, &reason, now().time.saturating_add(next.into()));
+        self.health.failed(&reason, now().time, next);
         self.health.moved(self.circuit.position());
         self.last_failure = reason;
     }
@@ -260,6 +260,7 @@ impl Webhook {
             reason,
             "target has not taken an alert, it becomes a dead letter"
         );
+        self.health.gave_up(&reason, now().time);
         reason
     }
 }

@@ -20,7 +20,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
@@ -58,6 +58,10 @@ pub struct Outbox {
     cursor: Sequence,
     /// Sent and not done, in order, with records that are done behind one that is not.
     in_flight: VecDeque<Slot>,
+    /// Acknowledged before a recall, above the cursor: not to be sent the other way.
+    done_before: BTreeSet<Sequence>,
+    /// Acknowledged, and sent again all the same because a record before them failed: not to be sent the other way.
+    done_here: BTreeSet<Sequence>,
     /// Records in `in_flight` whose report has not come.
     unreported: usize,
     phase: Phase,
@@ -70,6 +74,8 @@ struct Slot {
     is_reported: bool,
     /// Acknowledged, dead-lettered or evicted: never to be sent again.
     is_done: bool,
+    /// It was done before a recall: it stays so when the lane goes back.
+    is_passed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +101,8 @@ impl Outbox {
             acknowledged,
             cursor: acknowledged,
             in_flight: VecDeque::new(),
+            done_before: BTreeSet::new(),
+            done_here: BTreeSet::new(),
             unreported: 0,
             phase: Phase::Sending,
             failures_in_a_row: 0,
@@ -126,7 +134,46 @@ impl Outbox {
         );
         self.cursor = sequence;
         self.unreported += 1;
-        self.in_flight.push_back(Slot { sequence, is_reported: false, is_done: false });
+        self.in_flight.push_back(Slot {
+            sequence,
+            is_reported: false,
+            is_done: false,
+            is_passed: false,
+        });
+    }
+
+    /// Takes back what is in flight: no report of it comes any more, or none that counts. Sending goes on at once after the lowest
+    /// record that is not done. Returns the new trim point, if it moved.
+    pub fn handle_recalled(&mut self) -> Option<Sequence> {
+        if let Some(lowest) = self.in_flight.iter().find(|slot| !slot.is_done) {
+            let before = Sequence(lowest.sequence.0 - 1);
+            let ahead = self.in_flight.iter().filter(|slot| slot.is_done);
+            let ahead = ahead.map(|slot| slot.sequence).filter(|sequence| *sequence > before);
+            self.done_before.extend(ahead);
+            self.cursor = before;
+        }
+        self.done_before.append(&mut self.done_here);
+        self.in_flight.clear();
+        self.unreported = 0;
+        self.failures_in_a_row = 0;
+        self.phase = match self.phase {
+            Phase::Halted => Phase::Halted,
+            Phase::Sending | Phase::Draining { .. } | Phase::BackingOff { .. } => Phase::Sending,
+        };
+        self.advance()
+    }
+
+    /// Whether the next record of the lane was acknowledged before it was recalled. Then it is not to be sent: it counts as sent and
+    /// done from here on.
+    pub fn pass_over(&mut self, sequence: Sequence) -> bool {
+        if self.phase != Phase::Sending || !self.done_before.remove(&sequence) {
+            return false;
+        }
+        self.cursor = self.cursor.max(sequence);
+        let slot = Slot { sequence, is_reported: true, is_done: true, is_passed: true };
+        self.in_flight.push_back(slot);
+        self.advance();
+        true
     }
 
     /// Takes note that no record of this lane lies between the last one sent and `through`.
@@ -257,7 +304,10 @@ impl Outbox {
         }
         if let Some(lowest) = self.in_flight.iter().position(|slot| !slot.is_done) {
             let before = self.in_flight[lowest].sequence.0 - 1;
-            self.in_flight.truncate(lowest);
+            for slot in self.in_flight.drain(lowest..).filter(|slot| slot.is_done) {
+                let done = if slot.is_passed { &mut self.done_before } else { &mut self.done_here };
+                done.insert(slot.sequence);
+            }
             self.cursor = Sequence(before);
         }
         self.phase = Phase::BackingOff { resume_at };
@@ -272,6 +322,11 @@ impl Outbox {
         let done = first_open.map_or(self.cursor, |slot| Sequence(slot.sequence.0 - 1));
         (done > self.acknowledged).then(|| {
             self.acknowledged = done;
+            for kept in [&mut self.done_before, &mut self.done_here] {
+                while kept.first().is_some_and(|first| *first <= done) {
+                    kept.pop_first();
+                }
+            }
             // Only progress ends a row of failures: records behind the failing one may well be delivered meanwhile.
             self.failures_in_a_row = 0;
             done

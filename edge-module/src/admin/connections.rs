@@ -18,6 +18,8 @@ use tracing::{debug, warn};
 /// While the process has no descriptor left, `accept` fails at once, again and again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(30);
+/// Longest header, in bytes: the client's buffer for it.
+const HEADER_BYTES_MAX: usize = 16 * 1024;
 
 /// How many connections, and for how long.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +81,9 @@ async fn serve_one(stream: TcpStream, router: Router, limits: Limits) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header)
+        .max_buf_size(HEADER_BYTES_MAX)
+        // Who has said all and closes that side still waits for the answer (RFC 9112, section 9.6).
+        .half_close(true)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     // hyper limits the header only: who never reads the answer would stay for ever.
@@ -247,6 +252,30 @@ mod tests {
         second.write_all(rest).await?;
         let answer = until_closed(&mut second).await?;
         ensure!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
+        server.stop().await
+    }
+
+    #[tokio::test]
+    async fn who_closes_its_side_behind_a_whole_request_is_answered() -> anyhow::Result<()> {
+        let server = Server::start(PATIENT).await?;
+        for _ in 0..20 {
+            let mut stream = server.send(PROBE).await?;
+            stream.shutdown().await?;
+            let answer = until_closed(&mut stream).await?;
+            ensure!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
+        }
+        server.stop().await
+    }
+
+    #[tokio::test]
+    async fn a_header_without_end_is_refused_at_its_limit() -> anyhow::Result<()> {
+        let server = Server::start(PATIENT).await?;
+        let mut stream = server.send(b"GET /healthz HTTP/1.1\r\nx: ").await?;
+        // What it does not read any more resets the connection, which is an end, too.
+        stream.write_all(&vec![b'x'; 2 * HEADER_BYTES_MAX]).await.ok();
+        let answer = until_closed(&mut stream).await?;
+        ensure!(answer.is_empty() || answer.starts_with("HTTP/1.1 431 "), "{answer:?}");
+        server.probe().await?;
         server.stop().await
     }
 

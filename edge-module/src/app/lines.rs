@@ -15,11 +15,13 @@ use crate::calibration::{BaselineFolder, KeptBaseline};
 use crate::config::{Desired, Settings};
 use crate::hub;
 use crate::hub::access::{Access, AccessError};
+use crate::hub::telemetry::{Downlink, Uplink, line};
+use crate::hub::{INPUT_QUEUE_LENGTH, InputLines, Inputs};
 use crate::latch::LatchFolder;
 use crate::models::{self, Trouble};
 use crate::protection::{self, NotKept, RemoteOrder};
 use crate::recording;
-use crate::reload::{DesiredLine, DesiredState, Reached, Reloader};
+use crate::reload::{DesiredLine, DesiredState, ModelWish, Reached, Reloader};
 
 /// Orders and reports about models and baselines that may wait.
 const MODEL_QUEUE_LENGTH: usize = 8;
@@ -55,6 +57,8 @@ pub(super) struct HubLines {
     desired: watch::Sender<Option<Desired>>,
     outcome: watch::Receiver<Option<DesiredState>>,
     orders: mpsc::Sender<RemoteOrder>,
+    models: mpsc::Sender<ModelWish>,
+    inputs: InputLines,
 }
 
 /// Settings have one place in each channel: who sends the next waits for the answer to the one before.
@@ -87,8 +91,12 @@ pub(super) fn connect_settings(
     };
     let (desired, in_desired) = watch::channel(None);
     let (out_outcome, outcome) = watch::channel(None);
-    let line = DesiredLine { desired: in_desired, outcome: out_outcome };
+    let (models, in_models) = mpsc::channel(MODEL_QUEUE_LENGTH);
+    let line = DesiredLine { desired: in_desired, outcome: out_outcome, models: in_models };
     let (wishes, in_wishes) = mpsc::channel(ORDER_QUEUE_LENGTH);
+    let (judged, in_judged) = mpsc::channel(INPUT_QUEUE_LENGTH);
+    let (recorded, in_recorded) = mpsc::channel(INPUT_QUEUE_LENGTH);
+    let inputs = InputLines { protection: judged, recording: recorded };
     let (name, latches) = (own_name(settings), latches.clone());
     let Sources { loaded, file, .. } = sources;
     let reloader = Reloader::new(file, loaded, line, latches, name, reached);
@@ -102,12 +110,14 @@ pub(super) fn connect_settings(
             baselines,
             kept: in_kept,
             orders: in_wishes,
+            inputs: in_judged,
         },
         recording: recording::Links {
             snapshots,
             settings: new_filters,
             models: in_orders,
             baselines: in_kept_too,
+            inputs: Some(in_recorded),
         },
         baselines: BaselineLines { learnt, protection: kept, recording: kept_too },
         models: ModelLines {
@@ -120,20 +130,27 @@ pub(super) fn connect_settings(
             settings: in_newest,
             troubles: in_troubles,
         },
-        hub: HubLines { desired, outcome, orders: wishes },
+        hub: HubLines { desired, outcome, orders: wishes, models, inputs },
     };
     (reloader, lines)
 }
 
 /// How to reach the hub of the settings; nothing if there shall be no link.
 pub(super) fn access(settings: &Settings) -> Result<Option<Access>, AccessError> {
-    Access::new(&settings.iot_hub, |name| std::env::var(name).ok())
+    let access = Access::new(&settings.iot_hub, |name| std::env::var(name).ok())?;
+    Ok(access.map(|access| access.kept_in(&settings.device.data_dir)))
+}
+
+/// Both ends of the line by which records leave by the hub; the link has one, the forwarder too if that way is used.
+pub(super) fn telemetry_line(settings: &Settings) -> (Option<Uplink>, Downlink) {
+    let (uplink, downlink) = line(settings.upstream.messages_in_flight_max);
+    (settings.upstream.uses_hub().then_some(uplink), downlink)
 }
 
 /// A link that cannot be set up is no reason to leave the machines without protection.
 pub(super) fn start_link(
     settings: &Settings,
-    lines: HubLines,
+    (lines, downlink): (HubLines, Downlink),
     board: &Board,
     stop: &watch::Sender<bool>,
 ) -> Option<JoinHandle<()>> {
@@ -141,8 +158,12 @@ pub(super) fn start_link(
         Ok(None) => None,
         Ok(Some(access)) => {
             board.set(Part::Hub, Err("connecting".to_owned()));
-            let HubLines { desired, outcome, orders } = lines;
-            let links = hub::Links { desired, outcome, orders, board: board.clone() };
+            let HubLines { desired, outcome, orders, models, inputs } = lines;
+            let (inputs, reader) = Inputs::new(settings, inputs);
+            tokio::spawn(reader.run());
+            let telemetry = (downlink, settings.upstream.output.clone());
+            let board = board.clone();
+            let links = hub::Links { desired, outcome, orders, models, inputs, telemetry, board };
             let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |it| it.as_nanos());
             let seed = (seed as u64) ^ u64::from(std::process::id());
             let link = hub::Link::new(settings.iot_hub.clone(), access, links, seed);

@@ -296,3 +296,21 @@ mod property {
         ]
     }
 }
+
+#[test]
+fn of_readings_that_come_ready_made_those_of_rules_are_judged() {
+    let backlog = backlog(2);
+    let sensor = |name: &str| SensorId::new(name).expect("valid");
+    let reading = |name: &str| {
+        let decoded = codec::decode_reading(reading(name, 1.0).as_bytes(), Encoding::Json);
+        Piece::Reading(decoded.expect("a reading").reading)
+    };
+    let pieces = vec![
+        reading("a"),
+        reading("other"),
+        Piece::Unusable(sensor("other")),
+        Piece::Unusable(sensor("b")),
+    ];
+    let all = Pieces { received: Instant::now(), pieces, is_last: true };
+    assert_eq!(words(&[backlog.watched_of(all)]), ["a=1", "b unusable"]);
+}

@@ -11,6 +11,94 @@ use super::DEFAULTS;
 /// Hexadecimal digits of a version.
 const VERSION_DIGITS: usize = 12;
 
+/// Every key that an entry of a list of tables may have: the default file has none.
+pub(super) const MACHINE_KEYS: &str = r#"
+[[machines]]
+id = ""
+scored-sensors = []
+votes = 1
+of = 1
+score-threshold = 1.0
+score-action = "trip"
+score-during-startup = "enforce"
+trip-on-silence = "1s"
+on-fault = "alarm"
+startup-suppression = "0s"
+dry-run = false
+conditions-stale-after = "1m"
+shaft-speed-sensor = ""
+shaft-rpm = 1.0
+[[machines.bearings]]
+name = ""
+rolling-elements = 2
+element-diameter = 1.0
+pitch-diameter = 2.0
+contact-angle-deg = 0.0
+[[machines.conditions]]
+name = ""
+ranges = [{ sensor = "", min = 0.0, max = 1.0 }]
+[[machines.limits]]
+name = ""
+sensor = ""
+quantity = ""
+above = 1.0
+below = 0.0
+hysteresis = 0.0
+on-delay = "0s"
+off-delay = "0s"
+action = "trip"
+during-startup = "enforce"
+[[machines.sensors]]
+id = ""
+range = { min = 0.0, max = 1.0 }
+frozen-after = "1s"
+frozen-tolerance = 0.0
+saturation = 1.0
+full-scale = 1.0
+sample-rate = 1.0
+sample-rate-tolerance = 0.0
+missing-samples-max = 0.5
+clock-drift-max = "1s"
+recovers-after = "1s"
+on-fault = "alarm"
+[[machines.actuators]]
+kind = "mqtt"
+host = ""
+port = 1
+unit = 1
+stop-coil = 0
+stop-value = false
+standstill-coil = 0
+standstill-input = 0
+standstill-value = true
+heartbeat-register = 0
+poll-interval = "1s"
+response-timeout = "1s"
+[[deadband.rules]]
+sensor-prefix = ""
+metric-type = ""
+absolute = 0.0
+percent = 0.0
+score = 0.0
+heartbeat = "1s"
+[[aggregation]]
+sensor-prefix = ""
+metric-type = ""
+interval = "1s"
+value = "mean"
+statistics = []
+[opc-publisher]
+[[opc-publisher.nodes]]
+node = ""
+field = ""
+writer = ""
+server = ""
+sensor = ""
+machine = ""
+metric-type = ""
+unit = ""
+"#;
+
 /// Every key that is set, with its value as text. The values may be secret: only the keys are shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Keys(BTreeMap<String, String>);

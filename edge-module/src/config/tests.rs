@@ -400,3 +400,18 @@ fn machine_ids_that_brokers_or_file_names_refuse_are_refused() {
     assert_eq!(id(&"x".repeat(120)), "accepted");
     assert_eq!(id("Presse-ü 1"), "accepted");
 }
+
+#[test]
+fn a_module_of_iot_edge_has_the_name_of_its_device_unless_something_else_is_said() {
+    let of = |variables: &[(&str, &str)]| {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let variables = variables.iter().map(owned).collect();
+        Settings::from_layers(None, Some(variables)).map(|it| it.device.id.as_str().to_owned())
+    };
+    assert_eq!(of(&[]).expect("valid"), "edge-1");
+    assert_eq!(of(&[("IOTEDGE_DEVICEID", "gw-07")]).expect("valid"), "gw-07");
+    let both = [("IOTEDGE_DEVICEID", "gw-07"), ("EDGE__DEVICE__ID", "press-hall")];
+    assert_eq!(of(&both).expect("valid"), "press-hall");
+    let odd = of(&[("IOTEDGE_DEVICEID", "a\"\nid = \"b")]).expect_err("no name").to_string();
+    assert!(odd.contains("device.id") || odd.contains("device"), "{odd}");
+}

@@ -94,6 +94,8 @@ impl Settings {
         self.check_filters(&mut faults);
         self.check_kafka(&mut faults);
         self.iot_hub.check(&mut faults);
+        self.opc_publisher.check(&self.machines, &mut faults);
+        self.upstream.check(&self.iot_hub, &mut faults);
         let drain = self.shutdown.drain_timeout;
         faults.duration("shutdown.drain-timeout", drain, Duration::ZERO, Duration::from_secs(60));
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.telemetry.filter) {

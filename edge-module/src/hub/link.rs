@@ -19,14 +19,16 @@ use tracing::{debug, error, info, warn};
 
 use super::access::{Access, AccessError, Ticket};
 use super::connection::{Closed, Connection, HubEvent};
+use super::inputs::{Delivery, InputQueue};
 use super::methods::Methods;
 use super::report::reported;
 use super::sparing::{Sparing, cut};
+use super::telemetry::{Downlink, HubMessage};
 use crate::admin::{Board, Part};
 use crate::config::{Desired, IotHub};
 use crate::journal::chain;
 use crate::protection::RemoteOrder;
-use crate::reload::DesiredState;
+use crate::reload::{DesiredState, ModelWish};
 use crate::telemetry;
 
 /// How often the own state is compared with what was reported.
@@ -41,6 +43,8 @@ const ACKNOWLEDGEMENT_MAX: Duration = Duration::from_secs(30);
 const NAME_CHARACTERS_MAX: usize = 100;
 /// A hub takes 32 KiB of reported properties.
 const REPORT_BYTES_MAX: usize = 32_000;
+/// How long a connection that is to be renewed stays for the acknowledgements of records.
+const SETTLE_MAX: Duration = Duration::from_secs(5);
 
 /// Whom the link concerns.
 pub struct Links {
@@ -50,6 +54,12 @@ pub struct Links {
     pub outcome: watch::Receiver<Option<DesiredState>>,
     /// The stop path.
     pub orders: mpsc::Sender<RemoteOrder>,
+    /// Who reads the settings again.
+    pub models: mpsc::Sender<ModelWish>,
+    /// Who reads messages to inputs.
+    pub inputs: InputQueue,
+    /// Records that leave by the hub, and the output that they go to.
+    pub telemetry: (Downlink, String),
     /// What is reported.
     pub board: Board,
 }
@@ -89,7 +99,11 @@ impl Link {
         };
         Self {
             twin: Twin::new(twin, seed),
-            methods: Methods::new(links.board.clone(), links.orders.clone(), settings.remote_reset),
+            methods: Methods::new(
+                links.board.clone(),
+                (links.orders.clone(), links.models.clone()),
+                settings.remote_reset,
+            ),
             settings,
             access: Arc::new(access),
             links,
@@ -143,11 +157,8 @@ impl Link {
         let kind = if closed.is_refused { "refused" } else { "lost" };
         metrics::counter!(telemetry::HUB_DISCONNECTS, "reason" => kind).increment(1);
         metrics::gauge!(telemetry::HUB_CONNECTED).set(0.0);
-        let remedy = if closed.is_refused {
-            "; check the clock, the key, and that the device or module exists and is enabled"
-        } else {
-            ""
-        };
+        let remedy =
+            if closed.is_refused { format!("; {}", self.access.remedy()) } else { String::new() };
         warn!(
             reason = closed.reason,
             wait_ms = wait.as_millis() as u64,
@@ -157,18 +168,27 @@ impl Link {
     }
 
     /// What a connection needs, unless the module ends before that is there.
-    async fn first_ticket(&self, stop: &mut watch::Receiver<bool>) -> Result<Ticket, Left> {
+    async fn first_ticket(&mut self, stop: &mut watch::Receiver<bool>) -> Result<Ticket, Left> {
+        let before = Arc::clone(&self.access);
         tokio::select! {
             _ = stop.wait_for(|is_stopping| *is_stopping) => Err(Left::Stopping),
-            ticket = self.access.ticket(self.settings.token_life) => ticket.map_err(|error| {
-                Left::Closed(Closed { reason: chain(&error), is_refused: false })
-            }),
+            ready = before.ready(&self.settings) => match ready {
+                Ok((access, ticket)) => {
+                    self.access = access;
+                    Ok(ticket)
+                }
+                Err(error) => {
+                    let reason = chain(&error);
+                    Err(Left::Closed(Closed { reason, is_refused: false }))
+                }
+            }
         }
     }
 
     /// One connection.
     async fn keep(&mut self, ticket: Box<Ticket>, stop: &mut watch::Receiver<bool>) -> Left {
         let opened = Instant::now();
+        let mut next: Option<(Box<Ticket>, Instant)> = None;
         let mut connection = Connection::open(*ticket, self.access.identity(), &self.settings);
         let mut renewal = Renewal { at: opened + self.renewal(), ticket: None };
         let mut is_subscribed = false;
@@ -176,6 +196,9 @@ impl Link {
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let left = loop {
             self.ask(&connection);
+            if let Some((ticket, _)) = next.take_if(|(_, since)| self.may_renew(*since)) {
+                break Left::Renewed(ticket);
+            }
             let now = Instant::now();
             let timeout = self.twin.poll_timeout().unwrap_or(now + TIMEOUT_MAX);
             let deadline = timeout.min(now + TIMEOUT_MAX);
@@ -188,11 +211,14 @@ impl Link {
                     }
                 }
                 Ok(()) = self.links.outcome.changed() => self.report(),
+                message = self.links.telemetry.0.next(), if next.is_none() => {
+                    self.send(&connection, message);
+                }
                 Some((rid, answer)) = self.methods.next() => {
                     self.answer(&connection, &rid, answer.status, answer.body);
                 }
                 ticket = renewed(&mut renewal.ticket) => match ticket {
-                    Ok(ticket) => break Left::Renewed(Box::new(ticket)),
+                    Ok(ticket) => next = Some((Box::new(ticket), Instant::now())),
                     // The old connection stays until the hub ends it.
                     Err(reason) => {
                         warn!(reason, "the token is not renewed; tried again");
@@ -201,6 +227,8 @@ impl Link {
                 },
                 _ = look.tick() => {
                     self.log.look();
+                    connection.acknowledge_rest();
+                    self.access.watch_certificate(self.settings.certificate_warning);
                     self.report();
                     if let Some(closed) = self.silence(&connection, opened, is_subscribed) {
                         break Left::Closed(closed);
@@ -210,8 +238,32 @@ impl Link {
                 () = sleep_until(deadline.into()) => {}
             }
         };
-        connection.close().await;
+        for number in connection.close().await {
+            self.links.telemetry.0.handle_taken(number);
+        }
+        self.links.telemetry.0.end();
+        if let Left::Closed(closed) = &left {
+            self.access.note_closed(closed.is_refused);
+        }
         left
+    }
+
+    /// Whether the connection may be left for the next: records that are on their way would leave twice.
+    fn may_renew(&self, since: Instant) -> bool {
+        self.links.telemetry.0.is_settled() || since.elapsed() > SETTLE_MAX
+    }
+
+    /// Sends a message of records.
+    fn send(&mut self, connection: &Connection, message: HubMessage) {
+        let HubMessage { number, properties, payload, .. } = message;
+        let (telemetry, output) = &mut self.links.telemetry;
+        let properties: Vec<(&str, &str)> =
+            properties.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let topic = topics::events(self.access.identity(), &properties, Some(output));
+        if let Err(error) = connection.publish_numbered(topic, payload, number) {
+            debug!(%error, "records are sent again");
+            telemetry.handle_not_sent(number);
+        }
     }
 
     /// What the hub owes for too long.
@@ -236,6 +288,8 @@ impl Link {
     fn renew_if_due(&self, renewal: &mut Renewal) {
         let is_due = self.access.expires() && Instant::now() >= renewal.at;
         if is_due && renewal.ticket.is_none() {
+            // Not a second one while the first waits for what is on its way.
+            renewal.at = Instant::now() + SETTLE_MAX * 2;
             let (access, life) = (Arc::clone(&self.access), self.settings.token_life);
             renewal.ticket = Some(tokio::spawn(async move { access.ticket(life).await }));
         }
@@ -293,22 +347,40 @@ impl Link {
             }
             Some(HubEvent::Closed(closed)) => return Some(closed),
             Some(HubEvent::Connected) => debug!("the hub has accepted"),
+            Some(HubEvent::Taken(number)) => self.links.telemetry.0.handle_taken(number),
             Some(HubEvent::Subscribed) => {
                 info!("connected to the hub");
                 metrics::counter!(telemetry::HUB_CONNECTS).increment(1);
                 metrics::gauge!(telemetry::HUB_CONNECTED).set(1.0);
                 self.links.board.set(Part::Hub, Ok(()));
+                self.access.note_connected();
+                self.access.watch_clock(self.settings.https_port);
                 self.report();
                 self.twin.handle_connected(Instant::now());
+                self.links.telemetry.0.begin();
             }
-            Some(HubEvent::Publish(publish)) => self.handle_publish(&publish, connection),
+            Some(HubEvent::Publish(publish, received)) => {
+                self.handle_publish(publish, received, connection);
+            }
         }
         None
     }
 
-    fn handle_publish(&mut self, publish: &Publish, connection: &Connection) {
+    fn handle_publish(&mut self, publish: Publish, received: Instant, connection: &Connection) {
         let now = Instant::now();
-        let events = match topics::parse(self.access.identity(), &publish.topic) {
+        let parsed = topics::parse(self.access.identity(), &publish.topic);
+        if let Ok(Incoming::Input { name, .. }) = &parsed
+            && self.links.inputs.reads(name)
+        {
+            let (input, client) = (name.clone(), connection.client());
+            // Acknowledged when what is in it is durable.
+            if !self.links.inputs.offer(Delivery { input, publish, received, client }) {
+                self.refuse("input-queue", "more messages to inputs than can be read; sent again");
+            }
+            return;
+        }
+        connection.acknowledge(&publish);
+        let events = match parsed {
             Ok(Incoming::TwinAnswer { status, rid, .. }) => {
                 self.twin.handle_answer(status, &rid, &publish.payload, now)
             }

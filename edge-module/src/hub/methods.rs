@@ -2,13 +2,15 @@
 //!
 //! | method | payload | answer |
 //! |---|---|---|
+//! | `journalStatus` | none | 200: what waits in the journal, which way it leaves, what was lost |
 //! | `ping` | none | 200 `{"deviceId":…,"version":…,"time":…}` |
 //! | `getStatus` | none | 200, what `/status` shows |
 //! | `getTrips` | none | 200 `{"trips":[…]}`: machines whose trip is latched |
 //! | `stopMachine` | `{"machineId":…,"operator":"name","reason":"why"}` | 200 `{"tripId":…}`: stopped, and latched until a reset; a machine that is tripped already stays as it is |
 //! | `resetMachine` | `{"machineId":…,"operator":"name"}` | 200 `{}`; 409 with the reason while its cause is present; 403 unless `iot-hub.remote-reset` |
+//! | `setModel` | `{"name":…,"url":…,"sha256":…}` | 200 with what is done about it; 409 if the settings do not take it |
 //!
-//! 400: the payload is none; 404: no such method or machine; 503: the stop path does not answer. Refusals are
+//! Schemas of all payloads and answers: `METHODS.md`. 400: the payload is none; 404: no such method or machine; 503: the stop path does not answer. Refusals are
 //! `{"message":…}`. A call that the hub delivers twice, with the same request id, is carried out once and answered twice.
 
 use std::collections::VecDeque;
@@ -22,9 +24,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::actuation::messages::is_operator;
-use crate::admin::Board;
+use crate::admin::{Board, JournalStatus, LostRange};
 use crate::kafka::now;
+use crate::models::ShownModel;
 use crate::protection::{RemoteAnswer, RemoteOrder, RemoteWish};
+use crate::reload::{ModelWish, SetBundle};
 use crate::telemetry;
 
 /// Calls whose answers are remembered.
@@ -33,11 +37,20 @@ const RECENT_MAX: usize = 64;
 const ANSWER_BYTES_MAX: usize = 120 << 10;
 /// The stop path answers between two inputs; a caller waits half a minute by default.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Calls that wait for the stop path.
+/// How long it takes other settings to come into force, if something does not answer.
+const SETTINGS_TIMEOUT: Duration = Duration::from_secs(15);
+/// A model that nobody has begun to fetch within this is in force already.
+const MODEL_SEEN_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long an answer waits for a bundle to be fetched and tested: a caller waits half a minute by default.
+const MODEL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often that is looked at.
+const MODEL_LOOK: Duration = Duration::from_millis(200);
+/// Calls that wait for the stop path or the settings.
 const PENDING_MAX: usize = 16;
 const REASON_CHARACTERS_MAX: usize = 512;
 /// What a payload that is none is answered with.
 const STOP_FORM: &str = r#"{"machineId":"…","operator":"name","reason":"why"}"#;
+const MODEL_FORM: &str = r#"{"name":"…","url":"https://…","sha256":"…"}"#;
 const RESET_FORM: &str = r#"{"machineId":"…","operator":"name"}"#;
 
 /// What a caller gets.
@@ -79,6 +92,14 @@ struct StopPayload {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct ModelPayload {
+    name: String,
+    url: String,
+    sha256: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct ResetPayload {
     machine_id: String,
     operator: String,
@@ -88,14 +109,20 @@ struct ResetPayload {
 pub(super) struct Methods {
     board: Board,
     orders: mpsc::Sender<RemoteOrder>,
+    models: mpsc::Sender<ModelWish>,
     may_reset: bool,
     recent: VecDeque<Call>,
     pending: JoinSet<(String, Answer)>,
 }
 
 impl Methods {
-    pub(super) fn new(board: Board, orders: mpsc::Sender<RemoteOrder>, may_reset: bool) -> Self {
-        Self { board, orders, may_reset, recent: VecDeque::new(), pending: JoinSet::new() }
+    pub(super) fn new(
+        board: Board,
+        (orders, models): (mpsc::Sender<RemoteOrder>, mpsc::Sender<ModelWish>),
+        may_reset: bool,
+    ) -> Self {
+        let (recent, pending) = (VecDeque::new(), JoinSet::new());
+        Self { board, orders, models, may_reset, recent, pending }
     }
 
     /// Takes a call; gives its answer if there is one already, otherwise [`Self::next`] does.
@@ -137,6 +164,11 @@ impl Methods {
                 Err(error) => Answer::refused(500, &error.to_string()),
             },
             "getTrips" => self.trips(),
+            "journalStatus" => Answer::ok(journal_status(&self.board.status().journal)),
+            "setModel" => match parse::<ModelPayload>(payload, MODEL_FORM) {
+                Ok(wanted) => return self.set_model(rid, wanted),
+                Err(refused) => refused,
+            },
             "stopMachine" => match stop_order(payload) {
                 Ok(order) => return self.order(rid, order),
                 Err(refused) => refused,
@@ -151,7 +183,7 @@ impl Methods {
             },
             _ => Answer::refused(
                 404,
-                "no such method; there are getStatus, getTrips, ping, resetMachine and stopMachine",
+                "no such method; there are getStatus, getTrips, journalStatus, ping, resetMachine, setModel and stopMachine",
             ),
         };
         Some(answer)
@@ -179,6 +211,34 @@ impl Methods {
         None
     }
 
+    /// Asks for other settings, and waits for what becomes of the bundle.
+    fn set_model(&mut self, rid: &str, wanted: ModelPayload) -> Option<Answer> {
+        let ModelPayload { name, url, sha256 } = wanted;
+        let (answer, answered) = oneshot::channel();
+        let bundle = SetBundle { url, sha256 };
+        let before = self.board.status().models.remove(&name);
+        let wish = ModelWish { name: name.clone(), bundle, answer };
+        if self.pending.len() >= PENDING_MAX || self.models.try_send(wish).is_err() {
+            return Some(Answer::refused(
+                503,
+                "too many requests wait for the settings; try again",
+            ));
+        }
+        let (rid, board) = (rid.to_owned(), self.board.clone());
+        self.pending.spawn(async move {
+            let answer = match tokio::time::timeout(SETTINGS_TIMEOUT, answered).await {
+                Ok(Ok(Ok(not_kept))) => {
+                    let model = settled_model(&board, &name, before).await;
+                    Answer::ok(model_answer(&name, &model, not_kept))
+                }
+                Ok(Ok(Err(refusal))) => Answer::refused(409, &refusal),
+                Ok(Err(_)) | Err(_) => Answer::refused(503, "the settings do not answer"),
+            };
+            (rid, answer)
+        });
+        None
+    }
+
     fn trips(&self) -> Answer {
         let machines = self.board.status().machines;
         let tripped = machines.into_iter().filter(|machine| machine.latch.trip.is_some());
@@ -195,6 +255,53 @@ struct Wanted {
     machine_id: MachineId,
     operator: String,
     wish: RemoteWish,
+}
+
+/// What is done about a model when its bundle is fetched and tested, or when that takes too long to wait for.
+async fn settled_model(board: &Board, name: &str, before: Option<ShownModel>) -> ShownModel {
+    let begun = tokio::time::Instant::now();
+    loop {
+        let shown = board.status().models.remove(name);
+        let waited = begun.elapsed();
+        let is_seen = shown != before || waited >= MODEL_SEEN_TIMEOUT;
+        let is_fetched = shown.as_ref().is_some_and(|model| model.state != "fetching");
+        if (is_seen && is_fetched) || waited >= MODEL_TIMEOUT {
+            return shown.unwrap_or_default();
+        }
+        tokio::time::sleep(MODEL_LOOK).await;
+    }
+}
+
+fn model_answer(name: &str, model: &ShownModel, not_kept: Option<String>) -> Value {
+    json!({
+        "name": name,
+        "state": if model.state.is_empty() { "none" } else { model.state },
+        "inForce": model.in_force,
+        "candidate": model.candidate,
+        "refusal": model.refusal,
+        "notKept": not_kept,
+    })
+}
+
+fn journal_status(journal: &JournalStatus) -> Value {
+    let range = |range: &LostRange| {
+        json!({
+            "lane": range.lane,
+            "cause": range.cause,
+            "firstSequence": range.first_sequence,
+            "lastSequence": range.last_sequence,
+            "records": range.records,
+        })
+    };
+    json!({
+        "upstream": journal.upstream,
+        "backlogRecords": journal.backlog_records,
+        "oldestAgeSeconds": journal.oldest_age_seconds,
+        "diskBytes": journal.disk_bytes,
+        "segments": journal.segments,
+        "lost": journal.lost.iter().map(range).collect::<Vec<_>>(),
+        "lostRanges": journal.lost_ranges,
+    })
 }
 
 fn stop_order(payload: &[u8]) -> Result<Wanted, Answer> {
@@ -237,62 +344,4 @@ fn answer_of(answer: RemoteAnswer) -> Answer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn methods(may_reset: bool) -> (Methods, mpsc::Receiver<RemoteOrder>) {
-        let (orders, receiver) = mpsc::channel(1);
-        (Methods::new(Board::default(), orders, may_reset), receiver)
-    }
-
-    #[tokio::test]
-    async fn a_call_that_comes_twice_is_carried_out_once() {
-        let (mut methods, mut orders) = methods(true);
-        let payload = br#"{"machineId":"press-1","operator":"Kim","reason":"it smokes"}"#;
-        for _ in 0..2 {
-            assert_eq!(methods.call("stopMachine", "r1", payload), None);
-        }
-        let order = orders.try_recv().expect("one order");
-        assert_eq!(order.wish, RemoteWish::Stop { reason: "it smokes".to_owned() });
-        assert!(orders.try_recv().is_err(), "and one only");
-        let trip_id = Some("press-1-1".to_owned());
-        order.answer.send(RemoteAnswer::Done { trip_id }).expect("somebody waits");
-        let expected = Answer::ok(json!({ "tripId": "press-1-1" }));
-        assert_eq!(methods.next().await, Some(("r1".to_owned(), expected.clone())));
-        assert_eq!(methods.call("stopMachine", "r1", payload), Some(expected));
-        assert_eq!(methods.next().await, None);
-    }
-
-    #[test]
-    fn what_cannot_be_carried_out_is_refused_with_what_to_do() {
-        let check = |name: &str, payload: &str, status: i32, words: &str| {
-            let (mut methods, _orders) = methods(false);
-            let answer = methods.call(name, "r", payload.as_bytes()).expect("at once");
-            assert_eq!(answer.status, status, "{answer:?}");
-            assert!(answer.body["message"].to_string().contains(words), "{answer:?}");
-        };
-        check("launch", "", 404, "there are getStatus");
-        check("stopMachine", "", 400, "reason");
-        check("stopMachine", r#"{"machineId":"m","operator":"","reason":"r"}"#, 400, "operator");
-        check("stopMachine", r#"{"machineId":"m","operator":"o","reason":" "}"#, 400, "reason");
-        check("stopMachine", r#"{"machineId":"","operator":"o","reason":"r"}"#, 400, "machine_id");
-        let unknown = r#"{"machineId":"m","operator":"o","reason":"r","force":true}"#;
-        check("stopMachine", unknown, 400, "force");
-        check("resetMachine", r#"{"machineId":"m","operator":"o"}"#, 403, "remote-reset");
-    }
-
-    #[test]
-    fn a_stop_path_that_does_not_answer_fills_no_memory() {
-        let (mut methods, _orders) = methods(true);
-        let payload = br#"{"machineId":"press-1","operator":"Kim"}"#;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.expect("a runtime").block_on(async {
-            assert_eq!(methods.call("resetMachine", "r0", payload), None);
-            for index in 1..1_000 {
-                let answer = methods.call("resetMachine", &format!("r{index}"), payload);
-                assert_eq!(answer.map(|answer| answer.status), Some(503));
-            }
-        });
-        assert!(methods.recent.len() <= RECENT_MAX);
-    }
-}
+mod tests;

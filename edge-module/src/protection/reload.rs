@@ -16,6 +16,7 @@ use super::remote::RemoteOrder;
 use super::{NotKept, Protection};
 use crate::actuation::TaskEnd;
 use crate::admin::Part;
+use crate::backlog::Pieces;
 use crate::calibration::{Baselines, KeptBaseline, MachineConditions};
 use crate::config::{Actuator, Learning, ScoredBy};
 use crate::kafka::now;
@@ -41,6 +42,8 @@ pub struct Links {
     pub kept: mpsc::Receiver<Result<Arc<KeptBaseline>, NotKept>>,
     /// What people want from afar.
     pub orders: mpsc::Receiver<RemoteOrder>,
+    /// Readings from inputs of a hub.
+    pub inputs: mpsc::Receiver<Pieces>,
 }
 
 /// What is to be put in force.
@@ -49,6 +52,7 @@ pub(super) enum Change {
     Model(ModelOrder),
     Baseline(Result<Arc<KeptBaseline>, NotKept>),
     Order(RemoteOrder),
+    Input(Pieces),
 }
 
 /// A model under watch.
@@ -98,7 +102,7 @@ impl NewMachines {
     }
 }
 
-/// The next settings or model, if anybody may send some.
+/// The next settings, model or readings, if anybody may send some.
 pub(super) async fn next_change(links: &mut Option<Links>) -> Option<Change> {
     let links = links.as_mut()?;
     tokio::select! {
@@ -106,6 +110,7 @@ pub(super) async fn next_change(links: &mut Option<Links>) -> Option<Change> {
         Some(model) = links.models.recv() => Some(Change::Model(model)),
         Some(kept) = links.kept.recv() => Some(Change::Baseline(kept)),
         Some(order) = links.orders.recv() => Some(Change::Order(order)),
+        Some(pieces) = links.inputs.recv() => Some(Change::Input(pieces)),
         else => None,
     }
 }

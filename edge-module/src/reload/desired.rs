@@ -9,9 +9,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot::error::TryRecvError;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::error;
 
+use super::set_model::{ModelWish, SetModels, read_set_models};
 use super::{ReloadError, Reloader};
 use crate::config::{Desired, DesiredFile, HubMode, Keys, Settings, SettingsError};
 use crate::data_dir::read_patiently;
@@ -36,6 +37,8 @@ pub struct DesiredLine {
     pub desired: watch::Receiver<Option<Desired>>,
     /// What became of that.
     pub outcome: watch::Sender<Option<DesiredState>>,
+    /// Models that somebody sets by a method.
+    pub models: mpsc::Receiver<ModelWish>,
 }
 
 /// The settings of a start.
@@ -48,6 +51,8 @@ pub struct Loaded {
     pub desired: Option<Desired>,
     /// Why what the hub desired is not in force, if that is so.
     pub refusal: Option<String>,
+    /// What of them was set by a method, before the module ended last.
+    pub(super) set: SetModels,
 }
 
 impl Loaded {
@@ -57,7 +62,8 @@ impl Loaded {
     /// File or variables are wrong. What the hub desired is left out if it is.
     pub fn read(file: Option<&Path>) -> Result<Self, SettingsError> {
         let (settings, keys) = Settings::load_with_keys(file)?;
-        let own = Self { settings, keys, desired: None, refusal: None };
+        let set = SetModels::default();
+        let own = Self { settings, keys, desired: None, refusal: None, set };
         let is_linked = match own.settings.iot_hub.identity {
             HubMode::Off => false,
             HubMode::Auto => std::env::var_os("IOTEDGE_WORKLOADURI").is_some(),
@@ -69,24 +75,42 @@ impl Loaded {
     fn with_kept(self, file: Option<&Path>) -> Self {
         let kept = DesiredFile::at(&self.settings.device.data_dir);
         let path = kept.path().display().to_string();
+        let set = read_set_models(&self.settings.device.data_dir);
         let refusal = match read_patiently("desired properties", move || kept.read()) {
             None => "the disk of device.data-dir does not answer".to_owned(),
-            Some(Ok(None)) => return self,
+            Some(Ok(None)) => return self.with_set(file, None, set),
             Some(Err(error)) => format!("cannot be read: {error}"),
             Some(Ok(Some(desired))) => match Settings::load_desired(file, Some(&desired)) {
                 Ok((settings, keys)) => {
-                    return Self { settings, keys, desired: Some(desired), refusal: None };
+                    let own = Self { settings, keys, desired: None, refusal: None, ..self };
+                    return own.with_set(file, Some(desired), set);
                 }
                 Err(faults) => faults.to_string(),
             },
         };
-        Self { refusal: Some(format!("{path}: {refusal}")), ..self }
+        let own = self.with_set(file, None, set);
+        Self { refusal: Some(format!("{path}: {refusal}")), ..own }
+    }
+
+    /// With the models that were set, unless the settings are wrong with them.
+    fn with_set(self, file: Option<&Path>, desired: Option<Desired>, set: SetModels) -> Self {
+        let whole = set.over(desired.as_ref());
+        if whole == desired {
+            return Self { desired, set, ..self };
+        }
+        match Settings::load_desired(file, whole.as_ref()) {
+            Ok((settings, keys)) => Self { settings, keys, desired, set, ..self },
+            Err(faults) => {
+                let refusal = Some(format!("set-models.json: {faults}"));
+                Self { desired, refusal, ..self }
+            }
+        }
     }
 }
 
 /// What the hub desires of the settings.
 pub(super) struct ByHub {
-    line: DesiredLine,
+    pub(super) line: DesiredLine,
     file: DesiredFile,
     /// In force.
     pub(super) desired: Option<Desired>,
@@ -94,6 +118,8 @@ pub(super) struct ByHub {
     next: Option<Desired>,
     /// Version on the disk.
     kept: Option<Desired>,
+    /// Models that were set by a method, in force.
+    pub(super) set: SetModels,
     writing: Option<(Desired, oneshot::Receiver<io::Result<()>>)>,
     not_kept: Option<String>,
     /// When `next` is tried again, if it has to wait.
@@ -103,11 +129,17 @@ pub(super) struct ByHub {
 }
 
 impl ByHub {
-    pub(super) fn new(line: DesiredLine, file: DesiredFile, desired: Option<Desired>) -> Self {
+    pub(super) fn new(
+        line: DesiredLine,
+        file: DesiredFile,
+        desired: Option<Desired>,
+        set: SetModels,
+    ) -> Self {
         Self {
             line,
             file,
             kept: desired.clone(),
+            set,
             desired,
             next: None,
             writing: None,
@@ -202,7 +234,7 @@ impl Reloader {
         let result = if self.by_hub.desired.as_ref().is_some_and(is_same) {
             Ok(())
         } else {
-            self.put_in_force(Some(desired.clone()), true).await
+            self.put_in_force(self.by_hub.set.over(Some(&desired)), true).await
         };
         match result {
             Ok(()) => {

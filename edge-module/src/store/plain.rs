@@ -251,6 +251,10 @@ impl Journal for PlainJournal {
         Lane::ALL.into_iter().map(of_lane).sum()
     }
 
+    fn segments(&self) -> usize {
+        Lane::ALL.into_iter().map(|lane| lock(self.shared.lanes.get(lane)).len()).sum()
+    }
+
     fn evict(&mut self) -> Result<(), JournalError> {
         for lane in Lane::EVICTION {
             while self.bytes() > self.settings.bytes_max {

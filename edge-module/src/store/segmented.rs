@@ -541,6 +541,10 @@ impl Journal for SegmentedJournal {
         Lane::ALL.into_iter().map(of_lane).sum()
     }
 
+    fn segments(&self) -> usize {
+        Lane::ALL.into_iter().map(|lane| lock(self.shared.lanes.get(lane)).len()).sum()
+    }
+
     fn evict(&mut self) -> Result<(), JournalError> {
         while self.bytes() > self.settings.bytes_max && self.evict_one(LossCause::EvictedCap)? {}
         while self.free_bytes().is_some_and(|free| free < self.settings.free_bytes_min)

@@ -8,6 +8,7 @@ use rumqttc::{
     ConnAck, Connect, ConnectReturnCode, Packet, PubAck, Publish, QoS, SubAck, Subscribe,
     SubscribeReasonCode, UnsubAck, Unsubscribe,
 };
+use rustls::pki_types::CertificateDer;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until, timeout};
@@ -97,6 +98,10 @@ impl Connection {
             let acceptor = TlsAcceptor::from(Arc::clone(&shared.lock().server_config));
             let stream = acceptor.accept(stream).await?;
             let mut wire = Wire::new(Arc::clone(shared), stream, number);
+            if wire.is_http().await? {
+                wire.tell_date().await?;
+                return Err(Ending::Gone);
+            }
             match wire.read().await? {
                 Some(Packet::Connect(connect)) => Ok((wire, connect)),
                 Some(other) => Err(Ending::Refused(format!("{other:?} instead of CONNECT"))),
@@ -110,7 +115,7 @@ impl Connection {
             wire.swallow().await;
             return Err(Ending::Gone);
         }
-        let login = match judge(shared, &connect) {
+        let login = match judge(shared, &connect, wire.certificates()) {
             Ok(login) => login,
             Err((code, reason)) => {
                 shared.refuse(number, reason);
@@ -364,14 +369,18 @@ impl Connection {
 }
 
 /// The code to refuse with, and why.
-fn judge(shared: &Shared, connect: &Connect) -> Result<Login, (ConnectReturnCode, String)> {
+fn judge(
+    shared: &Shared,
+    connect: &Connect,
+    certificates: &[CertificateDer<'_>],
+) -> Result<Login, (ConnectReturnCode, String)> {
     if shared.has_fault(&Fault::Unavailable) {
         return Err((ConnectReturnCode::ServiceUnavailable, "told to be unavailable".to_owned()));
     }
     if shared.has_fault(&Fault::RefuseCredentials) {
         return Err((ConnectReturnCode::NotAuthorized, "told to refuse".to_owned()));
     }
-    authenticate(shared, connect)
+    authenticate(shared, connect, certificates)
         .map_err(|error| (ConnectReturnCode::NotAuthorized, format!("{error:#}")))
 }
 

@@ -44,12 +44,28 @@ pub enum WorkloadFault {
     CloseAtOnce,
 }
 
+/// How the provisioning service answers instead of assigning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegistrationFault {
+    /// The next so many questions are refused with this status.
+    Status(u16, u32),
+    /// The registration has failed.
+    Failed,
+    /// The enrolment is disabled.
+    Disabled,
+    /// The device is taken from its hub.
+    Unassigned,
+    /// Questions are acknowledged and never answered.
+    NoAnswer,
+}
+
 /// What is to go wrong now.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Faults {
     pub(super) in_force: Vec<Fault>,
     /// The status of the next answers to twin requests, and of how many.
     pub(super) twin_status: Option<(u16, u32)>,
+    pub(super) registration: Option<RegistrationFault>,
 }
 
 impl Faults {

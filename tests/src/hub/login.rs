@@ -2,11 +2,15 @@
 
 use anyhow::{Context, bail, ensure};
 use rumqttc::{Connect, Protocol};
+use rustls::pki_types::CertificateDer;
 
-use super::Peer;
 use super::state::Shared;
 use super::token::{Expected, check};
 use super::topics::{Bag, parse_bag};
+use super::{DeviceProof, Peer};
+
+/// The end of a proof that does not end while the connection holds.
+const NEVER: i64 = i64::MAX;
 
 /// Whom a connection speaks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +34,11 @@ struct UserName<'a> {
 ///
 /// # Errors
 /// Why it is refused.
-pub(super) fn authenticate(shared: &Shared, connect: &Connect) -> anyhow::Result<Login> {
+pub(super) fn authenticate(
+    shared: &Shared,
+    connect: &Connect,
+    certificates: &[CertificateDer<'_>],
+) -> anyhow::Result<Login> {
     ensure!(connect.protocol == Protocol::V4, "MQTT {:?}", connect.protocol);
     let login = connect.login.as_ref().context("no user name")?;
     let user = UserName::parse(&login.username)?;
@@ -42,6 +50,47 @@ pub(super) fn authenticate(shared: &Shared, connect: &Connect) -> anyhow::Result
         Peer::Registration => settings.registration_id.clone(),
     };
     ensure!(connect.client_id == client_id, "the client id {}", connect.client_id);
+    let proof = match peer {
+        Peer::Module => DeviceProof::Key,
+        Peer::Device | Peer::Registration => settings.device_proof,
+    };
+    match proof {
+        DeviceProof::Key => check_token(shared, peer, &login.password),
+        DeviceProof::Thumbprint | DeviceProof::Authority => {
+            ensure!(login.password.is_empty(), "a password of a device with a certificate");
+            check_certificate(shared, proof, certificates)?;
+            Ok(Login { peer, expires: NEVER })
+        }
+    }
+}
+
+/// Whether this is a certificate of the device.
+fn check_certificate(
+    shared: &Shared,
+    proof: DeviceProof,
+    certificates: &[CertificateDer<'_>],
+) -> anyhow::Result<()> {
+    let first = certificates.first().context("no certificate")?;
+    let now = shared.now();
+    let state = shared.lock();
+    match proof {
+        DeviceProof::Key | DeviceProof::Thumbprint => {}
+        DeviceProof::Authority => state.device_authority.check_client(certificates, now)?,
+    }
+    let known = state.device_certificates.iter().find(|known| known.is(first));
+    let known = known.context("a certificate with a thumbprint that nobody has registered")?;
+    let settings = &shared.settings;
+    let names = [&settings.device_id, &settings.registration_id];
+    ensure!(
+        names.into_iter().any(|name| name == known.name()),
+        "a certificate of {}",
+        known.name()
+    );
+    ensure!(known.holds_at(now), "a certificate that does not hold at {now}");
+    Ok(())
+}
+
+fn check_token(shared: &Shared, peer: Peer, token: &str) -> anyhow::Result<Login> {
     let key_name = match peer {
         Peer::Module | Peer::Device => None,
         Peer::Registration => Some("registration"),
@@ -51,9 +100,9 @@ pub(super) fn authenticate(shared: &Shared, connect: &Connect) -> anyhow::Result
         keys: shared.keys_of(peer).to_vec(),
         key_name,
         now: shared.now(),
-        grace: settings.token_grace,
+        grace: shared.settings.token_grace,
     };
-    Ok(Login { peer, expires: check(&login.password, &expected)? })
+    Ok(Login { peer, expires: check(token, &expected)? })
 }
 
 /// What the token of a client may be for.

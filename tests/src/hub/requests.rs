@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use rumqttc::Publish;
 use serde_json::{Value, json};
 
+use super::dates::timestamp;
+use super::faults::RegistrationFault;
 use super::state::{Outgoing, Shared};
 use super::topics::{Bag, Channel, Request, parse};
 use super::{Fault, HubMessage, Peer};
@@ -36,10 +38,8 @@ pub(super) fn take(shared: &Shared, peer: Peer, connection: u64, publish: &Publi
             take_method_answer(shared, connection, &rid, status, &publish.payload);
             None
         }
-        Request::Register { rid } => Some(register(shared, &rid)),
-        Request::RegistrationStatus { rid, operation } => {
-            Some(registration(shared, &rid, &operation))
-        }
+        Request::Register { rid } => register(shared, &rid),
+        Request::RegistrationStatus { rid, operation } => registration(shared, &rid, &operation),
     };
     Taken { answer, closes: None }
 }
@@ -171,35 +171,114 @@ fn take_method_answer(shared: &Shared, connection: u64, rid: &str, status: i32, 
 }
 
 /// The first answer of the provisioning service: wait and ask.
-fn register(shared: &Shared, rid: &str) -> Outgoing {
-    let operation = format!("5.{:016x}", shared.lock().next_number());
+fn register(shared: &Shared, rid: &str) -> Option<Outgoing> {
+    let operation = shared.lock().begin_operation();
+    match registration_refusal(shared, rid) {
+        RegistrationRefusal::None => Some(assigning(shared, rid, &operation)),
+        RegistrationRefusal::Silent => None,
+        RegistrationRefusal::Answer(refusal) => Some(refusal),
+    }
+}
+
+fn assigning(shared: &Shared, rid: &str, operation: &str) -> Outgoing {
     let body = json!({ "operationId": operation, "status": "assigning" });
     let seconds = shared.settings.provisioning_retry_after.as_secs();
     let topic = format!("$dps/registrations/res/202/?$rid={rid}&retry-after={seconds}");
     registration_answer(topic, &body)
 }
 
-fn registration(shared: &Shared, rid: &str, operation: &str) -> Outgoing {
-    let settings = &shared.settings;
-    if !operation.starts_with("5.") {
-        let body = json!({ "errorCode": 404_001, "message": "no such operation" });
-        return registration_answer(format!("$dps/registrations/res/404/?$rid={rid}"), &body);
-    }
-    let body = json!({
-        "operationId": operation,
-        "status": "assigned",
-        "registrationState": {
-            "registrationId": settings.registration_id,
-            "createdDateTimeUtc": "2026-01-01T00:00:00.0000000Z",
-            "lastUpdatedDateTimeUtc": "2026-01-01T00:00:00.0000000Z",
-            "assignedHub": shared.assigned_hub,
-            "deviceId": settings.device_id,
-            "status": "assigned",
-            "substatus": "initialAssignment",
-            "etag": "IjAwMDAi",
-        },
+/// What a fault answers instead of anything else.
+enum RegistrationRefusal {
+    None,
+    Silent,
+    Answer(Outgoing),
+}
+
+fn registration_refusal(shared: &Shared, rid: &str) -> RegistrationRefusal {
+    let mut fault = None;
+    shared.faults.send_if_modified(|faults| {
+        fault = faults.registration;
+        let Some(RegistrationFault::Status(status, times)) = fault else { return false };
+        let left = times.saturating_sub(1);
+        faults.registration = (left > 0).then_some(RegistrationFault::Status(status, left));
+        true
     });
-    registration_answer(format!("$dps/registrations/res/200/?$rid={rid}"), &body)
+    match fault {
+        Some(RegistrationFault::NoAnswer) => RegistrationRefusal::Silent,
+        Some(RegistrationFault::Status(status, _)) => {
+            RegistrationRefusal::Answer(registration_error(shared, rid, status, "told to refuse"))
+        }
+        Some(
+            RegistrationFault::Failed | RegistrationFault::Disabled | RegistrationFault::Unassigned,
+        )
+        | None => RegistrationRefusal::None,
+    }
+}
+
+/// With the time, as the service tells it in refusals.
+fn registration_error(shared: &Shared, rid: &str, status: u16, message: &str) -> Outgoing {
+    let body = json!({
+        "errorCode": u32::from(status) * 1000,
+        "trackingId": "00000000-0000-0000-0000-000000000000",
+        "message": message,
+        "timestampUtc": timestamp(shared.now()),
+    });
+    let wait = match status {
+        429 | 500.. => {
+            format!("&retry-after={}", shared.settings.provisioning_retry_after.as_secs())
+        }
+        _ => String::new(),
+    };
+    registration_answer(format!("$dps/registrations/res/{status}/?$rid={rid}{wait}"), &body)
+}
+
+fn registration(shared: &Shared, rid: &str, operation: &str) -> Option<Outgoing> {
+    match registration_refusal(shared, rid) {
+        RegistrationRefusal::None => {}
+        RegistrationRefusal::Silent => return None,
+        RegistrationRefusal::Answer(refusal) => return Some(refusal),
+    }
+    let asked = {
+        let mut state = shared.lock();
+        state.operations.get_mut(operation).map(|asked| {
+            *asked += 1;
+            *asked
+        })
+    };
+    let Some(asked) = asked else {
+        return Some(registration_error(shared, rid, 404, "no such operation"));
+    };
+    if asked < shared.settings.provisioning_polls {
+        return Some(assigning(shared, rid, operation));
+    }
+    let fault = shared.faults.borrow().registration;
+    let (status, substatus, error) = match fault {
+        Some(RegistrationFault::Failed) => ("failed", None, Some((400_207, "no hub is linked"))),
+        Some(RegistrationFault::Disabled) => ("disabled", None, None),
+        Some(RegistrationFault::Unassigned) => ("unassigned", None, None),
+        Some(RegistrationFault::Status(..) | RegistrationFault::NoAnswer) | None => {
+            ("assigned", Some("initialAssignment"), None)
+        }
+    };
+    let mut state = json!({
+        "registrationId": shared.settings.registration_id,
+        "createdDateTimeUtc": "2026-01-01T00:00:00.0000000Z",
+        "lastUpdatedDateTimeUtc": timestamp(shared.now()),
+        "status": status,
+        "etag": "IjAwMDAi",
+    });
+    if let Some(substatus) = substatus {
+        let hub = shared.lock().assigned_hub.clone();
+        state["assignedHub"] = json!(hub.unwrap_or_else(|| shared.assigned_hub.clone()));
+        state["deviceId"] = json!(shared.settings.device_id);
+        state["substatus"] = json!(substatus);
+    }
+    if let Some((code, message)) = error {
+        state["errorCode"] = json!(code);
+        state["errorMessage"] = json!(message);
+    }
+    let body = json!({ "operationId": operation, "status": status, "registrationState": state });
+    Some(registration_answer(format!("$dps/registrations/res/200/?$rid={rid}"), &body))
 }
 
 fn registration_answer(topic: String, body: &Value) -> Outgoing {

@@ -11,6 +11,7 @@ use super::HubSettings;
 use super::certificates::{Authority, Validity};
 use super::connection::serve;
 use super::state::{Keys, Shared, State, unix_seconds};
+use super::token::sign;
 use crate::random::Random;
 
 /// What clients of MQTT over TLS dial when they are told nothing else.
@@ -48,14 +49,15 @@ impl Server {
         let authority = Authority::new("stand-in authority 1", now)?;
         let config = authority.issue(&own_names, after(LIFE, now))?.server_config()?;
         let mut random = Random::new(settings.seed);
-        let keys = Keys {
-            module: [random_key(&mut random), random_key(&mut random)],
-            device: [random_key(&mut random), random_key(&mut random)],
-        };
+        let module = [random_key(&mut random), random_key(&mut random)];
+        let group = [random_key(&mut random), random_key(&mut random)];
+        let device = group.each_ref().map(|key| sign(key, settings.registration_id.as_bytes()));
+        let keys = Keys { module, device, group };
         let assigned_hub =
             standard.map_or_else(|| "localhost".to_owned(), |address| address.to_string());
         let host_names = [settings.hub_host.clone()].into_iter().chain(own_names).collect();
-        let state = State::new(authority, config);
+        let device_authority = Authority::new("stand-in authority of devices", now)?;
+        let state = State::new(authority, device_authority, config);
         let shared = Arc::new(Shared::new(settings, keys, host_names, assigned_hub, state));
         let listening = Mutex::new(Vec::new());
         let server = Self { shared: Arc::clone(&shared), runtime, port, standard, listening };

@@ -19,6 +19,17 @@ pub enum Subject {
     Device,
 }
 
+/// How the device shows who it is, to the hub and to the provisioning service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceProof {
+    /// By signatures with its symmetric key.
+    Key,
+    /// By a certificate whose thumbprint is registered.
+    Thumbprint,
+    /// By a certificate of an authority that is registered, with the device's id as its common name.
+    Authority,
+}
+
 /// Names, secrets and limits of a stand-in.
 #[derive(Clone, Debug)]
 pub struct HubSettings {
@@ -36,8 +47,12 @@ pub struct HubSettings {
     pub scope_id: String,
     /// What becomes of it is the device.
     pub registration_id: String,
+    /// How the device shows who it is. A module signs always.
+    pub device_proof: DeviceProof,
     /// Told to a client that registers.
     pub provisioning_retry_after: Duration,
+    /// A registration is decided when it is asked after for this time.
+    pub provisioning_polls: u32,
     /// How often connections are looked through for tokens that have ended.
     pub token_check_interval: Duration,
     /// How long after its end a token is still taken.
@@ -60,7 +75,9 @@ impl Default for HubSettings {
             api_version: "2022-08-03".to_owned(),
             scope_id: "0ne00000001".to_owned(),
             registration_id: "gateway-1".to_owned(),
+            device_proof: DeviceProof::Key,
             provisioning_retry_after: Duration::from_secs(3),
+            provisioning_polls: 1,
             token_check_interval: Duration::from_secs(300),
             token_grace: Duration::from_secs(300),
             seed: 1,
@@ -79,4 +96,6 @@ pub struct Provisioning {
     pub registration_id: String,
     /// Base64.
     pub symmetric_key: String,
+    /// Base64; the one before is derived from it and the registration.
+    pub group_key: String,
 }

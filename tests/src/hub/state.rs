@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
-use super::certificates::Authority;
+use super::certificates::{Authority, Registered};
 use super::faults::Faults;
 use super::topics::Channel;
 use super::twin::Twin;
@@ -22,6 +22,7 @@ const MESSAGES_MAX: usize = 1_000_000;
 const REFUSALS_MAX: usize = 10_000;
 /// Messages to a client that wait for it.
 const INBOX_MAX: usize = 1_000;
+const OPERATIONS_MAX: usize = 1_000;
 /// Publishes on their way to a connection: a full inbox, and as much again.
 const COMMANDS_MAX: usize = 2 * INBOX_MAX;
 
@@ -99,10 +100,24 @@ pub(super) struct State {
     pub(super) authorities: Vec<Authority>,
     pub(super) server_config: Arc<ServerConfig>,
     pub(super) workload_requests: Vec<String>,
+    /// Vouches for certificates of devices.
+    pub(super) device_authority: Authority,
+    /// What a device may show; the newest last.
+    pub(super) device_certificates: Vec<Registered>,
+    /// Another hub than this one.
+    pub(super) assigned_hub: Option<String>,
+    /// How often was asked after a registration, by its operation.
+    pub(super) operations: BTreeMap<String, u32>,
+    /// Registrations asked for.
+    pub(super) registrations: u64,
 }
 
 impl State {
-    pub(super) fn new(authority: Authority, server_config: Arc<ServerConfig>) -> Self {
+    pub(super) fn new(
+        authority: Authority,
+        device_authority: Authority,
+        server_config: Arc<ServerConfig>,
+    ) -> Self {
         let peers = [Peer::Module, Peer::Device, Peer::Registration];
         Self {
             endpoints: peers.into_iter().map(|peer| (peer, Endpoint::new())).collect(),
@@ -117,6 +132,11 @@ impl State {
             authorities: vec![authority],
             server_config,
             workload_requests: Vec::new(),
+            device_authority,
+            device_certificates: Vec::new(),
+            assigned_hub: None,
+            operations: BTreeMap::new(),
+            registrations: 0,
         }
     }
 
@@ -128,6 +148,17 @@ impl State {
     pub(super) fn next_number(&mut self) -> u64 {
         self.numbers += 1;
         self.numbers
+    }
+
+    /// Opens an operation; the oldest is forgotten.
+    pub(super) fn begin_operation(&mut self) -> String {
+        let operation = format!("5.{:016x}", self.next_number());
+        self.registrations += 1;
+        self.operations.insert(operation.clone(), 0);
+        if self.operations.len() > OPERATIONS_MAX {
+            self.operations.pop_first();
+        }
+        operation
     }
 
     pub(super) fn keep_message(&mut self, message: HubMessage) {
@@ -173,6 +204,8 @@ pub(super) struct Shared {
 pub(super) struct Keys {
     pub(super) module: [Vec<u8>; 2],
     pub(super) device: [Vec<u8>; 2],
+    /// Of a group of enrolments; the device's are derived from them.
+    pub(super) group: [Vec<u8>; 2],
 }
 
 impl Shared {

@@ -10,7 +10,7 @@ use rumqttc::{
     SubscribeReasonCode,
 };
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,6 +22,8 @@ use super::state::unix_seconds;
 use super::token::sign;
 use super::*;
 use crate::eventually::eventually_true;
+
+mod devices;
 
 /// What comes, comes much sooner.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -63,6 +65,14 @@ struct Client {
 impl Client {
     /// Up to the end of TLS.
     async fn dial(hub: &HubStandIn) -> anyhow::Result<Self> {
+        Self::dial_with(hub, None).await
+    }
+
+    /// The client shows this certificate.
+    async fn dial_with(
+        hub: &HubStandIn,
+        certificate: Option<&DeviceCertificate>,
+    ) -> anyhow::Result<Self> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_file_iter(hub.ca_file())? {
             roots.add(certificate?)?;
@@ -70,8 +80,15 @@ impl Client {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .with_root_certificates(roots);
+        let config = match certificate {
+            None => config.with_no_client_auth(),
+            Some(shown) => {
+                let chain = CertificateDer::pem_slice_iter(shown.chain_pem.as_bytes());
+                let key = PrivateKeyDer::from_pem_slice(shown.key_pem.as_bytes())?;
+                config.with_client_auth_cert(chain.collect::<Result<_, _>>()?, key)?
+            }
+        };
         let stream = TcpStream::connect(("127.0.0.1", hub.port())).await?;
         let connector = TlsConnector::from(Arc::new(config));
         let stream = connector.connect(ServerName::try_from("localhost")?, stream).await?;
@@ -80,7 +97,15 @@ impl Client {
 
     /// Up to the CONNACK.
     async fn login(hub: &HubStandIn, connect: Connect) -> anyhow::Result<(Self, Packet)> {
-        let mut client = Self::dial(hub).await?;
+        Self::login_with(hub, None, connect).await
+    }
+
+    async fn login_with(
+        hub: &HubStandIn,
+        certificate: Option<&DeviceCertificate>,
+        connect: Connect,
+    ) -> anyhow::Result<(Self, Packet)> {
+        let mut client = Self::dial_with(hub, certificate).await?;
         client.send(Packet::Connect(connect)).await?;
         let answer = client.next().await.context("closed without an answer")?;
         Ok((client, answer))

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use rumqttc::{Error, Packet, PacketType, check};
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
 use super::Direction;
+use super::dates::http_date;
 use super::state::Shared;
 
 /// Of a whole packet that comes in.
@@ -43,6 +45,34 @@ pub(super) struct Wire {
 impl Wire {
     pub(super) fn new(shared: Arc<Shared>, stream: TlsStream<TcpStream>, connection: u64) -> Self {
         Self { shared, stream, connection, received: BytesMut::new() }
+    }
+
+    /// What the client has shown in the handshake, its own first.
+    pub(super) fn certificates(&self) -> &[CertificateDer<'static>] {
+        self.stream.get_ref().1.peer_certificates().unwrap_or_default()
+    }
+
+    /// Whether the client speaks HTTP: a CONNECT begins with no letter.
+    pub(super) async fn is_http(&mut self) -> Result<bool, Ending> {
+        self.shared.thawed().await;
+        while self.received.is_empty() {
+            if self.stream.read_buf(&mut self.received).await? == 0 {
+                return Ok(false);
+            }
+        }
+        Ok(self.received.first().is_some_and(u8::is_ascii_uppercase))
+    }
+
+    /// Refuses what was asked for, with the time, as every HTTP server does.
+    pub(super) async fn tell_date(&mut self) -> Result<(), Ending> {
+        let date = http_date(self.shared.now());
+        let answer = format!(
+            "HTTP/1.1 401 Unauthorized\r\nDate: {date}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        );
+        self.stream.write_all(answer.as_bytes()).await?;
+        self.stream.flush().await?;
+        self.close().await;
+        Ok(())
     }
 
     /// The next packet; `None` at the end of the connection. Nothing is lost when it is not waited for to its end.

@@ -11,6 +11,7 @@ fn alert(id: &str, rule: &str, hour: i64) -> AlertRow {
         alert_id: id.to_owned(),
         rule: rule.to_owned(),
         machine: "press-1".to_owned(),
+        is_of_machine: true,
         trip_id: None,
         fired_at: EventTime::from_micros(MARCH + hour * HOUR),
         is_suppressed: false,
@@ -21,6 +22,7 @@ fn outcome(id: &str, verdict: OutcomeVerdict, alert_id: &str, hour: i64) -> Outc
     OutcomeRow {
         outcome_id: id.to_owned(),
         verdict,
+        machine: "press-1".to_owned(),
         alert_id: Some(alert_id.to_owned()),
         trip_id: None,
         timestamp: EventTime::from_micros(MARCH + hour * HOUR),
@@ -122,6 +124,47 @@ fn trips_are_judged_by_model_through_their_name_or_their_alert() {
 }
 
 #[test]
+fn an_outcome_of_another_machine_judges_neither_the_alert_nor_the_trip() {
+    use OutcomeVerdict::{Confirmed, Note};
+    let told = AlertRow { trip_id: Some("t-1".to_owned()), ..alert("a", "trip", 0) };
+    let other = AlertRow { machine: "press-2".to_owned(), ..alert("b", "hot", 0) };
+    let of_sensor = AlertRow {
+        machine: "press-3/oil".to_owned(),
+        is_of_machine: false,
+        ..alert("c", "hot", 0)
+    };
+    let alerts = [told, other, of_sensor];
+    let nowhere = TripRow { machine: String::new(), ..trip("t-2", "motor@1") };
+    let trips = [trip("t-1", "motor@1"), nowhere];
+    let of = |machine: &str, alert: Option<&str>, trip: Option<&str>, verdict| OutcomeRow {
+        machine: machine.to_owned(),
+        alert_id: alert.map(str::to_owned),
+        trip_id: trip.map(str::to_owned),
+        ..outcome("1", verdict, "", 1)
+    };
+    // Of other machines, confirmed alerts, confirmed trips.
+    let check = |row: OutcomeRow, expected: [u64; 3]| {
+        let report = precision(&alerts, std::slice::from_ref(&row), &trips);
+        let of_trips = report.models.iter().map(|model| model.figures.confirmed).sum();
+        let found = [report.outcomes_of_other_machines, report.all.confirmed, of_trips];
+        assert_eq!(found, expected, "{row:?}");
+        assert_eq!((report.outcomes, report.outcomes_of_others), (1, 0), "{row:?}");
+    };
+    check(of("press-1", Some("a"), None, Confirmed), [0, 1, 1]);
+    check(of("press-2", Some("a"), None, Confirmed), [1, 0, 0]);
+    check(of("Press-1", Some("a"), None, Confirmed), [1, 0, 0]);
+    check(of("press-2", None, Some("t-1"), Confirmed), [1, 0, 0]);
+    // The alert is of this machine and the trip is not, and the other way round.
+    check(of("press-2", Some("b"), Some("t-1"), Confirmed), [1, 0, 0]);
+    check(of("press-1", Some("b"), Some("t-1"), Confirmed), [1, 0, 0]);
+    // What is of no known machine contradicts nobody.
+    check(of("press-3", Some("c"), None, Confirmed), [0, 1, 0]);
+    check(of("press-9", None, Some("t-2"), Confirmed), [0, 0, 1]);
+    // A note judges nothing, whomever it is about.
+    check(of("press-2", Some("a"), None, Note), [0, 0, 0]);
+}
+
+#[test]
 fn revisions_are_one_alert_and_what_was_never_told_is_counted_apart() {
     let suppressed = |row: AlertRow| AlertRow { is_suppressed: true, ..row };
     let alerts = [
@@ -190,12 +233,14 @@ prop_compose! {
 prop_compose! {
     fn outcomes()(
         rows in proptest::collection::vec(
-            (ids(), 0_usize..4, proptest::option::of(ids()), proptest::option::of(ids()), 0_i64..6),
+            (ids(), 0_usize..4, proptest::option::of(ids()), proptest::option::of(ids()), 0_i64..8),
             0..16,
         ),
     ) -> Vec<OutcomeRow> {
         let rows = rows.into_iter().enumerate();
         rows.map(|(offset, (id, verdict, alert_id, trip_id, hour))| OutcomeRow {
+            // One of four is of another machine.
+            machine: if hour % 4 == 3 { "press-2" } else { "press-1" }.to_owned(),
             alert_id,
             trip_id,
             place: (offset as i64, 0),
@@ -223,7 +268,9 @@ fn slowly(alerts: &[AlertRow], outcomes: &[OutcomeRow], alert_id: &str) -> Optio
             told.find(|alert| trip_of(&alert.alert_id).as_ref() == Some(&trip))
                 .map(|alert| alert.alert_id.clone())
         };
-        if is_newest && named.or_else(of_trip).as_deref() == Some(alert_id) {
+        // All alerts are of this machine.
+        let is_of_machine = row.machine == "press-1";
+        if is_newest && is_of_machine && named.or_else(of_trip).as_deref() == Some(alert_id) {
             answer = row.verdict.is_right().or(answer);
         }
     }

@@ -12,6 +12,7 @@ fn rows() -> Rows {
         alert_id: id.to_owned(),
         rule: "temperature-above-100".to_owned(),
         machine: machine.to_owned(),
+        is_of_machine: true,
         trip_id: None,
         fired_at: time("2026-03-01T08:00:00Z"),
         is_suppressed: false,
@@ -19,6 +20,7 @@ fn rows() -> Rows {
     let outcome = |id: &str, verdict, alert_id: &str| OutcomeRow {
         outcome_id: id.to_owned(),
         verdict,
+        machine: "press-1".to_owned(),
         alert_id: Some(alert_id.to_owned()),
         trip_id: None,
         timestamp: time("2026-03-01T20:00:00Z"),
@@ -29,6 +31,7 @@ fn rows() -> Rows {
         outcomes: vec![
             outcome("1", OutcomeVerdict::Confirmed, "a"),
             outcome("2", OutcomeVerdict::FalseAlarm, "b"),
+            outcome("3", OutcomeVerdict::Confirmed, "c"),
         ],
         trips: vec![TripRow {
             trip_id: "t".to_owned(),
@@ -60,7 +63,8 @@ motor@1.0.0  (all)    (all)        1                1          0             0  
 motor@1.0.0  press-1  2026-03      1                1          0             0  -          -              -
 
 3 alerts, 2 of them judged (0 disputed: the newest outcome counts), 1 without outcome are in no precision
-0 alerts were suppressed and are not counted; 2 outcomes, 0 of them about others than these alerts and trips
+0 alerts were suppressed and are not counted; 3 outcomes, 0 of them about others than these alerts and trips
+1 outcomes name an alert or a trip of another machine than theirs and count for neither
 0 failures were found without any alert or trip
 ";
     let found = printed(&rows(), false);
@@ -77,6 +81,7 @@ fn programs_get_one_object() {
     assert_eq!(report["since"], "2026-03-01T00:00:00.000000Z");
     assert_eq!(report["missing_tables"][0], "outcomes");
     assert_eq!(report["all"]["without_outcome"], 1);
+    assert_eq!(report["outcomes_of_other_machines"], 1);
     let rule = &report["rules"][0];
     assert_eq!((&rule["name"], &rule["precision"]), (&"temperature-above-100".into(), &0.5.into()));
     assert_eq!(rule["parts"][1]["machine"], "press-2");

@@ -28,6 +28,10 @@ const FEDERATED_TOKEN_FILE: &str = "AZURE_FEDERATED_TOKEN_FILE";
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Largest answer: tokens have a few thousand bytes.
 const ANSWER_BYTES_MAX: usize = 256 * 1024;
+/// Of a refusal in the log; its answer may have up to [`ANSWER_BYTES_MAX`].
+const REFUSAL_CHARS_MAX: usize = 1_000;
+/// What the library puts between the cause and the cause once more.
+const ADVICE: &str = "\nTo troubleshoot";
 
 /// A token that opens the endpoint for a while.
 #[derive(Clone, Debug)]
@@ -138,7 +142,7 @@ impl AzureTokens {
 impl TokenProvider for AzureTokens {
     async fn token(&self) -> Result<AccessToken, TokenError> {
         let found = self.credential.get_token(&[&self.scope], None).await.map_err(|error| {
-            TokenError::Refused { scope: self.scope.clone(), text: crate::causes::describe(&error) }
+            TokenError::Refused { scope: self.scope.clone(), text: refusal(&error) }
         })?;
         let expires_at_ms = found.expires_on.unix_timestamp().saturating_mul(1000);
         Ok(AccessToken { token: Secret::new(found.token.secret()), expires_at_ms })
@@ -207,6 +211,14 @@ impl HttpClient for Requests {
     async fn execute_request(&self, request: &Request) -> azure_core::Result<AsyncRawResponse> {
         self.answer(request).await
     }
+}
+
+/// A refusal for the log: without the library's advice and the answer's line breaks, and not as long as an answer may be.
+fn refusal(error: &azure_core::Error) -> String {
+    let text = crate::causes::describe(error);
+    let text = text.split(ADVICE).next().unwrap_or_default();
+    let shown = |letter: char| if letter.is_control() { ' ' } else { letter };
+    text.chars().take(REFUSAL_CHARS_MAX).map(shown).collect()
 }
 
 #[cfg(test)]

@@ -10,12 +10,13 @@ use aggregator_core::maintenance::{
 };
 use aggregator_core::{Micros, ProcessingTime};
 use deltalake::arrow::datatypes::Schema;
+use deltalake::arrow::record_batch::RecordBatch;
 use deltalake::checkpoints::cleanup_expired_logs_for;
 use deltalake::kernel::engine::arrow_conversion::TryIntoArrow as _;
 use deltalake::kernel::transaction::{
     CommitBuilder, CommitProperties, TableReference, TransactionError,
 };
-use deltalake::kernel::{Action, Add, LogicalFileView, Remove};
+use deltalake::kernel::{Action, Add, LogicalFileView, Remove, Transaction};
 use deltalake::logstore::LogStoreRef;
 use deltalake::operations::vacuum::{Clock as VacuumClock, VacuumMode};
 use deltalake::parquet::file::metadata::KeyValue;
@@ -28,11 +29,16 @@ use tracing::info;
 use super::merge::{InputFile, Layout, Merge, SORTED_BY};
 use super::{MergeError, TableReport};
 use crate::config;
+use crate::lake_copy::mark::{check_finished, check_not_moved};
 use crate::sink::commit::{fault_point, within};
 use crate::sink::delta::{
     LakeError, Location, file_properties, statistics_property, sync_files, table_error,
 };
 use crate::sink::log_checkpoint::sum_up;
+
+mod rewrite;
+
+pub(super) use rewrite::Rewritten;
 
 /// How often a commit is tried while others commit.
 const COMMIT_ATTEMPTS_MAX: u32 = 50;
@@ -67,6 +73,13 @@ pub(super) struct MergedFiles {
     pub(super) rows: u64,
 }
 
+/// Files that go, and what comes in their place.
+struct Exchange<'a> {
+    removes: &'a [Remove],
+    adds: &'a [Add],
+    transaction: Option<Transaction>,
+}
+
 /// One table while it is maintained.
 pub(super) struct Upkeep {
     name: &'static str,
@@ -90,8 +103,11 @@ impl Upkeep {
         if !within(operation_timeout, location.has_table(name)).await? {
             return Ok(None);
         }
+        // A commit that is not the source's would end the copy.
+        within(operation_timeout, check_finished(location)).await?;
         let mut table = location.store(name)?;
         within(operation_timeout, async { table.load().await.map_err(failed) }).await?;
+        check_not_moved(&table)?;
         let layout = layout(name, &table, keys)?;
         Ok(Some(Self {
             name,
@@ -179,7 +195,8 @@ impl Upkeep {
             return Ok(0);
         }
         let predicate = Some(format!("date < '{first_kept}'"));
-        let committed = self.commit(&removes, &[], DeltaOperation::Delete { predicate }).await?;
+        let exchange = Exchange { removes: &removes, adds: &[], transaction: None };
+        let committed = self.commit(&exchange, DeltaOperation::Delete { predicate }).await?;
         fault_point("expired");
         Ok(if committed { count } else { 0 })
     }
@@ -243,11 +260,12 @@ impl Upkeep {
                 group.first().map_or_else(|| inputs[0].path.to_string(), |file| file.path().into()),
             ));
         }
-        let (adds, rows) = match self.write(merge, &group[0], settings).await {
+        let (mut adds, rows) = match self.write(merge, &group[0], settings, Ok).await {
             Ok(written) => written,
             Err(LakeError::Merge { source, .. }) => return self.damaged(*source),
             Err(error) => return Err(error),
         };
+        adds.iter_mut().for_each(|add| add.data_change = false);
         fault_point("merge-written");
         let expected: Option<usize> = group.iter().map(LogicalFileView::num_records).sum();
         self.check_rows(&adds, rows, expected)?;
@@ -255,7 +273,8 @@ impl Upkeep {
         let removes: Vec<Remove> = group.iter().map(|file| remove(file, false, now)).collect();
         let target_size = settings.target_file_bytes.cast_signed();
         let operation = DeltaOperation::Optimize { predicate: None, target_size };
-        if !self.commit(&removes, &adds, operation).await? {
+        let exchange = Exchange { removes: &removes, adds: &adds, transaction: None };
+        if !self.commit(&exchange, operation).await? {
             return Ok(Merged::GivenUp);
         }
         fault_point("merge-committed");
@@ -281,6 +300,7 @@ impl Upkeep {
         mut merge: Merge,
         like: &LogicalFileView,
         settings: &config::Maintenance,
+        mut edit: impl FnMut(RecordBatch) -> Result<RecordBatch, LakeError>,
     ) -> Result<(Vec<Add>, u64), LakeError> {
         let failed = self.failed();
         let values = like.partition_values().ok_or_else(|| LakeError::Rows {
@@ -303,14 +323,16 @@ impl Upkeep {
             .with_writer_properties(properties);
         let mut rows = 0;
         while let Some(batch) = merge.next().await.map_err(|source| self.merge_error(source))? {
+            let batch = edit(batch)?;
+            if batch.num_rows() == 0 {
+                continue;
+            }
             rows += batch.num_rows() as u64;
             let write = writer.write_partition(batch, &values, WriteMode::Default);
             within(self.operation_timeout, async { write.await.map_err(&failed) }).await?;
         }
         let flush = async { writer.flush().await.map_err(&failed) };
-        let mut adds = within(self.operation_timeout, flush).await?;
-        adds.iter_mut().for_each(|add| add.data_change = false);
-        Ok((adds, rows))
+        Ok((within(self.operation_timeout, flush).await?, rows))
     }
 
     /// What is taken away must be what is put back.
@@ -340,20 +362,19 @@ impl Upkeep {
     /// The library's own check of conflicts lets two merges of the same files pass: it looks at removals that change data only.
     async fn commit(
         &mut self,
-        removes: &[Remove],
-        adds: &[Add],
+        exchange: &Exchange<'_>,
         operation: DeltaOperation,
     ) -> Result<bool, LakeError> {
         let limit = self.operation_timeout;
-        within(limit, self.commit_attempts(removes, adds, operation)).await
+        within(limit, self.commit_attempts(exchange, operation)).await
     }
 
     async fn commit_attempts(
         &mut self,
-        removes: &[Remove],
-        adds: &[Add],
+        exchange: &Exchange<'_>,
         operation: DeltaOperation,
     ) -> Result<bool, LakeError> {
+        let Exchange { removes, adds, transaction } = exchange;
         let failed = self.failed();
         let wanted: BTreeSet<&str> = removes.iter().map(|remove| remove.path.as_str()).collect();
         let schema = self.table.snapshot().map_err(&failed)?.schema();
@@ -368,6 +389,7 @@ impl Upkeep {
             let actions = removes.iter().cloned().map(Action::Remove);
             let actions = actions.chain(adds.iter().cloned().map(Action::Add)).collect();
             let properties = CommitProperties::default()
+                .with_application_transactions(transaction.iter().cloned().collect())
                 .with_max_retries(0)
                 .with_create_checkpoint(false)
                 .with_cleanup_expired_logs(Some(false));

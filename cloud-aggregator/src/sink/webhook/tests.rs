@@ -256,7 +256,10 @@ async fn what_is_refused_for_good_gets_no_second_attempt() {
     let given_up = Some("status 400 Bad Request".to_owned());
     assert_eq!(running.given_up("a").await, given_up);
     assert_eq!(server.requests().len(), 1);
-    assert_eq!(running.health.status().failures_in_a_row, 0, "it answers");
+    let status = running.health.status();
+    assert_eq!((status.failures_in_a_row, status.failing_since), (0, None), "it answers");
+    assert_eq!(status.last_given_up, given_up);
+    assert!(status.last_given_up_at.is_some());
 }
 
 #[tokio::test]
@@ -307,6 +310,7 @@ async fn an_open_circuit_sends_one_probe_after_its_wait_and_closes_when_that_is_
     let status = running.await_status(|status| status.circuit == CircuitState::Open).await;
     assert_eq!((status.failures_in_a_row, server.requests().len()), (2, 2));
     assert_eq!(status.last_failure.as_deref(), Some("status 500 Internal Server Error"));
+    assert!(status.failing_since.is_some());
     assert!(status.next_attempt_at.is_some());
     assert_eq!(running.outcome().await.given_up, None);
     assert!(began.elapsed() >= Duration::from_millis(600), "two waits: {:?}", began.elapsed());

@@ -45,7 +45,7 @@ impl ClientContext for QuietContext {
 
     fn error(&self, error: KafkaError, reason: &str) {
         if self.is_new(&error) {
-            warn!(client = self.client, %error, "kafka client reports a problem, trying again");
+            warn!(client = self.client, %error, reason, "kafka client reports a problem, trying again");
         } else {
             debug!(client = self.client, %error, reason, "kafka client");
         }

@@ -128,7 +128,7 @@ impl HubIdentity {
     }
 }
 
-fn check_name(
+pub(super) fn check_name(
     what: &'static str,
     name: &str,
     bytes_max: usize,

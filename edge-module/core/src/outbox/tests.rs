@@ -323,3 +323,154 @@ proptest! {
         prop_assert_eq!(counted, all);
     }
 }
+
+#[test]
+fn what_was_acknowledged_before_a_recall_is_not_sent_the_other_way() {
+    let now = start();
+    let mut outbox = outbox_with(&[3, 7, 8, 12], now);
+    assert_eq!(outbox.handle_acknowledged(Sequence(3)), Some(Sequence(6)));
+    assert_eq!(outbox.handle_acknowledged(Sequence(8)), None);
+    assert_eq!(outbox.handle_failed(Sequence(7), Disposition::Retry, now, 1.0), None);
+    assert_eq!(outbox.handle_recalled(), None);
+    assert_eq!(outbox.in_flight(), 0);
+    assert_eq!(
+        outbox.next_to_send(now),
+        Some(Sequence(6)),
+        "at once: the other way has not failed"
+    );
+    assert!(!outbox.pass_over(Sequence(7)));
+    outbox.handle_sent(Sequence(7));
+    assert!(outbox.pass_over(Sequence(8)));
+    assert!(!outbox.pass_over(Sequence(8)), "once");
+    outbox.handle_sent(Sequence(12));
+    // The other way fails too: what has arrived the first way stays so.
+    outbox.handle_failed(Sequence(7), Disposition::Retry, now, 1.0);
+    outbox.handle_acknowledged(Sequence(12));
+    let resume_at = outbox.poll_timeout().expect("it backs off");
+    assert_eq!(outbox.next_to_send(resume_at), Some(Sequence(6)));
+    outbox.handle_sent(Sequence(7));
+    assert!(outbox.pass_over(Sequence(8)));
+    assert_eq!(outbox.handle_acknowledged(Sequence(7)), Some(Sequence(8)));
+}
+
+/// What happens to records that leave now one way and now another.
+#[derive(Clone, Debug)]
+enum Turn {
+    Send,
+    /// The record at this place in flight is acknowledged.
+    Acknowledge(usize),
+    /// All in flight from this place on are lost.
+    Lose(usize),
+    Recall,
+    Wait,
+}
+
+fn any_turn() -> impl Strategy<Value = Turn> {
+    prop_oneof![
+        12 => Just(Turn::Send),
+        8 => (0_usize..4).prop_map(Turn::Acknowledge),
+        1 => (0_usize..4).prop_map(Turn::Lose),
+        1 => Just(Turn::Recall),
+        2 => Just(Turn::Wait),
+    ]
+}
+
+/// Two ways, of which one is in use.
+struct Ways {
+    now: Instant,
+    outbox: Outbox,
+    journal: BTreeSet<Sequence>,
+    in_flight: Vec<Sequence>,
+    /// By the way that was in use.
+    acknowledged: [BTreeSet<Sequence>; 2],
+    way: usize,
+    /// Of this stay: each way sees a lane in order unless something was lost.
+    last_sent: Sequence,
+}
+
+impl Ways {
+    fn send(&mut self) {
+        let Some(mut after) = self.outbox.next_to_send(self.now) else { return };
+        loop {
+            let next = self.journal.range(after.next()..).next().copied();
+            let Some(sequence) = next else {
+                let last = self.journal.last().copied().unwrap_or(after).max(after);
+                self.outbox.handle_scanned(last);
+                return;
+            };
+            if !self.outbox.pass_over(sequence) {
+                let other = &self.acknowledged[1 - self.way];
+                assert!(!other.contains(&sequence), "{sequence:?} has arrived the other way");
+                assert!(sequence > self.last_sent, "{sequence:?} after {:?}", self.last_sent);
+                self.last_sent = sequence;
+                self.outbox.handle_sent(sequence);
+                self.in_flight.push(sequence);
+                return;
+            }
+            let Some(next) = self.outbox.next_to_send(self.now) else { return };
+            after = next;
+        }
+    }
+
+    fn acknowledge(&mut self, place: usize) {
+        if place < self.in_flight.len() {
+            let sequence = self.in_flight.remove(place);
+            self.acknowledged[self.way].insert(sequence);
+            self.outbox.handle_acknowledged(sequence);
+        }
+    }
+
+    fn apply(&mut self, turn: &Turn) {
+        match turn {
+            Turn::Send => self.send(),
+            Turn::Acknowledge(place) => self.acknowledge(*place),
+            Turn::Lose(place) => {
+                for sequence in self.in_flight.split_off((*place).min(self.in_flight.len())) {
+                    self.outbox.handle_failed(sequence, Disposition::Retry, self.now, 0.5);
+                    self.last_sent = Sequence(0);
+                }
+            }
+            Turn::Recall => {
+                self.in_flight.clear();
+                self.outbox.handle_recalled();
+                (self.way, self.last_sent) = (1 - self.way, Sequence(0));
+            }
+            Turn::Wait => self.now += SETTINGS.backoff_max,
+        }
+        let arrived: BTreeSet<_> = self.acknowledged.iter().flatten().copied().collect();
+        let done = self.outbox.acknowledged();
+        assert!(
+            self.journal.range(..=done).all(|it| arrived.contains(it)),
+            "trimmed and not there"
+        );
+    }
+}
+
+proptest! {
+    #[test]
+    fn on_two_ways_each_record_arrives_and_none_both_ways_once_it_is_decided(
+        numbers in prop::collection::btree_set(1_u64..500, 1..60),
+        turns in prop::collection::vec(any_turn(), 0..300),
+    ) {
+        let mut ways = Ways {
+            now: start(),
+            outbox: Outbox::new(Sequence(0), SETTINGS),
+            journal: numbers.into_iter().map(Sequence).collect(),
+            in_flight: Vec::new(),
+            acknowledged: [BTreeSet::new(), BTreeSet::new()],
+            way: 0,
+            last_sent: Sequence(0),
+        };
+        for turn in &turns {
+            ways.apply(turn);
+        }
+        let last = ways.journal.last().copied().unwrap_or_default();
+        for _ in 0..1_000 {
+            for turn in [Turn::Wait, Turn::Send, Turn::Acknowledge(0)] {
+                ways.apply(&turn);
+            }
+        }
+        prop_assert_eq!(ways.outbox.acknowledged(), last);
+        prop_assert_eq!(ways.outbox.in_flight(), 0);
+    }
+}

@@ -146,6 +146,16 @@ async fn a_refusal_says_why_and_shows_no_secret() {
     let text = format!("{error} {error:?}");
     assert!(text.contains(SCOPE) && text.contains("AADSTS700016"), "{text}");
     assert!(!text.contains("hunter2"), "{text}");
+    assert!(!error.to_string().contains(['\n', '\r']), "one line: {error}");
+}
+
+#[tokio::test]
+async fn a_refusal_that_goes_on_and_on_is_cut() {
+    let body = format!("{{\"error\":\"{}\"}}", "no ".repeat(ANSWER_BYTES_MAX / 6));
+    let (address, _requests) = stand_in(answer("400 Bad Request", &body)).await;
+    let (_file, identity) = workload_identity("x");
+    let error = ask(&tokens(address, identity)).await.expect_err("refused").to_string();
+    assert!(error.len() < 2 * REFUSAL_CHARS_MAX, "{} bytes", error.len());
 }
 
 #[tokio::test]
