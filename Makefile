@@ -26,6 +26,8 @@ BROKERS ?= 127.0.0.1:9092
 DATA ?=
 OUT ?=
 LAKE ?= ./lake
+# Scenarios wait for servers and clocks more than they compute.
+export RUST_TEST_THREADS ?= 4
 # The scenarios and the demo start the programs from here.
 export EDGE_MODULE_BIN ?= $(CURDIR)/target/debug/edge-module
 export CLOUD_AGGREGATOR_BIN ?= $(CURDIR)/target/debug/cloud-aggregator

@@ -65,8 +65,8 @@ pub enum Lake {
     /// the lake cannot be read or written.
     ///
     /// Of a sensor every row is deleted. Of a person the name is taken out of what was reported, and what was found stays. Dead letters
-    /// that hold the name are deleted. Aggregators may run meanwhile; windows of the sensor that are still open are written when they
-    /// close, so let it fall silent first. Kafka keeps its records as long as it keeps them.
+    /// that hold the name are deleted. Aggregators may run meanwhile; windows and alerts of the sensor that are still open are written
+    /// when they end, so let it fall silent, and run this again after `alerting.resolve-after`. Kafka keeps its records as long as it keeps them.
     Forget(LakeForget),
     /// Copy the lake to another storage while it is written: exit code 0; 64 without a place, 74 if a storage refuses, 75 if the lake does
     /// not hold still, 78 if the place is not empty or no copy of this lake, or the move cannot be taken back.

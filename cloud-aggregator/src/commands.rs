@@ -228,6 +228,7 @@ pub fn forget(
     let work = forget::forget(lake, maintenance, &whom, options, &clock, out);
     block_on(work)?.map_err(|error| {
         let exit_code = match &error {
+            ForgetError::Lake(error) if error.is_wrong_place() => EXIT_CONFIG,
             ForgetError::Lake(_) | ForgetError::NoTable { .. } => EXIT_STORAGE,
             ForgetError::Name | ForgetError::NotConfirmed => EXIT_USAGE,
             ForgetError::Output(_) => 1,

@@ -105,11 +105,20 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// Longest file of a secret, in bytes.
+const SECRET_BYTES_MAX: u64 = 64 * 1024;
+
 /// Reads a secret; white space at the end is not part of it.
 ///
 /// # Errors
-/// The file cannot be read or is empty.
+/// The file cannot be read, is empty, has more than 64 KiB, or is a pipe or device, which might never answer.
 pub fn read_secret(path: &Path) -> Result<Secret, String> {
+    if let Ok(found) = std::fs::metadata(path)
+        && (!found.is_file() || found.len() > SECRET_BYTES_MAX)
+    {
+        let limit = SECRET_BYTES_MAX;
+        return Err(format!("{} is no file of at most {limit} bytes", path.display()));
+    }
     match std::fs::read_to_string(path) {
         Err(error) => Err(format!("{} cannot be read: {error}", path.display())),
         Ok(text) if text.trim_end().is_empty() => Err(format!("{} is empty", path.display())),

@@ -2,9 +2,9 @@
 //!
 //! Files that hold such rows are written again without them, one commit each, while aggregators append and maintenance merges. The
 //! old files are deleted by the next vacuum after `maintenance.vacuum-retention`, or at once with `--now`. What is still to come
-//! is not stopped: windows of the sensor that are open now are written when they close, and Kafka keeps its records as long as it
-//! keeps them. A state file has the rows of its partition's last epoch: it goes, after `lake.state-grace`,
-//! when the next record of that partition has come.
+//! is not stopped: windows and alerts of the sensor that are open now are written when they end, and Kafka keeps its records as long as it
+//! keeps them. A state file keeps an epoch's rows for as long as one of its partitions stands at that
+//! epoch, so until each of them has had a record since, and `lake.state-grace` longer.
 //!
 //! What was deleted is written down without the name (`book`), so that an audit knows it from a loss.
 
@@ -76,7 +76,7 @@ pub async fn forget(
     if !options.yes && !options.dry_run {
         return Err(ForgetError::NotConfirmed);
     }
-    let forgetting = Forgetting::open(lake, settings)?;
+    let forgetting = Forgetting::open(lake, settings, options.dry_run).await?;
     let mut tables = 0;
     let mut found = 0;
     for table in Forgetting::tables() {
@@ -121,7 +121,11 @@ fn line(table: &str, forgot: &Forgot, options: Options) -> String {
 fn summary(found: u64, settings: &config::Maintenance, options: Options) -> String {
     match (options.dry_run, options.now) {
         (true, _) => format!("{found} rows would be touched, none was"),
-        (false, true) => format!("{found} rows touched; older versions of the tables are gone"),
+        (false, true) => format!(
+            "{found} rows touched; older versions of the tables are gone. Files that a run which was cut off has left go with the vacuum, within \
+             {}; state files keep an epoch's rows until its partitions have had records since",
+            humantime_of(settings.vacuum_retention)
+        ),
         (false, false) => format!(
             "{found} rows touched; older versions of the tables hold them until the vacuum, for {} (--now deletes them at once)",
             humantime_of(settings.vacuum_retention)

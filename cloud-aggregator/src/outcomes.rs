@@ -10,6 +10,7 @@ mod connections;
 pub mod counts;
 pub mod lake;
 mod limit;
+pub mod measured;
 pub mod precision;
 mod problem;
 pub mod report;
@@ -66,6 +67,11 @@ pub mod names {
     pub const OUTCOME_REQUESTS_TOTAL: &str = "aggregator_outcome_requests_total";
     /// Outcomes read from their topic, labels `verdict` and `rule` (of the alert; `unknown` if it is not remembered).
     pub const OUTCOMES_RECEIVED_TOTAL: &str = "aggregator_outcomes_received_total";
+    /// Confirmed of the alerts (of rules) or trips (of models) of the last 90 days that have a verdict, 0 to 1, labels `kind` (rule, model)
+    /// and `name`. Told by the instance that maintains the lake; absent without verdicts.
+    pub const PRECISION_RATIO: &str = "aggregator_precision_ratio";
+    /// These alerts or trips, labels `kind`, `name` and `verdict` (confirmed, false-alarm, none).
+    pub const JUDGED_ALERTS: &str = "aggregator_judged_alerts";
 }
 
 /// Why an outcome was not taken. It may be sent again.

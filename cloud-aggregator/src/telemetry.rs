@@ -224,4 +224,12 @@ fn describe() {
         outcome_names::OUTCOMES_RECEIVED_TOTAL,
         "Outcomes by verdict and by the rule of their alert"
     );
+    describe_gauge!(
+        outcome_names::PRECISION_RATIO,
+        "Confirmed of the alerts or trips with a verdict, by rule and model"
+    );
+    describe_gauge!(
+        outcome_names::JUDGED_ALERTS,
+        "Alerts of rules and trips of models by verdict, of the last 90 days"
+    );
 }

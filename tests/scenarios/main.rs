@@ -50,6 +50,7 @@ mod plant;
 mod readers;
 mod rebalances;
 mod rules;
+mod runbook;
 mod servers;
 mod stop_isolation;
 mod stop_path;

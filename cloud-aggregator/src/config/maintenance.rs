@@ -47,6 +47,9 @@ pub struct Maintenance {
     /// How often they are looked for.
     #[serde(with = "humantime_serde")]
     pub vacuum_interval: Duration,
+    /// How often it is computed from the lake how often alerts were right.
+    #[serde(with = "humantime_serde")]
+    pub precision_interval: Duration,
     /// How long rows stay.
     pub retention: Retention,
 }

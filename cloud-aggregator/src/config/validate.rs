@@ -232,6 +232,8 @@ impl Settings {
         faults.range("maintenance.checkpoint-commits", set.checkpoint_commits, 1, 100_000);
         faults.duration("maintenance.log-retention", set.log_retention, DAY / 24, 3_650 * DAY);
         faults.duration("maintenance.vacuum-interval", set.vacuum_interval, SECOND, 365 * DAY);
+        let precision = set.precision_interval;
+        faults.duration("maintenance.precision-interval", precision, SECOND, 365 * DAY);
         // Files of an epoch that is being written are older than their commit by this much, at most.
         let waits = self.lake.operation_timeout.saturating_mul(10);
         let floor = self.trigger.epoch_length().saturating_add(waits).max(DAY / 24);

@@ -8,6 +8,7 @@ use deltalake::arrow::array::{Array as _, ArrayRef, BooleanArray, StringArray};
 use deltalake::arrow::compute::filter_record_batch;
 use deltalake::arrow::error::ArrowError;
 use deltalake::arrow::record_batch::RecordBatch;
+use serde_json::Value;
 
 use crate::lake_reader::{Row, text_at};
 use crate::sink::rows::{CURRENT_WINDOWS, TELEMETRY};
@@ -75,7 +76,7 @@ impl Edit {
     pub fn columns(&self) -> Vec<&'static str> {
         let mut columns = SOURCE_COLUMNS.to_vec();
         if self.table == SideTable::DeadLetters.as_str() {
-            columns.extend(["raw", "detail", "source"]);
+            columns.extend(["raw", "detail"]);
         } else {
             match &self.whom {
                 Whom::Sensor(_) => columns.push("sensor_id"),
@@ -112,6 +113,14 @@ impl Edit {
             &["detail"]
         } else {
             &[]
+        }
+    }
+
+    /// Members of a refused record that may hold the name.
+    fn fields_of_letters(&self) -> &'static [&'static str] {
+        match self.whom {
+            Whom::Sensor(_) => &["sensor_id"],
+            Whom::Person(_) => &["reported_by", "operator", "note"],
         }
     }
 
@@ -160,10 +169,10 @@ impl Edit {
     fn is_deleted(&self, row: Row<'_>, at: usize) -> bool {
         if self.table == SideTable::DeadLetters.as_str() {
             let (Whom::Sensor(name) | Whom::Person(name)) = &self.whom;
-            let raw = row.bytes("raw").is_some_and(|raw| holds_field(raw.value(at), name));
-            let says = |column| text_at(row.texts(column), at).unwrap_or_default();
-            let is_said = |column| replaced(says(column), name).is_some();
-            return raw || is_said("source") || is_said("detail");
+            let fields = self.fields_of_letters();
+            let raw = row.bytes("raw").map(|raw| raw.value(at)).unwrap_or_default();
+            let detail = text_at(row.texts("detail"), at).unwrap_or_default();
+            return holds_field(raw, fields, name) || quotes(detail, name);
         }
         match &self.whom {
             Whom::Sensor(name) => text_at(row.texts("sensor_id"), at) == Some(name),
@@ -248,19 +257,49 @@ fn is_in_word(neighbour: Option<char>) -> bool {
     neighbour.is_some_and(|letter| letter.is_alphanumeric() || ['-', '_'].contains(&letter))
 }
 
-/// Whether the bytes of a record hold the name as a whole field: a string of JSON, or one of protobuf behind its length.
-fn holds_field(raw: &[u8], name: &str) -> bool {
-    let holds = |part: &[u8]| raw.windows(part.len()).any(|window| window == part);
-    let quoted = serde_json::Value::from(name).to_string();
-    let mut counted = Vec::with_capacity(name.len() + 1);
-    // Lengths from 128 on take two bytes; no name is as long.
-    if let Ok(length) = u8::try_from(name.len())
-        && length < 0x80
-    {
-        counted.push(length);
-        counted.extend_from_slice(name.as_bytes());
+/// Whether a sentence of ours names it, between quotation marks.
+fn quotes(detail: &str, name: &str) -> bool {
+    detail.contains(&Value::from(name).to_string())
+}
+
+/// Whether a record holds the name in one of these members: as JSON, whatever is escaped in it; as bytes that are no JSON (cut off, or
+/// wrong) behind the name of such a member; as protobuf behind the length of the name.
+fn holds_field(raw: &[u8], fields: &[&str], name: &str) -> bool {
+    if let Ok(value) = serde_json::from_slice::<Value>(raw) {
+        return holds_value(&value, fields, name);
     }
-    holds(quoted.as_bytes()) || (!counted.is_empty() && holds(&counted))
+    let holds = |part: &[u8]| raw.windows(part.len()).any(|window| window == part);
+    let quoted = Value::from(name).to_string();
+    let is_member = |field: &&str| {
+        [format!("\"{field}\":{quoted}"), format!("\"{field}\": {quoted}")]
+            .iter()
+            .any(|member| holds(member.as_bytes()))
+    };
+    fields.iter().any(|field| is_member(&field)) || holds_counted(raw, name)
+}
+
+/// Whether a member of that name, at any depth, is the name or a text with it.
+fn holds_value(value: &Value, fields: &[&str], name: &str) -> bool {
+    match value {
+        Value::Object(members) => members.iter().any(|(key, value)| {
+            let is_text = |text: &str| text == name || replaced(text, name).is_some();
+            let is_it = fields.contains(&key.as_str()) && value.as_str().is_some_and(is_text);
+            is_it || holds_value(value, fields, name)
+        }),
+        Value::Array(values) => values.iter().any(|value| holds_value(value, fields, name)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+    }
+}
+
+/// Whether the name stands behind its length, as protobuf writes a text.
+fn holds_counted(raw: &[u8], name: &str) -> bool {
+    // Lengths from 128 on take two bytes.
+    let length = match u8::try_from(name.len()) {
+        Ok(length) if length < 0x80 => vec![length],
+        _ => vec![(name.len() & 0x7f | 0x80) as u8, (name.len() >> 7) as u8],
+    };
+    let counted = [length.as_slice(), name.as_bytes()].concat();
+    raw.windows(counted.len()).any(|window| window == counted)
 }
 
 #[cfg(test)]
@@ -346,7 +385,6 @@ mod tests {
             let rows = batch(vec![
                 ("raw", Arc::new(BinaryArray::from(vec![raw])) as ArrayRef),
                 ("detail", texts(&[Some(detail)])),
-                ("source", texts(&[Some("plant/press/topic")])),
             ]);
             let edit = Edit::new(&Whom::Sensor(name.to_owned()), SideTable::DeadLetters.as_str());
             let touched = edit.apply(&rows).expect("applied").1;
@@ -354,14 +392,23 @@ mod tests {
         };
         check(br#"{"sensor_id":"press-1/a","value":1}"#, "", "press-1/a", 1);
         check(br#"{"sensor_id":"press-1/ab","value":1}"#, "", "press-1/a", 0);
+        check(br#"{"sensor_id":"press-1\/a","value":1}"#, "", "press-1/a", 1);
+        check(br#"{"sensor_id":"w\u00e4lz"}"#, "", "w\u{e4}lz", 1);
+        check(br#"[{"more":{"sensor_id":"a"}}]"#, "", "a", 1);
+        // Keys, other members and our own words are nobody's name.
+        check(br#"{"sensor_id":"a","metric_type":"temperature"}"#, "", "temperature", 0);
+        check(br#"{"timestamp":"x"}"#, "field `timestamp` is missing", "value", 0);
+        check(br#"{"sensor_id":"b","machine_id":"press-1"}"#, "", "press-1", 0);
+        check(br#"{"sensor_id": "a", "value": "#, "", "a", 1);
+        check(br#"{"machine_id": "a", "value": "#, "", "a", 0);
         check(b"\x0a\x09press-1/a\x12", "", "press-1/a", 1);
         check(b"\x0a\x0apress-1/ab\x12", "", "press-1/a", 0);
-        check(b"", "value of press-1/a is no number", "press-1/a", 1);
-        check(b"", "value of press-1/abc is no number", "press-1/a", 0);
-        check(b"{}", "", "press", 1);
-        check(b"{}", "", "pres", 0);
+        check(b"", "value of \"press-1/a\" is no number", "press-1/a", 1);
+        check(b"", "value of press-1/a is no number", "press-1/a", 0);
         let long = "x".repeat(200);
         check(format!("{{\"sensor_id\":\"{long}\"}}").as_bytes(), "", &long, 1);
+        let counted = [&[0x0a, 0xc8, 0x01], long.as_bytes()].concat();
+        check(&counted, "", &long, 1);
     }
 
     #[test]

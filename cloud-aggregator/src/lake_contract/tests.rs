@@ -169,8 +169,9 @@ fn a_change_weighs_what_a_reader_feels() {
         changed("telemetry", r#""partitionKeyPosition": 1"#, r#""partitionKeyPosition": 3"#);
     let text = "telemetry: partitioned by was date, metric_type, is metric_type, date";
     check(&swapped, Weight::Breaking, text);
-    let key = changed("alerts", r#""primaryKeyPosition": 2"#, r#""primaryKeyPosition": 0"#);
-    let text = "alerts: primary key was alert_id, revision, is revision, alert_id";
+    let key = changed("telemetry", r#""primaryKeyPosition": 3"#, r#""primaryKeyPosition": 0"#);
+    let text = "telemetry: primary key was source_topic, source_partition, source_offset, \
+                is source_offset, source_topic, source_partition";
     check(&key, Weight::Breaking, text);
     assert_eq!(changes(&contract(), &contract()), []);
 }

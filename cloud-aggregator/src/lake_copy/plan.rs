@@ -165,7 +165,8 @@ pub fn plan<'a>(
             let checkpoint = source.checkpoints.range(first.saturating_sub(1)..=newest).next();
             let (version, parts) = checkpoint.ok_or(PlanError::NoBeginning { first })?;
             plan.copies.extend(parts.iter().cloned());
-            version + 1
+            // Some readers ask for the commit of the checkpoint, too, where it is the newest.
+            if source.commits.contains(version) { *version } else { version + 1 }
         }
     };
     plan.copies.extend((begin..=newest).map(commit_name));
@@ -250,7 +251,7 @@ mod tests {
     fn a_log_that_was_shortened_begins_with_a_checkpoint_and_what_lies_before_goes() {
         let source = [commits(8..=12), vec![checkpoint(9), checkpoint(11)]].concat();
         let begun = planned(&source, &[], u64::MAX).expect("planned").expect("a log");
-        let expected = [vec![checkpoint(9)], commits(10..=12), vec![checkpoint(11)]].concat();
+        let expected = [vec![checkpoint(9)], commits(9..=12), vec![checkpoint(11)]].concat();
         assert_eq!((begun.copies, begun.begins_anew), (expected.clone(), true));
         // The same where the copy is too far behind.
         let old = [commits(0..=5), vec![checkpoint(4)]].concat();
@@ -285,7 +286,7 @@ mod tests {
         assert_eq!(planned(&source, &[], 6), Err(PlanError::NoBeginning { first: 4 }));
         source.push(part(2));
         let begun = planned(&source, &[], 6).expect("planned").expect("a log");
-        assert_eq!(begun.copies, [vec![part(1), part(2)], commits(5..=6)].concat());
+        assert_eq!(begun.copies, [vec![part(1), part(2)], commits(4..=6)].concat());
         assert!(is_of_log(&part(1)) && is_of_log(&commit_name(7)));
         assert!(!is_of_log("1.json") && !is_of_log(HINT) && !is_of_log("0000000001-0000002a.json"));
     }

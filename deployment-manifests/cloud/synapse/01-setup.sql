@@ -21,7 +21,7 @@ GO
 
 -- The folder that `lake.location` of the aggregator names.
 CREATE EXTERNAL DATA SOURCE lake
-WITH (LOCATION = 'https://<account>.dfs.core.windows.net/<container>', CREDENTIAL = workspace_identity);
+WITH (LOCATION = 'https://<account>.dfs.core.windows.net/<container>/<folder>', CREDENTIAL = workspace_identity);
 GO
 
 -- For exports alone: the lake itself is Delta.

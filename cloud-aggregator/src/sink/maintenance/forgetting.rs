@@ -12,6 +12,7 @@ use super::{Clock, TABLES};
 use crate::config;
 use crate::forget::book::{Book, app_id};
 use crate::forget::edit::{Edit, Touched};
+use crate::lake_copy::mark::{check_finished, check_not_moved, load_telemetry};
 use crate::lake_reader::{DataFile, TableReader};
 use crate::sink::delta::{LakeError, Location};
 
@@ -45,14 +46,22 @@ pub struct Forgetting {
 }
 
 impl Forgetting {
-    /// Opens a lake that is there.
+    /// Opens a lake that is there, and where aggregators write.
     ///
     /// # Errors
-    /// It is not, or the storage's options are wrong.
-    pub fn open(lake: &config::Lake, settings: &config::Maintenance) -> Result<Self, LakeError> {
-        // A lake that is not there must not be made.
-        Location::existing(lake)?;
-        let location = Location::open(lake)?;
+    /// It is not, or was moved, or the storage's options are wrong.
+    pub async fn open(
+        lake: &config::Lake,
+        settings: &config::Maintenance,
+        is_dry_run: bool,
+    ) -> Result<Self, LakeError> {
+        // A lake that is not there must not be made, and who only counts need not be able to write.
+        let existing = Location::existing(lake)?;
+        let location = if is_dry_run { existing } else { Location::open(lake)? };
+        check_finished(&location).await?;
+        if let Some(telemetry) = load_telemetry(&location).await? {
+            check_not_moved(&telemetry)?;
+        }
         Ok(Self {
             book: Book::open(&location)?,
             location,

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge};
+use shared_proto::model::EventTime;
 use tokio::sync::watch;
 use tracing::{error, warn};
 
@@ -10,11 +11,15 @@ use super::{Maintenance, Reports, system_clock};
 use crate::backoff::Backoff;
 use crate::causes::describe;
 use crate::config;
+use crate::outcomes::measured::measure;
+use crate::sink::commit::within;
 use crate::sink::delta::LakeError;
 use crate::telemetry::names;
 
 /// How often the age of the last success is told.
 const TELL_INTERVAL: Duration = Duration::from_secs(5);
+/// So many operation timeouts may the reading of alerts and outcomes take.
+const MEASURING_PATIENCE: u32 = 10;
 
 /// Maintains the tables until `stop` is set or its sender gone. A round that is cut off leaves what a crash leaves.
 pub async fn run(lake: config::Lake, settings: config::Maintenance, stop: watch::Receiver<bool>) {
@@ -22,6 +27,7 @@ pub async fn run(lake: config::Lake, settings: config::Maintenance, stop: watch:
         backoff: Backoff::new(settings.retry_min, settings.retry_max),
         maintenance: None,
         last_success: Instant::now(),
+        measured: None,
         stop,
         lake,
         settings,
@@ -30,7 +36,11 @@ pub async fn run(lake: config::Lake, settings: config::Maintenance, stop: watch:
     while rounds.pause(wait).await {
         let outcome = rounds.round().await;
         let Some(outcome) = outcome else { break };
+        let is_ours = matches!(outcome, Outcome::Done(_));
         wait = rounds.conclude(outcome);
+        if is_ours {
+            rounds.measure().await;
+        }
     }
     if let Some(maintenance) = rounds.maintenance
         && let Err(error) = maintenance.release().await
@@ -53,6 +63,8 @@ struct Rounds {
     maintenance: Option<Maintenance>,
     backoff: Backoff,
     last_success: Instant,
+    /// When the precision of the alerts was computed last.
+    measured: Option<Instant>,
     stop: watch::Receiver<bool>,
 }
 
@@ -111,6 +123,24 @@ impl Rounds {
             }
             Err(_) => Outcome::Panicked,
         })
+    }
+
+    /// What people found of the alerts, as metrics. It is left when the process stops.
+    async fn measure(&mut self) {
+        let interval = self.settings.precision_interval;
+        if self.measured.is_some_and(|last| last.elapsed() < interval) {
+            return;
+        }
+        self.measured = Some(Instant::now());
+        let now = EventTime::from_micros(system_clock()().micros());
+        let limit = MEASURING_PATIENCE * self.lake.operation_timeout;
+        let measured = tokio::select! {
+            measured = within(limit, measure(&self.lake, now)) => measured,
+            _ = self.stop.wait_for(|stop| *stop) => return,
+        };
+        if let Err(error) = measured {
+            warn!(error = describe(&error), "the precision of the alerts is not computed");
+        }
     }
 
     /// Counts a round and says when the next is due.

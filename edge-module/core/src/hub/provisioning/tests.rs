@@ -6,6 +6,11 @@ use super::*;
 const LIMITS: RegistrationLimits =
     RegistrationLimits { answer_max: Duration::from_secs(10), whole_max: Duration::from_secs(60) };
 
+#[expect(clippy::disallowed_methods, reason = "a first instant has to come from somewhere")]
+fn moment() -> Instant {
+    Instant::now()
+}
+
 fn registration() -> Registration {
     Registration::new("0ne00000001", "Gateway-7").expect("valid names")
 }
@@ -35,7 +40,7 @@ fn answer(
 
 /// What the first question's answer leads to.
 fn first(head: &str, body: &Value) -> Result<Option<Assignment>, RegistrationError> {
-    let now = Instant::now();
+    let now = moment();
     answer(&mut asked(now), head, body, now)
 }
 
@@ -73,7 +78,7 @@ fn a_registration_names_itself_as_the_service_expects() {
 
 #[test]
 fn a_device_is_assigned_after_as_many_questions_as_it_takes() {
-    let start = Instant::now();
+    let start = moment();
     let mut registering = asked(start);
     let body = json!({ "operationId": "5.a&b", "status": "assigning" });
     let told = answer(&mut registering, "202/?$rid=1&retry-after=3", &body, start);
@@ -129,7 +134,7 @@ fn each_refusal_names_its_remedy() {
 #[test]
 fn later_means_the_same_question_again_but_not_for_ever() {
     for (status, words) in [(429, "429"), (503, "503")] {
-        let mut now = Instant::now();
+        let mut now = moment();
         let mut registering = asked(now);
         for delay in 1..=DELAYS_MAX {
             let head = format!("{status}/?$rid={delay}&retry-after=4");
@@ -152,7 +157,7 @@ fn later_means_the_same_question_again_but_not_for_ever() {
 
 #[test]
 fn silence_and_indecision_end() {
-    let start = Instant::now();
+    let start = moment();
     let mut registering = asked(start);
     assert_eq!(registering.poll_timeout(), start + LIMITS.answer_max);
     assert_eq!(registering.handle_timeout(start + after(9)), Ok(()));
@@ -169,7 +174,7 @@ fn silence_and_indecision_end() {
 
 #[test]
 fn answers_to_other_questions_are_passed_over() {
-    let now = Instant::now();
+    let now = moment();
     let mut registering = asked(now);
     assert_eq!(answer(&mut registering, "401/?$rid=7", &json!({}), now), Ok(None));
     let assigning = json!({ "operationId": "5.a", "status": "assigning" });
@@ -180,7 +185,7 @@ fn answers_to_other_questions_are_passed_over() {
 
 #[test]
 fn the_services_clock_is_known_from_its_refusals() {
-    let now = Instant::now();
+    let now = moment();
     let mut registering = asked(now);
     assert_eq!(registering.told_time(), None);
     let body = json!({ "errorCode": 401_002, "timestampUtc": "2026-01-02T03:04:05.6789Z" });
@@ -194,7 +199,7 @@ proptest! {
         topic in "(\\$dps/registrations/res/)?[0-9]{0,6}/\\?(\\$rid=1)?(&retry-after=[0-9a]{0,22})?",
         body in any::<Vec<u8>>(),
     ) {
-        let now = Instant::now();
+        let now = moment();
         drop(asked(now).handle_answer(&topic, &body, now));
     }
 }
