@@ -86,7 +86,7 @@ pub struct LakeCopy {
     /// Folder or URL of the new place; with the storage options of this configuration, or of --to-config.
     #[arg(long)]
     pub to: Option<String>,
-    /// Configuration of the aggregators at the new place; its [lake] is what is read.
+    /// Configuration of the aggregators at the new place; its `[lake]` is what is read.
     #[arg(long)]
     pub to_config: Option<PathBuf>,
     /// End the move, and refuse the old place to whoever writes there.

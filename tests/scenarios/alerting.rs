@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use e2e_tests::cloud_aggregator::run_command;
+use e2e_tests::cloud_aggregator::{CloudAggregator, run_command};
 use e2e_tests::eventually::eventually;
 use e2e_tests::http::post_json;
 use e2e_tests::ports::free_port;
@@ -159,6 +159,30 @@ fn check_samples(plant: &Plant, trip_id: &str) -> anyhow::Result<()> {
     })
 }
 
+/// Refused with a wrong token and when it is none, then taken.
+fn report_outcome(port: u16, outcome: &Value) -> anyhow::Result<()> {
+    let (status, answer) = post(port, "wrong", outcome)?;
+    ensure!(status == 401 && answer.contains("application/problem+json"), "{answer}");
+    let token = "a-long-and-secret-token-of-the-cmms";
+    let (status, answer) = post(port, token, &json!({ "outcome_id": "x" }))?;
+    ensure!((400..500).contains(&status) && !answer.contains(token), "{answer}");
+    let (status, answer) = post(port, token, outcome)?;
+    ensure!(status == 202, "{answer}");
+    Ok(())
+}
+
+/// The outcome is right for the rule and for the model.
+fn wait_precision(aggregator: &CloudAggregator) -> anyhow::Result<()> {
+    eventually("the precision is a metric", DEADLINE, || {
+        let metrics = aggregator.metrics()?;
+        let found = metrics.lines().filter(|line| line.starts_with("aggregator_precision_ratio{"));
+        let found: Vec<&str> = found.filter(|line| line.ends_with(" 1")).collect();
+        let has = |part: &str| found.iter().any(|line| line.contains(part));
+        ensure!(has("kind=\"rule\"") && has("kind=\"model\""), "{found:?}");
+        Ok(())
+    })
+}
+
 #[test]
 fn a_trip_is_an_alert_until_the_reset_and_what_people_found_comes_back() -> anyhow::Result<()> {
     let mut gateway = Gateway::start("outcomes", &one_motor(), Some(&motor_bundle()))?;
@@ -193,13 +217,7 @@ fn a_trip_is_an_alert_until_the_reset_and_what_people_found_comes_back() -> anyh
         "outcome_id": "ticket-4711", "verdict": "confirmed", "machine_id": MOTOR, "trip_id": trip_id,
         "alert_id": alert_id, "timestamp": now().to_string(), "part": "bearing 6205",
     });
-    let (status, answer) = post(port, "wrong", &outcome)?;
-    ensure!(status == 401 && answer.contains("application/problem+json"), "{answer}");
-    let token = "a-long-and-secret-token-of-the-cmms";
-    let (status, answer) = post(port, token, &json!({ "outcome_id": "x" }))?;
-    ensure!((400..500).contains(&status) && !answer.contains(token), "{answer}");
-    let (status, answer) = post(port, token, &outcome)?;
-    ensure!(status == 202, "{answer}");
+    report_outcome(port, &outcome)?;
     plant.wait_for_count(
         "SELECT count(*) FROM outcomes WHERE verdict = 'confirmed' AND reported_by = 'cmms'",
         1,
@@ -212,14 +230,7 @@ fn a_trip_is_an_alert_until_the_reset_and_what_people_found_comes_back() -> anyh
     let report: Value = serde_json::from_str(&report.output)?;
     let text = report.to_string();
     ensure!(text.contains("trip") && text.contains("\"confirmed\":1"), "{text}");
-    eventually("the precision is a metric", DEADLINE, || {
-        let metrics = aggregator.metrics()?;
-        let found = metrics.lines().filter(|line| line.starts_with("aggregator_precision_ratio{"));
-        let found: Vec<&str> = found.filter(|line| line.ends_with(" 1")).collect();
-        let has = |part: &str| found.iter().any(|line| line.contains(part));
-        ensure!(has("kind=\"rule\"") && has("kind=\"model\""), "{found:?}");
-        Ok(())
-    })?;
+    wait_precision(&aggregator)?;
 
     // A machine is reset when it is healthy again.
     shaking.set_severity(0.0);

@@ -275,7 +275,7 @@ fn holds_field(raw: &[u8], fields: &[&str], name: &str) -> bool {
             .iter()
             .any(|member| holds(member.as_bytes()))
     };
-    fields.iter().any(|field| is_member(&field)) || holds_counted(raw, name)
+    fields.iter().any(is_member) || holds_counted(raw, name)
 }
 
 /// Whether a member of that name, at any depth, is the name or a text with it.

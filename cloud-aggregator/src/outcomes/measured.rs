@@ -15,7 +15,7 @@ const MICROS_PER_DAY: i64 = 86_400_000_000;
 /// Names of models come from devices: of more, those that come first in the alphabet.
 const NAMES_MAX: usize = 100;
 
-/// Reads the alerts, outcomes and trips of the last [`REACH_DAYS`] days and sets the gauges.
+/// Reads the alerts, outcomes and trips of the last 90 days and sets the gauges.
 ///
 /// # Errors
 /// The lake cannot be read.
