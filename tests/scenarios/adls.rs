@@ -16,8 +16,10 @@ use e2e_tests::http_proxy::{FaultRule, HttpFault, HttpProxy};
 use e2e_tests::random::Random;
 use e2e_tests::tokens::{CLIENT_ID, IDENTITY_HEADER, TENANT_ID, TokenIssuer};
 
+use crate::exactly_once::kill_at_random;
 use crate::feeder::{Feeder, number};
 use crate::plant::{DEADLINE, Plant, now};
+use crate::storage_faults::WRITES;
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// A client asks for another token when less than 5 minutes are left: always.
@@ -26,6 +28,8 @@ const KILLS: u64 = 10;
 /// More than the client library tries again.
 const OUTAGE: u32 = 12;
 const CONFLICTS: usize = 3;
+/// Much shorter than the time that an operation may take.
+const MEETING: Duration = Duration::from_secs(2);
 const EXIT_STORAGE: i32 = 74;
 const ENDPOINT: &str = "azure_storage_endpoint";
 /// So that a test needs no certificate; the library refuses `http` otherwise.
@@ -39,10 +43,6 @@ const LOG_OF_LIBRARIES: &str = "info,object_store=debug,deltalake=debug,deltalak
                                 deltalake_azure=debug,reqwest=debug,hyper=debug";
 /// All that the aggregator does.
 const PERMISSIONS: &str = "racwdl";
-
-/// The writes of an epoch, in their order.
-const WRITES: [&str; 4] =
-    ["/_state/", "/telemetry/date=", "/telemetry/_delta_log/", "/anomalies/_delta_log/"];
 
 /// A plant whose lake is a container of Azurite behind a proxy.
 struct Site {
@@ -200,16 +200,7 @@ fn by_the_account_key_each_row_is_there_once_though_the_aggregator_is_killed() -
     let mut random = Random::new(seed);
     site.feeder.feed()?;
     let mut aggregator = site.plant.start_aggregator()?;
-    for round in 0..rounds {
-        site.feeder.feed()?;
-        // The moment is what is tested: somewhere in the start, or while records flow.
-        if round % 2 == 0 {
-            aggregator.wait_ready()?;
-        }
-        std::thread::sleep(Duration::from_millis(random.below(900)));
-        aggregator.process().kill()?;
-        aggregator.restart()?;
-    }
+    kill_at_random(&mut aggregator, &mut site.feeder, &mut random, rounds)?;
     aggregator.wait_ready()?;
     site.feeder.check(&site.plant)?;
     check_silence(&mut aggregator, &[ACCOUNT_KEY.to_owned()])
@@ -359,6 +350,14 @@ fn two_instances_that_race_for_a_version_of_a_table_lose_and_double_nothing() ->
     let mut second = CloudAggregator::start(&dir, &site.plant.aggregator_settings)?;
     second.wait_ready()?;
     let proxy = site.proxy.clone();
+    // Both instances write while they are fed: each waits for the other one to come to the same version.
+    proxy.fail(FaultRule {
+        method: "PUT",
+        path: "/telemetry/_delta_log/".to_owned(),
+        passing: 0,
+        failing: u32::MAX,
+        fault: HttpFault::Meet(MEETING),
+    });
     // The second one of two writes with `If-None-Match: *`.
     let conflicts = || {
         let answered = proxy.answered().into_iter();

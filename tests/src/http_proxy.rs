@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -31,6 +31,8 @@ pub enum HttpFault {
     Status(u16),
     /// It is carried out; the answer comes so much later.
     Slow(Duration),
+    /// It waits so long at most for another one of the same path, and both are carried out at the same time: clients race.
+    Meet(Duration),
 }
 
 /// Which requests fail.
@@ -72,6 +74,9 @@ struct Shared {
     rules: Mutex<Vec<FaultRule>>,
     failed: Mutex<Vec<String>>,
     answered: Mutex<Vec<Answered>>,
+    /// Paths of requests that wait for another one of the same path.
+    alone: Mutex<Vec<String>>,
+    met: Condvar,
 }
 
 /// Forwards requests to another port.
@@ -116,6 +121,8 @@ impl HttpProxy {
             rules: Mutex::default(),
             failed: Mutex::default(),
             answered: Mutex::default(),
+            alone: Mutex::default(),
+            met: Condvar::new(),
         });
         let accepting = Arc::clone(&shared);
         std::thread::spawn(move || {
@@ -170,6 +177,24 @@ impl Shared {
         Some(rule.fault)
     }
 
+    fn meet(&self, path: &str, patience: Duration) {
+        let mut alone = self.alone.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = alone.iter().position(|waiting| waiting == path) {
+            alone.swap_remove(index);
+            self.met.notify_all();
+            return;
+        }
+        alone.push(path.to_owned());
+        let is_alone = |alone: &mut Vec<String>| alone.iter().any(|waiting| waiting == path);
+        let (mut alone, waited) = self
+            .met
+            .wait_timeout_while(alone, patience, is_alone)
+            .unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            alone.retain(|waiting| waiting != path);
+        }
+    }
+
     fn forward(&self, request: &Request) -> anyhow::Result<Vec<u8>> {
         let answer = request.forward(&self.target)?;
         let line = answer.split(|byte| *byte == b'\r').next().unwrap_or_default();
@@ -213,9 +238,13 @@ fn serve(shared: &Shared, client: &TcpStream) -> anyhow::Result<()> {
                 std::thread::sleep(time);
                 answer
             }
+            Some(HttpFault::Meet(patience)) => {
+                shared.meet(&request.path, patience);
+                shared.forward(&request)?
+            }
             None => shared.forward(&request)?,
         };
-        let is_last = matches!(fault, None | Some(HttpFault::Status(_)));
+        let is_last = matches!(fault, None | Some(HttpFault::Status(_) | HttpFault::Meet(_)));
         (&mut &*client).write_all(&answer)?;
         if is_last {
             // The storage was asked to close after its answer, and says so in it.
@@ -321,5 +350,43 @@ mod tests {
         assert_eq!(kind, Some(std::io::ErrorKind::ConnectionReset), "{error:#}");
         assert_eq!(storage.bodies().len(), 0, "none of them arrived");
         assert_eq!(proxy.failed().len(), 3);
+    }
+
+    /// Answers each connection once and closes it, as storages do that are asked to.
+    fn closing_storage() -> u16 {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                Request::read(&mut BufReader::new(&stream)).unwrap();
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                stream.write_all(answer).unwrap();
+            }
+        });
+        port
+    }
+
+    #[test]
+    fn a_request_waits_for_another_one_of_its_path_and_no_longer_than_it_may() {
+        let proxy = HttpProxy::start(closing_storage()).unwrap();
+        let rule = |path: &str, failing, patience| FaultRule {
+            method: "GET",
+            path: path.to_owned(),
+            passing: 0,
+            failing,
+            fault: HttpFault::Meet(patience),
+        };
+        proxy.fail(rule("/pair", 2, Duration::MAX));
+        let paths = ["/pair"; 2].map(|path| {
+            let proxy = proxy.clone();
+            std::thread::spawn(move || get(proxy.port(), path).unwrap())
+        });
+        for thread in paths {
+            thread.join().unwrap();
+        }
+        proxy.fail(rule("/single", 1, Duration::from_millis(1)));
+        get(proxy.port(), "/single").unwrap();
+        let alone = proxy.shared.alone.lock().unwrap().clone();
+        assert_eq!((proxy.answered().len(), alone), (3, vec![]));
     }
 }
