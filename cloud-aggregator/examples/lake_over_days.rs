@@ -128,6 +128,7 @@ impl Simulation {
             owed_to: BTreeMap::new(),
             book: AlertBook::default(),
             watch: None,
+            is_hub: false,
             alerts: Vec::new(),
         };
         let file = EpochFile::new(epoch, BTreeMap::from([(partition.clone(), last)]));

@@ -282,12 +282,6 @@ impl AlertDesk {
         owed.map(|(id, owed)| (owed.alert.clone(), (id.to_string(), names(owed)))).unzip()
     }
 
-    /// How many events are owed to a channel.
-    #[must_use]
-    pub fn owed_to(&self, channel: &Channel) -> usize {
-        self.owed.values().filter(|owed| owed.channels.contains(channel)).count()
-    }
-
     /// How many events are owed to each channel that is owed any.
     #[must_use]
     pub fn owed_by_channel(&self) -> &BTreeMap<Channel, usize> {

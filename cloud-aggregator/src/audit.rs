@@ -12,6 +12,8 @@
 //! A window is judged by the rule of the partition that counts it. A row that nobody counts any more, or that differs, is left out if
 //! a partition that holds its sensor or machine may have written it by a rule that is not in force any more (`origins`).
 //!
+//! Where a hub is read, records that came by it and by Kafka are counted (`ways`).
+//!
 //! It reads one moment of the lake, also while it is written: no table is ahead of `telemetry`, and rows of an epoch that
 //! is half committed come from its state file. Dates are read one after another, and windows are compared when the readings
 //! of all their dates are read: memory grows with the windows of a date (and of the longest rule), and a bit for each record.
@@ -24,6 +26,7 @@ mod records;
 mod report;
 #[cfg(test)]
 mod tests;
+mod ways;
 mod windows;
 
 use std::borrow::Cow;
@@ -43,6 +46,8 @@ use shared_proto::model::{
 
 use crate::config::Settings;
 use crate::forget::book::{Book, app_id};
+use crate::hand_over::mark::check_not_handed_over;
+use crate::lake_copy::mark::load_telemetry;
 use crate::lake_reader::{DataFile, Row, TableReader, long_at, text_at};
 use crate::sink::delta::{LakeError, Location};
 use crate::sink::maintenance::{Clock, system_clock};
@@ -51,6 +56,7 @@ use kept::Kept;
 use moment::{Moment, NOT_IN_FORCE, PartitionMoment, tells_renewal};
 use records::Seen;
 pub use report::{Report, print};
+use ways::Ways;
 use windows::{Counted, FoundRow, Verdict, WindowKey, compare, count_reading};
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
@@ -139,6 +145,10 @@ async fn audit_moment(
     let began = Instant::now();
     let mut report = Report { shown_max, ..Report::default() };
     let moment = Moment::take(settings, partitions).await?;
+    // States say nothing of rows that another program has written.
+    if let Some(table) = load_telemetry(&Location::existing(&settings.lake)?).await? {
+        check_not_handed_over(&table)?;
+    }
     for (partition, why) in &moment.broken {
         report.differs(format!("{partition}: {why}"));
     }
@@ -159,6 +169,7 @@ async fn audit_moment(
         audit.read_side(&moment, table.as_str(), &mut report).await?;
     }
     audit.judge_records(&moment, &mut report);
+    report.records_by_two_ways = audit.ways.as_ref().map_or(0, Ways::count);
     report.leave_out(UNREAD, audit.rows_unread);
     report.partitions = moment.partitions.len() + moment.broken.len();
     report.partitions_unread = moment.broken.len();
@@ -180,6 +191,8 @@ struct Audit {
     /// Sensors and machines of the readings of broken partitions, with the place among those.
     groups_unread: HashMap<String, usize>,
     seen: BTreeMap<TopicPartition, Seen>,
+    /// Where a hub is read: records that came by it and by Kafka.
+    ways: Option<Ways>,
     windows: BTreeMap<TopicPartition, BTreeMap<WindowKey, Counted>>,
     longest: i64,
     needs_features: bool,
@@ -193,11 +206,13 @@ struct Audit {
 impl Audit {
     fn new(moment: &Moment, settings: &Settings, kept: Kept) -> Self {
         let rules = || moment.partitions.values().flat_map(|one| one.rules.iter());
+        let hubs = || moment.partitions.iter().filter(|(_, one)| one.is_hub).map(|(id, _)| id);
         Self {
             unknown: BTreeSet::new(),
             rows_unread: 0,
             groups_unread: HashMap::new(),
-            seen: BTreeMap::new(),
+            seen: hubs().map(|partition| (partition.clone(), Seen::of_hub())).collect(),
+            ways: hubs().next().map(|_| Ways::default()),
             windows: BTreeMap::new(),
             longest: rules().map(|(rule, _)| rule.window.get()).max().unwrap_or(0),
             needs_features: rules().any(|(rule, _)| rule.filter.to_string().contains("features")),
@@ -261,9 +276,14 @@ impl Audit {
             |rule: &Rule| metric.as_ref().is_some_and(|metric| rule.filter.given(metric).is_some());
         let is_looked_at = moment.all_rules().any(looks);
         let mut columns = SOURCE_COLUMNS.to_vec();
+        if is_looked_at || self.ways.is_some() {
+            columns.push("device_id");
+        }
+        if self.ways.is_some() {
+            columns.extend(["generation", "sequence"]);
+        }
         if is_looked_at {
             columns.extend(["sensor_id", "timestamp", "value", "machine_id", "unit", "quality"]);
-            columns.push("device_id");
             if self.needs_features {
                 columns.push("features");
             }
@@ -297,6 +317,9 @@ impl Audit {
                 continue;
             };
             self.seen_of(partition).note(TELEMETRY, offset, state.next_offset);
+            if let Some(ways) = &mut self.ways {
+                ways.note(Row(batch), at, state.is_hub);
+            }
             if offset >= state.next_offset && !self.is_renewed(partition, state) {
                 continue;
             }
@@ -477,7 +500,7 @@ impl Audit {
     ) -> Result<(), AuditError> {
         let mut columns = SOURCE_COLUMNS.to_vec();
         columns.extend(["event_type", "cause", "device_id", "reason", "source"]);
-        columns.extend(["record_count"]);
+        columns.extend(["record_count", "generation", "sequence"]);
         let mut rows = SideRows::default();
         if let Some(table) = moment.tables.get(name) {
             for file in table.files()? {
@@ -521,10 +544,8 @@ impl Audit {
         let mut sources = Sources::of(batch);
         while let Some((at, partition, offset)) = sources.next() {
             let text = |column| text_at(row.texts(column), at).unwrap_or_default();
-            let is_own_letter = text("reason").starts_with("alert-") && text("source") == "alerts";
-            let is_own_event =
-                text("event_type").starts_with("gap") && text("device_id").is_empty();
-            let is_own = is_own_event || is_own_letter;
+            let is_own = is_own_row(row, at);
+            let is_own_event = is_own && !text("event_type").is_empty();
             *(if is_own { &mut rows.own } else { &mut rows.of_kafka }) += 1;
             let Some(state) = moment.partitions.get(partition) else {
                 self.note_unknown(partition);
@@ -539,6 +560,9 @@ impl Audit {
             }
             if !is_own {
                 self.seen_of(partition).note(name, offset, state.next_offset);
+                if let Some(ways) = &mut self.ways {
+                    ways.note(row, at, state.is_hub);
+                }
             }
         }
     }
@@ -552,6 +576,13 @@ impl Audit {
     }
 }
 
+/// Whether the aggregator has written a row of a side table by itself: it is of no Kafka record.
+pub(crate) fn is_own_row(row: Row<'_>, at: usize) -> bool {
+    let text = |column| text_at(row.texts(column), at).unwrap_or_default();
+    let is_own_letter = text("reason").starts_with("alert-") && text("source") == "alerts";
+    is_own_letter || (text("event_type").starts_with("gap") && text("device_id").is_empty())
+}
+
 /// Rows of a table that holds Kafka records.
 #[derive(Debug, Default)]
 struct SideRows {
@@ -561,18 +592,18 @@ struct SideRows {
 }
 
 /// Where the rows of a batch came from. The partition is looked up once for neighbours.
-struct Sources<'a> {
+pub(crate) struct Sources<'a> {
     batch: &'a RecordBatch,
     at: usize,
     current: Option<(&'a str, i32, TopicPartition)>,
 }
 
 impl<'a> Sources<'a> {
-    fn of(batch: &'a RecordBatch) -> Self {
+    pub(crate) fn of(batch: &'a RecordBatch) -> Self {
         Self { batch, at: 0, current: None }
     }
 
-    fn next(&mut self) -> Option<(usize, &TopicPartition, i64)> {
+    pub(crate) fn next(&mut self) -> Option<(usize, &TopicPartition, i64)> {
         let row = Row(self.batch);
         while self.at < self.batch.num_rows() {
             let at = self.at;
@@ -599,14 +630,20 @@ impl<'a> Sources<'a> {
 
 /// Names that many rows share.
 #[derive(Debug, Default)]
-struct Names {
+pub(crate) struct Names {
     sensors: HashMap<String, SensorId>,
     machines: HashMap<String, MachineId>,
     devices: HashMap<String, DeviceId>,
 }
 
 impl Names {
-    fn reading(&mut self, row: Row<'_>, at: usize, metric: &MetricType) -> Option<Reading> {
+    /// The reading of a row of `telemetry`.
+    pub(crate) fn reading(
+        &mut self,
+        row: Row<'_>,
+        at: usize,
+        metric: &MetricType,
+    ) -> Option<Reading> {
         let sensor = text_at(row.texts("sensor_id"), at)?;
         let sensor = known(&mut self.sensors, sensor, |text| SensorId::new(text).ok())?;
         let time = EventTime::from_micros(row.times("timestamp")?.value(at));
@@ -655,6 +692,6 @@ fn known<T: Clone>(
 }
 
 /// First microsecond of a date such as `2026-03-01`.
-fn day_of(date: &str) -> i64 {
+pub(crate) fn day_of(date: &str) -> i64 {
     EventTime::parse(&format!("{date}T00:00:00Z")).map_or(i64::MIN / 2, EventTime::micros)
 }

@@ -74,6 +74,52 @@ pub enum Lake {
     /// Each run copies what the copy lacks, and can be cut off anywhere. `--final` ends the move: from then on aggregators with the old
     /// location stop with exit code 78, and those with the new one go on where they were. Needs the rights to write both places.
     Copy(LakeCopy),
+    /// Print where each Kafka partition stands: the first offset whose record has no row yet. Exit code 0; 74 if the lake cannot be read.
+    ///
+    /// With --hand-over the lake goes to the Spark job of deployment-manifests/cloud/databricks: aggregators that still write it
+    /// end with exit code 78, as do those that start on it, and the job goes on from these offsets. What they owe to side tables is put
+    /// there; alerts that nobody got yet wait for the way back.
+    Offsets(LakeOffsets),
+    /// Take the lake back from a Spark job, where its checkpoint says it has come to: exit code 0; 74 if the lake or the checkpoint
+    /// cannot be read, 75 if the last batch of the job has not ended, 78 if the lake was not handed over or the checkpoint is another job's.
+    ///
+    /// Stop the job before. Every row that it has written is counted into the states: watermarks, windows, repeats of devices. A
+    /// take-over that was cut off is begun again by the same command.
+    TakeOver(LakeTakeOver),
+}
+
+/// `lake offsets`.
+#[derive(Args, Debug)]
+pub struct LakeOffsets {
+    /// Which configuration.
+    #[command(flatten)]
+    pub config: ConfigFile,
+    /// Hand the lake over to a Spark job.
+    #[arg(long)]
+    pub hand_over: bool,
+    /// How the offsets are printed.
+    #[arg(long, value_enum, default_value_t = OffsetFormat::Text)]
+    pub format: OffsetFormat,
+}
+
+/// `lake take-over`.
+#[derive(Args, Debug)]
+pub struct LakeTakeOver {
+    /// Which configuration: that of the aggregators that go on.
+    #[command(flatten)]
+    pub config: ConfigFile,
+    /// Folder or URL of the job's checkpoint; with the storage options of this configuration.
+    #[arg(long)]
+    pub checkpoint: String,
+}
+
+/// How offsets are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OffsetFormat {
+    /// A partition a line.
+    Text,
+    /// As the option `startingOffsets` of Spark's Kafka source takes them.
+    Spark,
 }
 
 /// `lake copy`.

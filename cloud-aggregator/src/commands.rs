@@ -3,18 +3,23 @@
 use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use aggregator_core::ProcessingTime;
+use aggregator_core::checkpoint::Nonce;
 use shared_proto::model::EventTime;
 
 use crate::alerts::commands::{self as alert_commands, AlertsError};
 use crate::app::Failure;
 use crate::audit::{self, AuditError};
+use crate::backoff::random_number;
 use crate::cli::{
-    Alerts, AuditArguments, ContractFormat, LakeCopy, LakeForget, Letters, LettersReplay,
+    Alerts, AuditArguments, ContractFormat, LakeCopy, LakeForget, LakeOffsets, LakeTakeOver,
+    Letters, LettersReplay,
 };
 use crate::config::Settings;
 use crate::dead_letters::{self, LettersError, ReplayError, Replayed, Selection, replay};
 use crate::forget::edit::Whom;
 use crate::forget::{self, ForgetError};
+use crate::hand_over::{self, HandOverError};
 use crate::lake_contract::{self, Contract, dictionary};
 use crate::lake_copy::{self, CopyError};
 use crate::outcomes;
@@ -111,6 +116,7 @@ pub fn audit(
 ) -> Result<u8, Failure> {
     let failed = |error: AuditError| {
         let exit_code = match &error {
+            AuditError::Lake(error) if error.is_wrong_place() => EXIT_CONFIG,
             AuditError::Lake(_) | AuditError::NoTable { .. } => EXIT_STORAGE,
             AuditError::WithoutReadings => EXIT_CONFIG,
             AuditError::Restless { .. } => EXIT_TEMPORARY,
@@ -261,6 +267,43 @@ pub fn copy(
         false => block_on(lake_copy::copy(lake, &target, options, out))?.map_err(failed)?,
     }
     Ok(0)
+}
+
+/// `lake offsets`. Gives the exit code.
+///
+/// # Errors
+/// The lake cannot be read or marked.
+pub fn offsets(
+    settings: &Settings,
+    arguments: &LakeOffsets,
+    out: &mut impl Write,
+) -> Result<u8, Failure> {
+    let now = ProcessingTime::from_micros(now().micros());
+    let LakeOffsets { hand_over, format, .. } = arguments;
+    block_on(hand_over::offsets(settings, *hand_over, *format, now, out))?
+        .map_err(hand_over_failure)?;
+    Ok(0)
+}
+
+/// `lake take-over`. Gives the exit code.
+///
+/// # Errors
+/// What cannot be taken over.
+pub fn take_over(
+    settings: &Settings,
+    arguments: &LakeTakeOver,
+    out: &mut impl Write,
+) -> Result<u8, Failure> {
+    let now = ProcessingTime::from_micros(now().micros());
+    let nonce = Nonce(random_number());
+    block_on(hand_over::take_over(settings, &arguments.checkpoint, now, nonce, out))?
+        .map_err(hand_over_failure)?;
+    Ok(0)
+}
+
+fn hand_over_failure(error: HandOverError) -> Failure {
+    let exit_code = error.exit_code();
+    Failure { cause: error.into(), exit_code }
 }
 
 fn letters_failure(error: LettersError) -> Failure {

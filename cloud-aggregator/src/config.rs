@@ -19,6 +19,7 @@ mod addresses;
 mod alerting;
 mod alerts;
 mod event_hubs;
+mod hub;
 mod keys;
 pub(crate) mod lake;
 mod maintenance;
@@ -29,6 +30,7 @@ mod validate;
 pub use alerting::Alerting;
 pub use alerts::{Alerts, Audience, Rate, TARGETS_MAX, Target, TargetKeys, TargetKind};
 pub use event_hubs::{Authentication, Connection, ConnectionString, EventHubs};
+pub use hub::Hub;
 pub use keys::Keys;
 pub use maintenance::{Maintenance, Retention, table_properties, vacuum_retention};
 pub use spread::SpreadRule;
@@ -197,6 +199,8 @@ pub struct Kafka {
     pub property_files: BTreeMap<String, PathBuf>,
     /// Topic names.
     pub topics: Topics,
+    /// Messages of an IoT Hub.
+    pub hub: Hub,
 }
 
 /// Where to begin in a partition that the lake knows nothing of.

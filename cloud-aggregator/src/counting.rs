@@ -4,6 +4,7 @@
 //! the core's own counts before each commit.
 
 mod alerting;
+mod hub;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use aggregator_core::checkpoint::{
     SavedStateRef, StateBook, TopicPartition,
 };
 use aggregator_core::gaps::{GapChange, GapLimits, SavedWatch};
+use aggregator_core::hub::position;
 use aggregator_core::partition::Figures;
 use aggregator_core::rows::{DeadLetterRow, LateReadingRow, MachineEventRow, Offset, WaveformRow};
 use aggregator_core::{
@@ -129,7 +131,16 @@ impl Partition {
 
     /// Keeps an alert that a channel will never take.
     pub fn keep_undelivered(&mut self, letter: DeadLetter, now: ProcessingTime) {
-        self.dead_letter(self.next_offset, now, letter);
+        self.dead_letter(self.row_offset(self.next_offset), now, letter);
+    }
+
+    /// What a row of its own says in place of a Kafka offset.
+    fn row_offset(&self, offset: i64) -> i64 {
+        if self.is_hub() { position(offset, 0) } else { offset }
+    }
+
+    fn is_hub(&self) -> bool {
+        self.kind == TopicKind::Hub
     }
 
     fn dead_letter(&mut self, offset: i64, now: ProcessingTime, letter: DeadLetter) {
@@ -198,6 +209,7 @@ impl<F: Fn(&TopicPartition) -> (Vec<AlertEvent>, OwedTo)> Serialize for SavedOne
                 owed_to: &owed_to,
                 book: &partition.open_alerts,
                 watch: partition.watch.as_deref(),
+                is_hub: partition.is_hub(),
             };
             map.serialize_entry(&partition.id, &entry)?;
         }
@@ -294,28 +306,35 @@ impl Counting {
     /// # Errors
     /// A row does not fit its columns.
     pub fn handle_batch(&mut self, batch: &Batch, now: ProcessingTime) -> Result<(), ArrowError> {
+        let before = self.tally.records_in;
         for record in &batch.records {
             let payload = batch.payload(record);
-            self.tally.records_in += 1;
             self.tally.bytes += payload.len() as u64;
-            self.handle_record(record, payload, now)?;
+            let partition = &mut self.partitions[record.slot];
+            partition.next_offset = record.offset + 1;
+            let mark = |stamped_ms| RecordMark { offset: record.offset, stamped_ms };
+            partition.last_record = record.stamped_ms.map(mark);
+            let kind = partition.kind;
+            if kind == TopicKind::Hub {
+                self.handle_message(record, payload, now)?;
+            } else {
+                self.handle_record(record, kind, payload, now)?;
+            }
             self.keep_outputs(record.slot, now);
         }
         self.is_dirty |= !batch.records.is_empty();
-        counter!(names::RECORDS_IN_TOTAL).increment(batch.records.len() as u64);
+        counter!(names::RECORDS_IN_TOTAL).increment(self.tally.records_in - before);
         Ok(())
     }
 
     fn handle_record(
         &mut self,
         record: &RawRecord,
+        kind: TopicKind,
         payload: &[u8],
         now: ProcessingTime,
     ) -> Result<(), ArrowError> {
-        let partition = &mut self.partitions[record.slot];
-        partition.next_offset = record.offset + 1;
-        partition.last_record =
-            record.stamped_ms.map(|stamped_ms| RecordMark { offset: record.offset, stamped_ms });
+        self.tally.records_in += 1;
         if record.length > payload.len() {
             let detail = format!(
                 "the record has {} bytes, at most {} are read: raise kafka.record-bytes-max",
@@ -332,7 +351,7 @@ impl Counting {
                 return Ok(());
             }
         };
-        match partition.kind {
+        match kind {
             TopicKind::Readings => match self.decoder.decode_reading(payload, encoding) {
                 Ok(decoded) => {
                     if decoded.unknown_fields > 0 {
@@ -374,6 +393,11 @@ impl Counting {
                 }
                 Err(error) => self.refuse_undecodable(record, payload, now, &error),
             },
+            // No name of a hub's stands for a hub.
+            TopicKind::Hub => {
+                let detail = hub::unknown_topic(record.message.as_deref());
+                self.refuse(record, payload, now, hub::REASON_TOPIC, detail);
+            }
         }
         Ok(())
     }
@@ -391,7 +415,7 @@ impl Counting {
         let disposition = if record.is_replay {
             state.handle_replay(&reading, now, settings, &mut self.outputs)
         } else {
-            state.handle_reading(&reading, now, settings, &mut self.outputs)
+            state.handle_reading_of(record.lane(), &reading, now, settings, &mut self.outputs)
         };
         match disposition {
             Disposition::Counted => {
@@ -420,7 +444,7 @@ impl Counting {
     fn is_new(&mut self, record: &RawRecord, identity: Option<&Identity>) -> bool {
         let state = &mut self.partitions[record.slot].state;
         let identity = identity.filter(|_| !record.is_replay);
-        match state.handle_identity(identity, &self.settings) {
+        match state.handle_identity_of(record.lane(), identity, &self.settings) {
             Disposition::Duplicate => {
                 self.tally.duplicates += 1;
                 false
@@ -488,7 +512,8 @@ impl Counting {
     ) -> DeadLetter {
         *self.refused.entry(reason).or_default() += 1;
         let topic = &self.partitions[record.slot].id.topic;
-        let mut letter = DeadLetter::new(reason, detail, topic, now.as_event_time(), payload);
+        let source = record.source(topic);
+        let mut letter = DeadLetter::new(reason, detail, &source, now.as_event_time(), payload);
         letter.raw_length = record.length as u64;
         letter
     }
@@ -529,7 +554,8 @@ impl Counting {
             historical: false,
             details,
         };
-        partition.rows.machine_events.push(MachineEventRow::new(Offset(gap.resumed), now, event));
+        let offset = Offset(partition.row_offset(gap.resumed));
+        partition.rows.machine_events.push(MachineEventRow::new(offset, now, event));
         partition.next_offset = gap.resumed;
         partition.last_record = None;
         self.is_dirty = true;
@@ -558,7 +584,8 @@ impl Counting {
         let changes = saved.watch.poll(now, limits);
         for change in &changes {
             let event = event_of(change, group, now);
-            let row = MachineEventRow::new(Offset(partition.next_offset), now, event);
+            let offset = Offset(partition.row_offset(partition.next_offset));
+            let row = MachineEventRow::new(offset, now, event);
             partition.rows.machine_events.push(row);
         }
         self.is_dirty |= !changes.is_empty();

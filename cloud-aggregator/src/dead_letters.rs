@@ -30,11 +30,13 @@ use crate::lake_reader::{Row, TableReader, long_at, text_at};
 use crate::sink::delta::{LakeError, Location};
 
 /// Reasons that programs of this project give. Letters of other programs may have others.
-const REASONS: [&str; 28] = [
+const REASONS: [&str; 30] = [
     // Records that cannot be decoded.
     "base64",
     "content-type",
     "empty",
+    "hub-array",
+    "hub-topic",
     "identity",
     "json",
     "missing-field",
@@ -169,7 +171,7 @@ pub struct Letter {
     pub reason: String,
     /// Why, in a sentence.
     pub detail: String,
-    /// Where it came from: an MQTT or Kafka topic.
+    /// Where it came from: an MQTT or Kafka topic, or a device of a hub.
     pub source: String,
     /// When it was refused.
     pub timestamp: EventTime,

@@ -13,9 +13,11 @@ pub mod edit;
 
 use std::io::{self, Write};
 
+use humantime_serde::re::humantime::format_duration;
+
 use crate::config;
 use crate::sink::delta::LakeError;
-use crate::sink::maintenance::{Clock, Forgetting, Forgot};
+use crate::sink::maintenance::{Clock, Forgetting, Forgot, table_names};
 use edit::{Edit, Whom};
 
 /// Longest name that is taken, in bytes: that of a sensor.
@@ -79,7 +81,7 @@ pub async fn forget(
     let forgetting = Forgetting::open(lake, settings, options.dry_run).await?;
     let mut tables = 0;
     let mut found = 0;
-    for table in Forgetting::tables() {
+    for table in table_names() {
         let edit = Edit::new(whom, table);
         if !edit.is_possible() {
             continue;
@@ -124,16 +126,11 @@ fn summary(found: u64, settings: &config::Maintenance, options: Options) -> Stri
         (false, true) => format!(
             "{found} rows touched; older versions of the tables are gone. Files that a run which was cut off has left go with the vacuum, within \
              {}; state files keep an epoch's rows until its partitions have had records since",
-            humantime_of(settings.vacuum_retention)
+            format_duration(settings.vacuum_retention)
         ),
         (false, false) => format!(
             "{found} rows touched; older versions of the tables hold them until the vacuum, for {} (--now deletes them at once)",
-            humantime_of(settings.vacuum_retention)
+            format_duration(settings.vacuum_retention)
         ),
     }
-}
-
-fn humantime_of(duration: std::time::Duration) -> String {
-    let hours = duration.as_secs() / 3600;
-    if hours >= 48 { format!("{} days", hours / 24) } else { format!("{hours} hours") }
 }

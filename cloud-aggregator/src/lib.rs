@@ -19,6 +19,7 @@ pub mod counting;
 pub mod dead_letters;
 pub mod forget;
 pub mod gap_watch;
+pub mod hand_over;
 pub mod health;
 pub mod lake_contract;
 pub mod lake_copy;

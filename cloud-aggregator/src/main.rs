@@ -40,6 +40,8 @@ fn main() -> ExitCode {
         }
         Command::Lake(Lake::Forget(arguments)) => &arguments.config,
         Command::Lake(Lake::Copy(arguments)) => &arguments.config,
+        Command::Lake(Lake::Offsets(arguments)) => &arguments.config,
+        Command::Lake(Lake::TakeOver(arguments)) => &arguments.config,
         Command::Alerts(Alerts::List(list)) => &list.config,
         Command::Alerts(Alerts::Test(test)) => &test.config,
         Command::Alerts(Alerts::Replay(replay)) => &replay.config,
@@ -83,6 +85,12 @@ fn execute(command: Command, settings: Settings, keys: Keys) -> ExitCode {
         Command::Lake(Lake::Copy(arguments)) => {
             look(|out| commands::copy(&settings, &arguments, out))
         }
+        Command::Lake(Lake::Offsets(arguments)) => {
+            look(|out| commands::offsets(&settings, &arguments, out))
+        }
+        Command::Lake(Lake::TakeOver(arguments)) => {
+            look(|out| commands::take_over(&settings, &arguments, out))
+        }
     }
 }
 
@@ -92,6 +100,9 @@ fn check_config(settings: &Settings) -> ExitCode {
         tell(&format!("warning: {rule}"));
     }
     for text in settings.lake.warnings(std::time::SystemTime::now()) {
+        tell(&format!("warning: {text}"));
+    }
+    for text in settings.kafka.warnings() {
         tell(&format!("warning: {text}"));
     }
     say("configuration is valid")

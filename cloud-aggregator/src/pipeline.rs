@@ -140,7 +140,7 @@ impl Pipeline {
         show_rules(&parts.health, &core);
         Self {
             core,
-            kinds: topic_kinds(settings),
+            kinds: TopicKind::by_topic(&settings.kafka),
             group,
             stage: Stage::Idle,
             assigned: Vec::new(),
@@ -482,6 +482,16 @@ impl Pipeline {
         let mut plan = Vec::with_capacity(recovered.len());
         for (id, recovered) in assigned.into_iter().zip(recovered) {
             let Some(kind) = self.kinds.get(&id.topic).copied() else { continue };
+            if let Recovered::Resumed(last) = &recovered
+                && last.is_hub != (kind == TopicKind::Hub)
+            {
+                let was = if last.is_hub { "kafka.hub" } else { "kafka.topics" };
+                let why = format!(
+                    "it was read as of {was} before: give it back to that, or take another lake"
+                );
+                self.leave_unread(&id, &why);
+                continue;
+            }
             match recovered {
                 Recovered::Fresh => {
                     let state = PartitionState::new(&self.core);
@@ -502,6 +512,7 @@ impl Pipeline {
                         owed_to,
                         book,
                         watch,
+                        is_hub: _,
                     } = *last;
                     let resumed = state.resume(&self.core, now());
                     if resumed.windows_forgotten > 0 {
@@ -523,24 +534,28 @@ impl Pipeline {
                     partition.last_record = last;
                     in_service.push(partition);
                 }
-                Recovered::Corrupt(corruption) => {
-                    error!(partition = %id, %corruption, "partition cannot be resumed and stays unread");
-                    let text = format!("{id}: {corruption}");
-                    self.parts.health.update(|status| status.corrupt_partitions.push(text));
-                }
+                Recovered::Corrupt(corruption) => self.leave_unread(&id, &corruption.to_string()),
             }
         }
         (in_service, plan)
     }
 
-    /// The watch over the devices' records goes with the first partition of the machine events.
+    fn leave_unread(&self, id: &TopicPartition, why: &str) {
+        error!(partition = %id, why, "partition cannot be resumed and stays unread");
+        let text = format!("{id}: {why}");
+        self.parts.health.update(|status| status.corrupt_partitions.push(text));
+    }
+
+    /// The watch over the devices' records goes with the first partition of the machine events, or of the hub that brings them.
     fn watch_of(
         &self,
         id: &TopicPartition,
         saved: Option<Box<SavedWatch>>,
     ) -> Option<Box<SavedWatch>> {
-        let is_here =
-            id.topic == self.parts.settings.kafka.topics.machine_events && id.partition == 0;
+        let kafka = &self.parts.settings.kafka;
+        let events = &kafka.topics.machine_events;
+        let home = if events.is_empty() { &kafka.hub.topic } else { events };
+        let is_here = id.topic == *home && id.partition == 0;
         (is_here && self.parts.gaps.is_some()).then(|| saved.unwrap_or_default())
     }
 
@@ -766,23 +781,6 @@ fn show_rules(health: &Health, settings: &aggregator_core::Settings) {
 
 fn columns_error(source: deltalake::arrow::error::ArrowError) -> LakeError {
     LakeError::Columns { table: crate::sink::rows::TELEMETRY.to_owned(), source }
-}
-
-fn topic_kinds(settings: &Settings) -> BTreeMap<String, TopicKind> {
-    let topics = &settings.kafka.topics;
-    [
-        (&topics.temperature, TopicKind::Readings),
-        (&topics.pressure, TopicKind::Readings),
-        (&topics.vibration, TopicKind::Readings),
-        (&topics.machine_events, TopicKind::MachineEvents),
-        (&topics.dead_letters, TopicKind::DeadLetters),
-        (&topics.outcomes, TopicKind::Outcomes),
-        (&topics.waveforms, TopicKind::Waveforms),
-    ]
-    .into_iter()
-    .filter(|(topic, _)| !topic.is_empty())
-    .map(|(topic, kind)| (topic.clone(), kind))
-    .collect()
 }
 
 fn now() -> ProcessingTime {

@@ -1,10 +1,17 @@
 //! Where records enter: Kafka.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 pub mod kafka;
 
 pub use aggregator_core::checkpoint::RecordMark as Mark;
 use aggregator_core::checkpoint::TopicPartition;
+use aggregator_core::hub::position;
 use shared_proto::codec::{DecodeError, Encoding};
+
+use crate::config;
 
 /// What the records of a topic are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -19,6 +26,43 @@ pub enum TopicKind {
     Outcomes,
     /// Raw samples around trips.
     Waveforms,
+    /// Messages of a hub: each says what its records are.
+    Hub,
+}
+
+impl TopicKind {
+    /// What the records of the topics are that the settings name.
+    #[must_use]
+    pub fn by_topic(kafka: &config::Kafka) -> BTreeMap<String, Self> {
+        let topics = &kafka.topics;
+        [
+            (&topics.temperature, Self::Readings),
+            (&topics.pressure, Self::Readings),
+            (&topics.vibration, Self::Readings),
+            (&topics.machine_events, Self::MachineEvents),
+            (&topics.dead_letters, Self::DeadLetters),
+            (&topics.outcomes, Self::Outcomes),
+            (&topics.waveforms, Self::Waveforms),
+            (&kafka.hub.topic, Self::Hub),
+        ]
+        .into_iter()
+        .filter(|(topic, _)| !topic.is_empty())
+        .map(|(topic, kind)| (topic.clone(), kind))
+        .collect()
+    }
+}
+
+/// What a message of a hub says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HubMessage {
+    /// Property `topic`.
+    pub topic: Option<String>,
+    /// What its records are, by that property.
+    pub kind: Option<TopicKind>,
+    /// The device that has sent it, as the hub knows it.
+    pub device: Option<String>,
+    /// What has made it: telemetry of a device, or the hub itself.
+    pub origin: Option<String>,
 }
 
 /// Number of an assignment in the life of this process; batches of an older one are void.
@@ -42,10 +86,45 @@ pub struct RawRecord {
     pub encoding: Result<Encoding, DecodeError>,
     /// A dead letter that was sent again on purpose: it counts although it was seen before.
     pub is_replay: bool,
+    /// Of a hub's topic.
+    pub message: Option<Arc<HubMessage>>,
     /// Length of the payload in bytes, before the cut.
     pub length: usize,
     start: usize,
     end: usize,
+}
+
+impl RawRecord {
+    /// The record at a place in a message of a hub, of so many bytes.
+    #[must_use]
+    pub fn part(&self, place: usize, length: usize) -> Self {
+        let encoding = match &self.encoding {
+            Ok(encoding) => Ok(*encoding),
+            Err(DecodeError::ContentType(other)) => Err(DecodeError::ContentType(other.clone())),
+            Err(other) => Err(DecodeError::ContentType(other.to_string())),
+        };
+        let offset = position(self.offset, place);
+        let message = self.message.clone();
+        Self { offset, encoding, message, length, ..*self }
+    }
+
+    /// Within a partition of a hub: what sends in order.
+    #[must_use]
+    pub fn lane(&self) -> Option<&str> {
+        self.message.as_ref()?.topic.as_deref()
+    }
+
+    /// Where it came from: the topic, or the device that has sent it to the hub. Nobody else can send to a hub's topic, so that it is none
+    /// that a dead letter could go back to.
+    #[must_use]
+    pub fn source<'a>(&self, topic: &'a str) -> Cow<'a, str> {
+        match &self.message {
+            None => Cow::Borrowed(topic),
+            Some(message) => {
+                Cow::Owned(format!("iot-hub/{}", message.device.as_deref().unwrap_or("?")))
+            }
+        }
+    }
 }
 
 /// Records in the order of their partitions.
@@ -61,6 +140,33 @@ pub struct Batch {
 impl Batch {
     fn new(assignment: AssignmentId) -> Self {
         Self { assignment, records: Vec::new(), bytes: Vec::new() }
+    }
+
+    /// Messages of a hub as the consumer hands them over, from offset 0 on.
+    #[cfg(test)]
+    pub(crate) fn of_hub(messages: &[(HubMessage, Result<Encoding, DecodeError>, &[u8])]) -> Self {
+        let mut batch = Self::new(AssignmentId::default());
+        for (offset, (message, encoding, payload)) in (0..).zip(messages) {
+            let start = batch.bytes.len();
+            batch.bytes.extend_from_slice(payload);
+            let whole = RawRecord {
+                slot: 0,
+                offset,
+                stamped_ms: Some(offset),
+                encoding: Ok(Encoding::Json),
+                is_replay: false,
+                message: Some(Arc::new(message.clone())),
+                length: payload.len(),
+                start,
+                end: batch.bytes.len(),
+            };
+            let encoding = match encoding {
+                Ok(encoding) => Ok(*encoding),
+                Err(error) => Err(DecodeError::ContentType(error.to_string())),
+            };
+            batch.records.push(RawRecord { encoding, ..whole });
+        }
+        batch
     }
 
     /// Payload of a record: as it came, or its beginning if it is longer than the limit.

@@ -22,7 +22,7 @@ use edge_core::interlock::{MachineState, ShelveRequest, StopReach};
 use shared_proto::model::MachineId;
 use tracing::{debug, error, info, warn};
 
-use crate::admin::{Board, Part};
+use crate::admin::{Part, QuietBoard};
 use crate::config;
 use crate::telemetry;
 use messages::{LearnOrder, ShownLatch};
@@ -269,7 +269,7 @@ pub struct Actuation {
     display: mqtt::Display,
     display_health: Health,
     confirmation_deadline: Duration,
-    board: Board,
+    board: QuietBoard,
     is_health_changed: bool,
 }
 
@@ -433,6 +433,7 @@ impl Actuation {
     /// Brings the page up to date if something has changed.
     pub fn show_health(&mut self) {
         if !std::mem::replace(&mut self.is_health_changed, false) {
+            self.board.hand_over();
             return;
         }
         let mut obstacles = Vec::new();

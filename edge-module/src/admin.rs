@@ -22,9 +22,11 @@ use crate::telemetry;
 
 mod connections;
 mod journal;
+mod quiet;
 
 use connections::Limits;
 pub use journal::{JournalStatus, LostRange};
+pub use quiet::QuietBoard;
 
 /// A part that is at work for longer is shown.
 const BUSY_MAX: Duration = Duration::from_secs(5);
@@ -120,6 +122,21 @@ struct ShownThreshold {
 }
 
 impl ShownBaseline {
+    fn of(baseline: &Baseline) -> Self {
+        let conditions = baseline.conditions.iter().map(|(condition, sensors)| {
+            let of = sensors.iter().map(|(sensor, usual)| {
+                let (threshold_logit, model) = (usual.threshold_logit, usual.model.clone());
+                (sensor.clone(), ShownThreshold { threshold_logit, model, is_in_force: false })
+            });
+            (condition.clone(), of.collect())
+        });
+        Self {
+            learnt_at: baseline.learnt_at.to_string(),
+            operator: baseline.operator.clone(),
+            conditions: conditions.collect(),
+        }
+    }
+
     /// With what is in force now.
     fn now(&self, models: &BTreeMap<String, ShownModel>) -> Self {
         let mut shown = self.clone();
@@ -175,8 +192,7 @@ impl Board {
 
     /// Shows whether a part is ready, or why not.
     pub fn set(&self, part: Part, state: Result<(), String>) {
-        let is_ready = if state.is_ok() { 1.0 } else { 0.0 };
-        metrics::gauge!(telemetry::PART_READY, "part" => part.as_str()).set(is_ready);
+        show_ready(part, state.is_ok());
         self.with(|shown| shown.parts.insert(part, state));
     }
 
@@ -191,19 +207,6 @@ impl Board {
     /// Takes note that it has come back.
     pub fn end(&self, part: Part) {
         self.with(|shown| shown.busy.remove(&part));
-    }
-
-    /// Shows the latch of a machine.
-    pub fn show_latch(&self, latch: LatchSnapshot) {
-        self.with(|shown| shown.latches.insert(latch.machine_id.clone(), latch));
-    }
-
-    /// Takes a machine off that is no longer protected.
-    pub fn forget_latch(&self, machine_id: &MachineId) {
-        self.with(|shown| {
-            shown.baselines.remove(machine_id);
-            shown.latches.remove(machine_id)
-        });
     }
 
     /// Shows which settings are in force since when.
@@ -226,25 +229,9 @@ impl Board {
         self.with(|shown| shown.generation = generation);
     }
 
-    /// Shows how far machines are learnt.
-    pub fn show_learning(&self, learning: BTreeMap<MachineId, LearnProgress>) {
-        self.with(|shown| shown.learning = learning);
-    }
-
     /// Shows what was learnt of a machine.
     pub fn show_baseline(&self, baseline: &Baseline) {
-        let conditions = baseline.conditions.iter().map(|(condition, sensors)| {
-            let of = sensors.iter().map(|(sensor, usual)| {
-                let (threshold_logit, model) = (usual.threshold_logit, usual.model.clone());
-                (sensor.clone(), ShownThreshold { threshold_logit, model, is_in_force: false })
-            });
-            (condition.clone(), of.collect())
-        });
-        let baseline_shown = ShownBaseline {
-            learnt_at: baseline.learnt_at.to_string(),
-            operator: baseline.operator.clone(),
-            conditions: conditions.collect(),
-        };
+        let baseline_shown = ShownBaseline::of(baseline);
         self.with(|shown| shown.baselines.insert(baseline.machine_id.clone(), baseline_shown));
     }
 
@@ -302,6 +289,11 @@ impl Board {
         // Each change is one assignment: a panic elsewhere cannot leave half of one.
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+fn show_ready(part: Part, is_ready: bool) {
+    let is_ready = if is_ready { 1.0 } else { 0.0 };
+    metrics::gauge!(telemetry::PART_READY, "part" => part.as_str()).set(is_ready);
 }
 
 #[derive(Clone)]

@@ -30,11 +30,12 @@ use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use crate::actuation::Actuation;
-use crate::admin::{self, Board, Part};
+use crate::admin::{self, Board, Part, QuietBoard};
 use crate::calibration::{BaselineFolder, Baselines};
 use crate::cli::{EXIT_CONFIG, EXIT_DATA_DIR, EXIT_FAILURE, say};
 use crate::config::{Model, Settings};
 use crate::data_dir::{DataDir, Latches, read_patiently};
+use crate::hub::preflight::{Preflight, no_way_at_all};
 use crate::hub::telemetry::Uplink;
 use crate::intake::InputTopics;
 use crate::journal::{Connections, Delivered, JournalCommand, Recorder, chain, durable_at_start};
@@ -79,8 +80,8 @@ pub fn check(loaded: Loaded) -> ExitCode {
     let Loaded { settings, desired, refusal, .. } = loaded;
     let (models, refused) = load_models(&settings);
     let faults = refused.iter().map(|(name, error)| format!("{}: {error}", Model::key(name)));
-    let hub = access(&settings).err().map(|error| error.to_string());
-    let faults = faults.chain(beyond(&settings, &models)).chain(hub).chain(refusal);
+    let hub = Preflight::of(&settings, &access(&settings));
+    let faults = faults.chain(beyond(&settings, &models)).chain(hub.faults).chain(refusal);
     let faults: Vec<String> = faults.collect();
     if !faults.is_empty() {
         say(format_args!("wrong settings\n{}", faults.join("\n")));
@@ -91,8 +92,9 @@ pub fn check(loaded: Loaded) -> ExitCode {
     let named = if named.is_empty() { "none".to_owned() } else { named };
     let machines = settings.describe_machines();
     let desired = desired.map(|it| format!("with desired properties of version {}", it.version));
-    let lines = machines.iter().chain(&desired).map(|line| format!("\n  {line}"));
-    let lines: String = lines.collect();
+    let notes = hub.notes.into_iter().map(|note| format!("note: {note}"));
+    let lines = machines.into_iter().chain(desired).chain(hub.lines).chain(notes);
+    let lines: String = lines.map(|line| format!("\n  {line}")).collect();
     let (device, count) = (&settings.device.id, settings.machines.len());
     say(format_args!(
         "settings are valid: device {device}, {count} machines, models {named}{lines}"
@@ -133,6 +135,10 @@ fn ask_health(settings: &Settings) -> anyhow::Result<()> {
 #[must_use]
 pub fn run(loaded: Loaded, file: Option<PathBuf>) -> ExitCode {
     let settings = loaded.settings.clone();
+    if let Some(fault) = no_way_at_all(&settings, |name| std::env::var(name).ok()) {
+        say(format_args!("wrong settings\n{fault}"));
+        return ExitCode::from(EXIT_CONFIG);
+    }
     let log_filter = match telemetry::start_logging(&settings.telemetry) {
         Ok(log_filter) => log_filter,
         Err(error) => {
@@ -487,7 +493,7 @@ fn start_stop_path(
     }
     let (reloader, lines) = connect_settings(settings, sources, &latch_folder, &events, board);
     let (latches, latch_receiver) = std::sync::mpsc::sync_channel(LATCH_QUEUE_LENGTH);
-    let sinks = Sinks { events: events.clone(), latches, board: board.clone() };
+    let sinks = Sinks { events: events.clone(), latches, board: QuietBoard::new(board) };
     let intake = stops.intake.subscribe();
     Ok(StopPath {
         latches: spawn_latches(latch_folder.clone(), latch_receiver, board.clone())?,
@@ -495,7 +501,7 @@ fn start_stop_path(
             settings.clone(),
             known,
             restored,
-            sinks,
+            (sinks, board),
             lines.protection,
             (intake, stops.supervisor.clone()),
         )?,
@@ -727,12 +733,12 @@ fn spawn_protection(
     settings: Settings,
     known: (&Models, &Baselines),
     restored: Vec<RestoredLatch>,
-    sinks: Sinks,
+    (sinks, board): (Sinks, &Board),
     links: protection::Links,
     (stop, supervisor): (watch::Receiver<bool>, Supervisor),
 ) -> anyhow::Result<JoinHandle<()>> {
     let mut sensors = SensorSessions::new(&settings)?;
-    let (actuation, paths) = Actuation::new(&settings, sinks.board.clone())?;
+    let (actuation, paths) = Actuation::new(&settings, board)?;
     let protection = Protection::new(&settings, known, restored, actuation, sinks)?.linked(links);
     let heartbeat_interval = settings.protection.heartbeat_interval;
     let nice = settings.protection.nice;

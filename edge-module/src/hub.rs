@@ -20,10 +20,12 @@ mod inputs;
 mod link;
 mod measures;
 mod methods;
+pub mod preflight;
 mod provisioning;
 mod report;
 mod sparing;
 pub mod telemetry;
+mod tls;
 mod workload;
 
 pub use inputs::{INPUT_QUEUE_LENGTH, InputLines, InputQueue, Inputs};

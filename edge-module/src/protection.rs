@@ -28,7 +28,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::actuation::messages::{RefusedRequest, ShownLatch};
 use crate::actuation::{Actuation, PathReport, TaskEnd, Told};
-use crate::admin::{Board, Part};
+use crate::admin::{Part, QuietBoard};
 use crate::analysis::{Analysis, Depth, Judged, judge_block};
 use crate::backlog::{Backlog, Piece, Pieces};
 use crate::calibration::{Baselines, Calibration};
@@ -101,7 +101,7 @@ pub struct Sinks {
     /// Latches, to their files.
     pub latches: SyncSender<LatchSnapshot>,
     /// Pages for operators.
-    pub board: Board,
+    pub board: QuietBoard,
 }
 
 /// A trip whose latency is being taken; its event leaves when the command is on the socket.
@@ -253,6 +253,7 @@ impl Protection {
             self.handle_timeouts();
             self.hand_over_events();
             self.hand_over_latches();
+            self.sinks.board.hand_over();
             self.actuation.show_health();
             if std::mem::take(&mut self.is_stop_queued) || !self.backlog.is_empty() {
                 // The sessions write what was ordered and read what has come.

@@ -470,12 +470,19 @@ impl Recording {
         show_use("journal.queue-bytes", self.room_bytes - self.room.available_permits());
     }
 
-    fn records_of(&mut self, publish: &Publish, mark: InputMark) -> Vec<Entry> {
-        let mut records = Vec::new();
+    /// Whether a message is known; from now on it is.
+    fn is_repeat(&mut self, publish: &Publish, mark: InputMark) -> bool {
         let is_repeat = self.recognition.is_repeat(publish, mark);
         self.recognition.note_message(mark);
         if is_repeat {
             metrics::counter!(telemetry::INPUT_REDELIVERED).increment(1);
+        }
+        is_repeat
+    }
+
+    fn records_of(&mut self, publish: &Publish, mark: InputMark) -> Vec<Entry> {
+        let mut records = Vec::new();
+        if self.is_repeat(publish, mark) {
             return records;
         }
         let may_be_known = publish.dup || publish.retain;

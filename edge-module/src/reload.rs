@@ -303,11 +303,13 @@ impl Reloader {
 
     fn tell_refusal(&self, refusal: &ReloadError) {
         let version = self.keys.version();
-        error!(version, reason = refusal.as_str(), %refusal, "other settings refused");
-        self.reached.board.show_refusal(now(), refusal.to_string());
+        // What is refused may be as long as a hub's message, and stand in the refusal.
+        let text = shortened(refusal.to_string());
+        error!(version, reason = refusal.as_str(), refusal = text, "other settings refused");
+        self.reached.board.show_refusal(now(), text.clone());
         let details = MachineEventDetails {
             cause: Some(refusal.as_str().to_owned()),
-            detail: Some(shortened(format!("settings {version} stay: {refusal}"))),
+            detail: Some(shortened(format!("settings {version} stay: {text}"))),
             ..Default::default()
         };
         metrics::counter!(telemetry::SETTINGS_RELOADS, "result" => "refused").increment(1);

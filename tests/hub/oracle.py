@@ -132,6 +132,10 @@ def provision(host: str, scope: str, registration: str, key: str, ca_file: str) 
         device_id=state.device_id,
         server_verification_cert=authority,
     )
+    send_one(client)
+
+
+def send_one(client: IoTHubDeviceClient) -> None:
     client.connect()
     client.send_message(message())
     client.shutdown()
@@ -161,9 +165,7 @@ def provision_x509(
         device_id=state.device_id,
         server_verification_cert=authority,
     )
-    client.connect()
-    client.send_message(message())
-    client.shutdown()
+    send_one(client)
 
 
 if __name__ == "__main__":

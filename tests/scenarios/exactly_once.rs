@@ -64,16 +64,13 @@ fn an_aggregator_that_dies_at_any_step_of_an_epoch_writes_each_row_once() -> any
     feeder.check(&plant)
 }
 
-#[test]
-fn an_aggregator_killed_at_random_moments_writes_each_row_once() -> anyhow::Result<()> {
-    let rounds = number("KILL_ROUNDS").unwrap_or(ROUNDS);
-    let seed = number("KILL_SEED").unwrap_or_else(|| now().micros().cast_unsigned());
-    eprintln!("KILL_SEED={seed} KILL_ROUNDS={rounds}");
-    let plant = plant("killed-at-random")?;
-    let mut feeder = Feeder::new(&plant);
-    let mut random = Random::new(seed);
-    feeder.feed()?;
-    let mut aggregator = plant.start_aggregator()?;
+/// Kills it again and again while records come, of each other round somewhere in the start.
+pub(crate) fn kill_at_random(
+    aggregator: &mut CloudAggregator,
+    feeder: &mut Feeder,
+    random: &mut Random,
+    rounds: u64,
+) -> anyhow::Result<()> {
     for round in 0..rounds {
         feeder.feed()?;
         // The moment is what is tested: of each other round somewhere in the start, else while records flow, however slow the machine is.
@@ -84,6 +81,20 @@ fn an_aggregator_killed_at_random_moments_writes_each_row_once() -> anyhow::Resu
         aggregator.process().kill()?;
         aggregator.restart()?;
     }
+    Ok(())
+}
+
+#[test]
+fn an_aggregator_killed_at_random_moments_writes_each_row_once() -> anyhow::Result<()> {
+    let rounds = number("KILL_ROUNDS").unwrap_or(ROUNDS);
+    let seed = number("KILL_SEED").unwrap_or_else(|| now().micros().cast_unsigned());
+    eprintln!("KILL_SEED={seed} KILL_ROUNDS={rounds}");
+    let plant = plant("killed-at-random")?;
+    let mut feeder = Feeder::new(&plant);
+    let mut random = Random::new(seed);
+    feeder.feed()?;
+    let mut aggregator = plant.start_aggregator()?;
+    kill_at_random(&mut aggregator, &mut feeder, &mut random, rounds)?;
     aggregator.wait_ready()?;
     let commits = plant.lake().protocols()?["telemetry"].version;
     assert!(commits >= rounds / 10, "{commits} commits in {rounds} rounds: it hardly worked");

@@ -19,15 +19,15 @@ use crate::plant::{DEADLINE, kafka, motor_bundle, now, run_dir};
 const BEFORE: &str = "motor@1.0.0";
 const NEXT: &str = "motor@1.0.1";
 /// A link that is tried again takes up to twice its longest wait, and the time of its connection.
-const LINK_DEADLINE: Duration = Duration::from_secs(40);
+pub(crate) const LINK_DEADLINE: Duration = Duration::from_secs(40);
 
 /// A gateway, and the hub that it belongs to.
-struct Linked {
-    hub: HubStandIn,
-    gateway: Gateway,
+pub(crate) struct Linked {
+    pub(crate) hub: HubStandIn,
+    pub(crate) gateway: Gateway,
 }
 
-fn variable(name: &str, value: impl ToString) -> (String, String) {
+pub(crate) fn variable(name: &str, value: impl ToString) -> (String, String) {
     (format!("EDGE__IOT_HUB__{name}"), value.to_string())
 }
 
@@ -49,22 +49,59 @@ fn settings() -> HubSettings {
 
 impl Linked {
     /// As a module of IoT Edge.
-    fn module(name: &str, machines: &str, more: &[(String, String)]) -> anyhow::Result<Self> {
+    pub(crate) fn module(
+        name: &str,
+        machines: &str,
+        more: &[(String, String)],
+    ) -> anyhow::Result<Self> {
         let hub = HubStandIn::start(settings())?;
-        let mut environment = hub.module_environment();
+        let environment = hub.module_environment();
+        Self::start(name, machines, hub, environment, more)
+    }
+
+    /// As a device of an IoT Hub, by its connection string.
+    pub(crate) fn device(
+        name: &str,
+        machines: &str,
+        more: &[(String, String)],
+    ) -> anyhow::Result<Self> {
+        let hub = HubStandIn::start(HubSettings { subject: Subject::Device, ..settings() })?;
+        let folder = run_dir().join(format!("{name}-secrets"));
+        std::fs::create_dir_all(&folder)?;
+        let file = folder.join("connection-string");
+        std::fs::write(&file, format!("{}\n", hub.device_connection_string()))?;
+        let environment = vec![
+            variable("IDENTITY", "device"),
+            variable("CONNECTION_STRING_FILE", file.display()),
+            variable("CA_FILE", hub.ca_file().display()),
+        ];
+        Self::start(name, machines, hub, environment, more)
+    }
+
+    fn start(
+        name: &str,
+        machines: &str,
+        hub: HubStandIn,
+        mut environment: Vec<(String, String)>,
+        more: &[(String, String)],
+    ) -> anyhow::Result<Self> {
         environment.extend(quick(&hub));
         environment.extend_from_slice(more);
         let gateway = Gateway::start_with(name, machines, Some(&motor_bundle()), environment)?;
         Ok(Self { hub, gateway })
     }
 
-    fn wait_reported(&self, what: &str, fits: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
+    pub(crate) fn wait_reported(
+        &self,
+        what: &str,
+        fits: impl Fn(&Value) -> bool,
+    ) -> anyhow::Result<Value> {
         let waited = self.hub.block_on(self.hub.wait_reported(fits, LINK_DEADLINE));
         waited.with_context(|| format!("reported: {what}\n{}", self.gateway.edge.describe()))
     }
 
     /// Changes the desired properties and waits for what the module says of them.
-    fn desire(&self, patch: Value, state: &str) -> anyhow::Result<Value> {
+    pub(crate) fn desire(&self, patch: Value, state: &str) -> anyhow::Result<Value> {
         let version = self.hub.set_desired(patch);
         self.wait_reported(&format!("version {version} is {state}"), |reported| {
             let desired = &reported["settings"]["desired"];
@@ -73,12 +110,12 @@ impl Linked {
     }
 
     /// Name of the settings in force.
-    fn version(&self) -> anyhow::Result<Value> {
+    pub(crate) fn version(&self) -> anyhow::Result<Value> {
         Ok(self.gateway.status()?["settings"]["version"].clone())
     }
 
     /// Whether the link works in both directions, by a change of settings that is of no consequence.
-    fn check_link(&self, percent: f64) -> anyhow::Result<()> {
+    pub(crate) fn check_link(&self, percent: f64) -> anyhow::Result<()> {
         self.desire(json!({ "deadband": { "percent": percent } }), "in-force")?;
         let call = self.hub.call("ping", json!({}), DEADLINE);
         let (status, answer) = self.hub.block_on(call)?;
@@ -234,7 +271,7 @@ fn a_link_that_breaks_in_any_way_comes_back_by_itself() -> anyhow::Result<()> {
     check("the key service was away")
 }
 
-fn metric_of(linked: &Linked, name: &str) -> anyhow::Result<f64> {
+pub(crate) fn metric_of(linked: &Linked, name: &str) -> anyhow::Result<f64> {
     let text = linked.gateway.edge.metrics()?;
     let of_name =
         |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
@@ -383,18 +420,7 @@ fn a_token_is_renewed_before_it_ends_and_the_hub_never_has_to_close() -> anyhow:
 
 #[test]
 fn a_gateway_box_is_a_device_by_its_connection_string() -> anyhow::Result<()> {
-    let hub = HubStandIn::start(HubSettings { subject: Subject::Device, ..settings() })?;
-    let folder = run_dir().join("hub-device-secrets");
-    std::fs::create_dir_all(&folder)?;
-    let file = folder.join("connection-string");
-    std::fs::write(&file, format!("{}\n", hub.device_connection_string()))?;
-    let mut environment = quick(&hub);
-    environment.push(variable("IDENTITY", "device"));
-    environment.push(variable("CONNECTION_STRING_FILE", file.display()));
-    environment.push(variable("CA_FILE", hub.ca_file().display()));
-    let machines = machine_toml(MOTOR, "");
-    let gateway = Gateway::start_with("hub-device", &machines, None, environment)?;
-    let linked = Linked { hub, gateway };
+    let linked = Linked::device("hub-device", &machine_toml(MOTOR, ""), &[])?;
     linked.check_link(1.0)?;
     linked.hub.drop_connections();
     linked.check_link(2.0)?;

@@ -2,16 +2,20 @@
 //!
 //! Service and hubs are stand-ins on port 8883 of addresses of their own, since a hub is assigned by its host alone.
 
+use std::cell::Cell;
+use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use e2e_tests::edge_module;
 use e2e_tests::eventually::eventually;
 use e2e_tests::http::metric;
 use e2e_tests::hub::{
     DeviceCertificate, DeviceProof, Fault, HubSettings, HubStandIn, RegistrationFault, Subject,
 };
+use e2e_tests::process::ChildProcess;
 use e2e_tests::publisher::Publisher;
 use serde_json::{Value, json};
 
@@ -42,6 +46,7 @@ fn address(hub: &HubStandIn) -> anyhow::Result<String> {
 struct Given {
     folder: PathBuf,
     variables: Vec<(String, String)>,
+    asked: Cell<u32>,
 }
 
 impl Given {
@@ -49,7 +54,7 @@ impl Given {
     fn new(name: &str, trusted: &[&HubStandIn]) -> anyhow::Result<Self> {
         let folder = run_dir().join(format!("{name}-secrets"));
         std::fs::create_dir_all(&folder)?;
-        let mut given = Self { folder, variables: Vec::new() };
+        let mut given = Self { folder, variables: Vec::new(), asked: Cell::new(0) };
         let mut authorities = String::new();
         for hub in trusted {
             authorities.push_str(&std::fs::read_to_string(hub.ca_file())?);
@@ -95,6 +100,20 @@ impl Given {
     fn certificate(&mut self, shown: &DeviceCertificate) -> anyhow::Result<()> {
         self.file("CERTIFICATE_FILE", "certificate.pem", &shown.chain_pem)?;
         self.file("PRIVATE_KEY_FILE", "key.pem", &shown.key_pem)
+    }
+
+    /// What `edge-module <command>` says of this with these lines of settings, and its exit code.
+    fn ask(&self, command: &str, toml: &str) -> anyhow::Result<(i32, String)> {
+        let file = self.folder.join("edge.toml");
+        std::fs::write(&file, toml)?;
+        let config = file.to_str().context("UTF-8")?;
+        let variables: Vec<(&str, &str)> =
+            self.variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let (program, arguments) = (edge_module::program(), [command, "--config", config]);
+        let folder = self.folder.join(format!("said-{}", self.asked.replace(self.asked.get() + 1)));
+        let mut process = ChildProcess::start(command, &folder, &program, &arguments, &variables)?;
+        let status = process.wait(DEADLINE)?;
+        Ok((status.code().context("killed by a signal")?, process.tail()))
     }
 
     fn start(&self, name: &str) -> anyhow::Result<Gateway> {
@@ -322,4 +341,70 @@ fn a_clock_that_is_off_is_measured_and_named_as_the_reason() -> anyhow::Result<(
     wait_told(&gateway, &["not valid yet", "the clock of this machine is behind"])?;
     hub.set_clock_offset(0);
     check_link(&hub, &gateway, 3.0)
+}
+
+/// `sysexits.h`.
+const EXIT_CONFIG: i32 = 78;
+
+#[test]
+fn what_does_not_belong_together_is_named_before_the_hub_refuses_it() -> anyhow::Result<()> {
+    let service = start_hub(DeviceProof::Thumbprint)?;
+    let mut given = Given::new("hub-check-config", &[&service])?;
+    given.registration(&service)?;
+    let (first, second) = (service.device_certificate(DAY), service.device_certificate(DAY));
+    given.certificate(&first)?;
+    let key = given.folder.join("key.pem");
+    std::fs::set_permissions(&key, Permissions::from_mode(0o600))?;
+    let check = |given: &Given, code: i32, words: &[&str]| {
+        let (found, said) = given.ask("check-config", "")?;
+        ensure!(found == code && words.iter().all(|word| said.contains(word)), "{found}: {said}");
+        ensure!(!said.contains("PRIVATE KEY"), "{said}");
+        anyhow::Ok(said)
+    };
+    let id = service.provisioning().registration_id;
+    let registered = format!("hub: as registration {id} of scope ");
+    let said = check(&given, 0, &[&registered, "by its certificate, which ends at 20"])?;
+    ensure!(said.contains("records: by kafka") && !said.contains("note: "), "{said}");
+    std::fs::set_permissions(&key, Permissions::from_mode(0o644))?;
+    check(&given, 0, &["note: iot-hub.private-key-file", "has mode 0644"])?;
+
+    // The key of another certificate; both are PEM and whole.
+    std::fs::write(&key, &second.key_pem)?;
+    check(&given, EXIT_CONFIG, &["iot-hub.certificate-file: does not go with private-key-file"])?;
+    std::fs::write(&key, &first.key_pem)?;
+    given.set("PROVISIONING__REGISTRATION_ID", "another");
+    let names = format!("its common name is \"{id}\"");
+    let words = [names.as_str(), "registration-id is \"another\"", "set that one"];
+    check(&given, EXIT_CONFIG, &words)?;
+
+    // The same where nobody has checked: it is told, and the service is not even asked.
+    let gateway = given.start("hub-check-config")?;
+    wait_told(&gateway, &words)?;
+    ensure!(service.registrations() == 0, "{} registrations", service.registrations());
+    ensure!(gateway.edge.describe().contains("has mode 0644"), "{}", gateway.edge.describe());
+    given.set("PROVISIONING__REGISTRATION_ID", id.to_uppercase());
+    check(&given, 0, &["certificate"])?;
+
+    // One that has ended, as the clock of whoever made it was two hours behind.
+    service.shift_clock(-7_200);
+    given.certificate(&service.device_certificate(Duration::from_secs(60)))?;
+    check(&given, EXIT_CONFIG, &["iot-hub.certificate-file: its certificate has ended at 20"])?;
+    Ok(())
+}
+
+#[test]
+fn records_that_could_leave_by_no_way_refuse_the_start() -> anyhow::Result<()> {
+    let mut given = Given::new("hub-no-way", &[])?;
+    given.variables.clear();
+    let alone = "[upstream]\norder = [\"hub\"]\n";
+    let words = ["upstream.order: names the hub", "no link", "set identity = \"device\""];
+    for command in ["check-config", "run"] {
+        let (code, said) = given.ask(command, alone)?;
+        ensure!(code == EXIT_CONFIG, "{command}: {code} {said}");
+        ensure!(words.iter().all(|word| said.contains(word)), "{command}: {said}");
+    }
+    // With Kafka beside it, it is a mistake that costs no record.
+    let (code, said) = given.ask("check-config", "[upstream]\norder = [\"kafka\", \"hub\"]\n")?;
+    ensure!(code == EXIT_CONFIG && said.contains(words[0]), "{code} {said}");
+    Ok(())
 }

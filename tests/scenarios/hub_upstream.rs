@@ -288,6 +288,59 @@ fn without_any_kafka_the_hub_gets_every_record_whatever_goes_wrong_with_it() -> 
 }
 
 #[test]
+fn a_module_that_is_killed_again_and_again_with_a_backlog_brings_the_hub_every_record()
+-> anyhow::Result<()> {
+    const KILLS: usize = 6;
+    const RECORDS: usize = 20;
+    const IN_FLIGHT: usize = 12;
+    const SLOW: Duration = Duration::from_millis(40);
+    let nowhere = format!("127.0.0.1:{}", e2e_tests::ports::free_port()?);
+    let upstream = format!("order = [\"hub\"]\nlinger = \"50ms\"\nmessage-records-max = {RECORDS}");
+    let mut gateway = Gateway::start("hub-killed", &upstream, nowhere)?;
+    gateway.hub.block_on(gateway.hub.stop());
+    gateway.publish(3_000)?;
+    gateway.hub.fault(Fault::SlowPubacks(SLOW));
+    gateway.hub.resume(true);
+    for kill in 0..KILLS {
+        let before = gateway.hub.message_count();
+        eventually(&format!("kill {kill}: some are on their way"), LINK_DEADLINE, || {
+            let count = gateway.hub.message_count();
+            ensure!(count > before + 3, "{count} after {before}");
+            Ok(())
+        })?;
+        // A hub that hangs has some of them in its sockets, and takes them when it goes on.
+        let hangs = kill % 2 == 1;
+        if hangs {
+            gateway.hub.fault(Fault::Frozen);
+            let lost = || metric(&gateway.edge.metrics().ok()?, "hub_disconnects_total", "lost");
+            let disconnects = lost().unwrap_or_default();
+            eventually("the module gives it up", LINK_DEADLINE, || {
+                let now = lost().unwrap_or_default();
+                ensure!(now > disconnects, "{now} after {disconnects}");
+                Ok(())
+            })?;
+        }
+        gateway.edge.process().kill()?;
+        gateway.hub.heal();
+        gateway.hub.fault(Fault::SlowPubacks(SLOW));
+        gateway.edge.restart()?;
+        gateway.edge.wait_ready()?;
+    }
+    gateway.hub.heal();
+    gateway.wait_for_readings()?;
+    gateway.stop()?;
+    ensure!(gateway.check()? == 0, "on kafka, which is not there");
+    let by_hub = gateway.by_hub()?;
+    let all: Vec<u64> = by_hub.values().flatten().filter_map(sequence_of).collect();
+    let repeats = all.len() - all.iter().collect::<BTreeSet<_>>().len();
+    println!("{} records at the hub, {repeats} of them once more", all.len());
+    // At each end of a connection as many as were on their way: those of kills, and those of a hub that hung.
+    let ends = KILLS + KILLS.div_ceil(2) + 1;
+    ensure!(repeats <= ends * IN_FLIGHT * RECORDS, "{repeats} of {}", all.len());
+    Ok(())
+}
+
+#[test]
 fn the_state_of_the_journal_is_told_by_a_method() -> anyhow::Result<()> {
     let upstream = "order = [\"hub\"]\nlinger = \"50ms\"";
     let nowhere = format!("127.0.0.1:{}", e2e_tests::ports::free_port()?);

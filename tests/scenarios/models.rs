@@ -495,7 +495,7 @@ impl ArchiveServer {
         self.served.breaks_off.store(true, Ordering::SeqCst);
     }
 
-    fn ranges(&self) -> Vec<String> {
+    pub(crate) fn ranges(&self) -> Vec<String> {
         self.served.ranges.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -30,18 +30,18 @@ const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// Between two of the readings that keep journal and Kafka busy.
 const BACKGROUND_INTERVAL: Duration = Duration::from_millis(2);
 const FAILURES: &str = "journal_append_failures_total";
-const MACHINES: &str = "[[machines]]\nid = \"press-1\"\n[[machines.limits]]\nname = \"oil-hot\"\n\
+pub(crate) const MACHINES: &str = "[[machines]]\nid = \"press-1\"\n[[machines.limits]]\nname = \"oil-hot\"\n\
      sensor = \"press-1/oil\"\nquantity = \"value\"\nabove = 120.0\n";
 
 /// A press with its sensors, and what it was told.
-struct Press {
+pub(crate) struct Press {
     machine: FakeMachine,
     sensors: Publisher,
     stops: usize,
 }
 
 impl Press {
-    fn start(port: u16) -> anyhow::Result<Self> {
+    pub(crate) fn start(port: u16) -> anyhow::Result<Self> {
         let machine = FakeMachine::start(port, "press-1", Obedience::SpinsDown(Duration::ZERO))?;
         Ok(Self { machine, sensors: Publisher::connect(port, "oil"), stops: 0 })
     }
@@ -53,7 +53,7 @@ impl Press {
 
     /// A hot reading, the stop, standstill, a cool reading, the reset, the next start. Gives the time from publishing the
     /// hot reading to receiving the command: twice through the broker, and the edge module in between.
-    fn stop_once(&mut self) -> anyhow::Result<Duration> {
+    pub(crate) fn stop_once(&mut self) -> anyhow::Result<Duration> {
         let before = self.machine.commands().len();
         let published = Instant::now();
         self.report_oil(121.0)?;
@@ -78,7 +78,7 @@ impl Press {
 }
 
 /// What happened in one phase.
-struct Phase {
+pub(crate) struct Phase {
     name: &'static str,
     latencies: Vec<Duration>,
     /// Upper bounds of the buckets that p50, p99 and the highest of the module's own figures are in, in seconds.
@@ -86,10 +86,15 @@ struct Phase {
 }
 
 impl Phase {
-    fn run(name: &'static str, press: &mut Press, edge: &EdgeModule) -> anyhow::Result<Self> {
+    pub(crate) fn run(
+        name: &'static str,
+        stops: usize,
+        press: &mut Press,
+        edge: &EdgeModule,
+    ) -> anyhow::Result<Self> {
         let before = command_latencies(&edge.metrics()?);
         let mut latencies = Vec::new();
-        for number in 0..STOPS_PER_PHASE {
+        for number in 0..stops {
             let latency = press.stop_once().with_context(|| format!("{name}, stop {number}"))?;
             latencies.push(latency);
         }
@@ -100,13 +105,13 @@ impl Phase {
                 *count -= before.get(bound).copied().unwrap_or(0);
             }
             let count = after.values().max().copied().unwrap_or(0);
-            ensure!(count >= STOPS_PER_PHASE as u64, "{count} of {STOPS_PER_PHASE}");
+            ensure!(count >= stops as u64, "{count} of {stops}");
             Ok([50, 99, 100].map(|percent| bucket_of(&after, percent)))
         })?;
         Ok(Self { name, latencies, own })
     }
 
-    fn print(&self) {
+    pub(crate) fn print(&self) {
         let at = |percent: usize| {
             let index = (self.latencies.len() * percent).div_ceil(100) - 1;
             self.latencies[index].as_secs_f64() * 1e3
@@ -125,7 +130,7 @@ impl Phase {
         );
     }
 
-    fn check(&self) -> anyhow::Result<()> {
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
         let max = self.latencies.last().copied().unwrap_or(Duration::MAX);
         ensure!(max <= LATENCY_MAX, "{}: a stop took {max:?}", self.name);
         let own = self.own[2];
@@ -240,14 +245,14 @@ fn neither_a_stalled_nor_a_full_disk_nor_a_cut_network_delays_a_stop() -> anyhow
 
     // The first stop after the start pays for what is done once.
     press.stop_once()?;
-    phases.push(Phase::run("calm", &mut press, &edge)?);
+    phases.push(Phase::run("calm", STOPS_PER_PHASE, &mut press, &edge)?);
 
     disk.set(Word::Stall, 1)?;
     eventually("the module waits for its disk", DEADLINE, || {
         let waiting = disk.get(Word::StalledCalls)?;
         if waiting > 0 { anyhow::Ok(()) } else { anyhow::bail!("it does not") }
     })?;
-    phases.push(Phase::run("disk stalled", &mut press, &edge)?);
+    phases.push(Phase::run("disk stalled", STOPS_PER_PHASE, &mut press, &edge)?);
     ensure!(disk.get(Word::StalledCalls)? > 0, "the disk did not stall until the end of its phase");
     disk.set(Word::Stall, 0)?;
 
@@ -257,12 +262,12 @@ fn neither_a_stalled_nor_a_full_disk_nor_a_cut_network_delays_a_stop() -> anyhow
         ensure!(failures > 0.0, "no append has failed");
         Ok(())
     })?;
-    phases.push(Phase::run("disk full", &mut press, &edge)?);
+    phases.push(Phase::run("disk full", STOPS_PER_PHASE, &mut press, &edge)?);
     ensure!(edge.get("/readyz")?.0 != 200, "ready with a full disk");
     disk.set(Word::QuotaBytes, 0)?;
 
     link.cut();
-    phases.push(Phase::run("Kafka cut", &mut press, &edge)?);
+    phases.push(Phase::run("Kafka cut", STOPS_PER_PHASE, &mut press, &edge)?);
     link.mend();
 
     let readings = background.end()?;

@@ -15,6 +15,8 @@ use serde_json::Value;
 
 use crate::plant::{DEADLINE, Plant, kafka, now};
 
+mod hub;
+
 const MQTT: &str = "[[machines.actuators]]\nkind = \"mqtt\"\n";
 /// What a flood may leave in the broker and the journal, two thirds of it in blocks, one in arrays; `FLOOD_MEGABYTES` changes it.
 const FLOOD_MEGABYTES: u64 = 300;

@@ -18,7 +18,7 @@ const STALL: Duration = Duration::from_secs(8);
 const OUTAGE: u32 = 12;
 
 /// The writes of an epoch, in their order.
-const WRITES: [&str; 4] =
+pub(crate) const WRITES: [&str; 4] =
     ["/_state/", "/telemetry/date=", "/telemetry/_delta_log/", "/anomalies/_delta_log/"];
 
 /// An aggregator whose lake is a container of Azurite.

@@ -309,6 +309,7 @@ impl Instance {
                 owed_to: BTreeMap::new(),
                 book: AlertBook::default(),
                 watch: None,
+                is_hub: false,
             };
             partitions.insert(partition.clone(), entry);
         }

@@ -334,7 +334,20 @@ impl HubStandIn {
         payload: Value,
         timeout: Duration,
     ) -> anyhow::Result<(i32, Value)> {
-        let mut answers = self.call_times(name, &payload, timeout, 1).await?;
+        self.call_bytes(name, payload.to_string().as_bytes(), timeout).await
+    }
+
+    /// As [`Self::call`], with a payload that may be anything.
+    ///
+    /// # Errors
+    /// As of that.
+    pub async fn call_bytes(
+        &self,
+        name: &str,
+        payload: &[u8],
+        timeout: Duration,
+    ) -> anyhow::Result<(i32, Value)> {
+        let mut answers = self.call_times(name, payload, timeout, 1).await?;
         answers.pop().with_context(|| format!("no answer to {name} within {timeout:?}"))
     }
 
@@ -348,13 +361,13 @@ impl HubStandIn {
         payload: Value,
         timeout: Duration,
     ) -> anyhow::Result<Vec<(i32, Value)>> {
-        self.call_times(name, &payload, timeout, 2).await
+        self.call_times(name, payload.to_string().as_bytes(), timeout, 2).await
     }
 
     async fn call_times(
         &self,
         name: &str,
-        payload: &Value,
+        payload: &[u8],
         timeout: Duration,
         times: usize,
     ) -> anyhow::Result<Vec<(i32, Value)>> {
@@ -382,7 +395,7 @@ impl HubStandIn {
     fn send_call(
         &self,
         name: &str,
-        payload: &Value,
+        payload: &[u8],
         times: usize,
         answers: mpsc::Sender<MethodAnswer>,
     ) -> anyhow::Result<String> {
@@ -392,7 +405,7 @@ impl HubStandIn {
         let outgoing = Outgoing {
             channel: Channel::Methods,
             topic: format!("$iothub/methods/POST/{name}/?$rid={}", encode(&rid)),
-            body: payload.to_string().into_bytes(),
+            body: payload.to_vec(),
             inbox_number: None,
         };
         let endpoint = state.endpoint(self.peer());
@@ -401,6 +414,15 @@ impl HubStandIn {
             bail!("nobody is connected who takes methods");
         }
         Ok(rid)
+    }
+
+    /// Sends the subject a publish under any topic, with anything in it, as no hub would. Says whether it is on its way: nobody may
+    /// be connected, and two thousand are as many as wait.
+    #[must_use]
+    pub fn send_anything(&self, topic: &str, body: &[u8]) -> bool {
+        let (topic, body) = (topic.to_owned(), body.to_vec());
+        let outgoing = Outgoing { channel: Channel::Methods, topic, body, inbox_number: None };
+        self.shared.lock().endpoint(self.peer()).send(outgoing)
     }
 
     /// Sends a message to an input of the module; it waits for the module until acknowledged. To the device it is a message from

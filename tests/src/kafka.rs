@@ -24,9 +24,11 @@ use crate::proxy::TcpProxy;
 
 mod admin;
 mod cluster;
+mod hub;
 mod secured;
 
 pub use cluster::KafkaCluster;
+pub use hub::HubRecord;
 pub use secured::SecuredKafka;
 
 /// Listeners that can be cut, each to be taken once.

@@ -24,8 +24,10 @@ pub const TENANT_ID: &str = "99999999-8888-7777-6666-555555555555";
 
 const REQUEST_BYTES_MAX: u64 = 64 * 1024;
 const RESOURCE: &str = "https://storage.azure.com";
-const IDENTITY_PATH: &str = "/msi/token";
-const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
+/// As the documentation has it.
+pub const IDENTITY_PATH: &str = "/msi/token";
+/// As the documentation has it.
+pub const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
 /// Listens on a free port for as long as the process lives.
 #[derive(Clone, Debug)]
@@ -104,7 +106,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// One request on each connection.
 fn serve(shared: &Shared, client: &TcpStream) -> anyhow::Result<()> {
-    let request = Request::read(client)?;
+    let request = TokenRequest::read(client)?;
     let is_identity = request.path == IDENTITY_PATH;
     let checked = match is_identity {
         true => request.check_identity(),
@@ -152,16 +154,24 @@ fn token(lifetime: Duration) -> anyhow::Result<(String, u64)> {
     Ok((format!("{head}.{}.bm9ib2R5", encode(claims)), end))
 }
 
-struct Request {
-    method: String,
-    path: String,
+/// What of a request for a token decides.
+#[derive(Debug)]
+pub struct TokenRequest {
+    /// Such as `GET`.
+    pub method: String,
+    /// Without the query.
+    pub path: String,
     headers: BTreeMap<String, String>,
     /// Of the query or the form.
     fields: BTreeMap<String, String>,
 }
 
-impl Request {
-    fn read(stream: impl Read) -> anyhow::Result<Self> {
+impl TokenRequest {
+    /// Reads one request, query and form alike.
+    ///
+    /// # Errors
+    /// It ends early or is no HTTP.
+    pub fn read(stream: impl Read) -> anyhow::Result<Self> {
         let mut reader = BufReader::new(stream.take(REQUEST_BYTES_MAX));
         let mut line = String::new();
         reader.read_line(&mut line)?;
@@ -187,36 +197,40 @@ impl Request {
         Ok(Self { method, path: url.path().to_owned(), headers, fields })
     }
 
+    /// A header by its name in lower case; empty if there is none.
+    #[must_use]
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", String::as_str)
+    }
+
+    /// A field of the query or the form; empty if there is none.
+    #[must_use]
+    pub fn field(&self, name: &str) -> &str {
+        self.fields.get(name).map_or("", String::as_str)
+    }
+
     fn check_identity(&self) -> Result<(), String> {
         check(&self.method, "the method", "GET")?;
-        check(header(self, "metadata"), "the header Metadata", "true")?;
-        check(header(self, "x-identity-header"), "X-IDENTITY-HEADER", IDENTITY_HEADER)?;
-        check(field(self, "api-version"), "api-version", "2019-08-01")?;
-        check(field(self, "resource"), "resource", RESOURCE)
+        check(self.header("metadata"), "the header Metadata", "true")?;
+        check(self.header("x-identity-header"), "X-IDENTITY-HEADER", IDENTITY_HEADER)?;
+        check(self.field("api-version"), "api-version", "2019-08-01")?;
+        check(self.field("resource"), "resource", RESOURCE)
     }
 
     fn check_workload(&self, assertion: &str) -> Result<(), String> {
         check(&self.method, "the method", "POST")?;
         check(&self.path, "the path", &format!("/{TENANT_ID}/oauth2/v2.0/token"))?;
-        check(field(self, "grant_type"), "grant_type", "client_credentials")?;
-        check(field(self, "scope"), "scope", &format!("{RESOURCE}/.default"))?;
-        check(field(self, "client_assertion_type"), "client_assertion_type", ASSERTION_TYPE)?;
-        if field(self, "client_id") != CLIENT_ID {
+        check(self.field("grant_type"), "grant_type", "client_credentials")?;
+        check(self.field("scope"), "scope", &format!("{RESOURCE}/.default"))?;
+        check(self.field("client_assertion_type"), "client_assertion_type", ASSERTION_TYPE)?;
+        if self.field("client_id") != CLIENT_ID {
             return Err("AADSTS700016: the application was not found in the directory".to_owned());
         }
-        match field(self, "client_assertion").trim() == assertion {
+        match self.field("client_assertion").trim() == assertion {
             true => Ok(()),
             false => Err("AADSTS700213: no matching federated identity record found".to_owned()),
         }
     }
-}
-
-fn header<'a>(request: &'a Request, name: &str) -> &'a str {
-    request.headers.get(name).map_or("", String::as_str)
-}
-
-fn field<'a>(request: &'a Request, name: &str) -> &'a str {
-    request.fields.get(name).map_or("", String::as_str)
 }
 
 /// The text does not repeat what was found, which may be secret.

@@ -432,6 +432,14 @@ pub struct PartitionEpoch {
     /// The watch over the devices' records, where it goes with this partition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watch: Option<Box<SavedWatch>>,
+    /// Whether its messages hold several records: then rows have positions (see [`crate::hub`]) in place of offsets.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_hub: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// A state file.
@@ -482,6 +490,9 @@ pub struct PartitionEpochRef<'a, S> {
     /// The watch over the devices' records, where it goes with this partition.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub watch: Option<&'a SavedWatch>,
+    /// Whether its messages hold several records.
+    #[serde(skip_serializing_if = "is_false")]
+    pub is_hub: bool,
 }
 
 /// [`EpochFile`] on its way into a file: the same bytes, without taking the states away from who counts. `P` is a map from

@@ -7,6 +7,8 @@
 //! heard from longest is forgotten, at `generations_per_device_max` the generation; both are counted, because a repeat
 //! of what was forgotten would pass as new.
 
+use std::collections::BTreeMap;
+
 use foldhash::HashMap;
 use serde::{Deserialize, Serialize};
 use shared_proto::model::{DeviceId, Generation, Identity, Sequence};
@@ -15,6 +17,39 @@ use crate::settings::Settings;
 
 /// Sequences below the highest of which it is known whether they have come.
 pub const SEQUENCES_REMEMBERED: u64 = 64;
+
+/// High-water marks of several lanes in one partition, by the lanes' names: in each a device sends in order, and one overtakes another.
+/// The caller sees to it that names are few.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Lanes(BTreeMap<String, HighWaterMarks>);
+
+impl Lanes {
+    /// Whether the record is new in its lane; from here on it is none.
+    pub fn admit(&mut self, lane: &str, identity: &Identity, settings: &Settings) -> bool {
+        if let Some(marks) = self.0.get_mut(lane) {
+            return marks.admit(identity, settings);
+        }
+        self.0.entry(lane.to_owned()).or_default().admit(identity, settings)
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Devices whose marks are held; one of two lanes is there twice.
+    #[must_use]
+    pub fn devices(&self) -> usize {
+        self.0.values().map(HighWaterMarks::devices).sum()
+    }
+
+    /// Devices and generations forgotten at a limit so far.
+    #[must_use]
+    pub fn evicted(&self) -> u64 {
+        self.0.values().map(HighWaterMarks::evicted).sum()
+    }
+}
 
 /// High-water marks of one lane.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -293,6 +328,26 @@ mod tests {
         assert!(!marks.admit(&identity("a", 3, 1), &settings));
         assert!(!marks.admit(&identity("other", 1, 1), &settings));
         assert!(marks.admit(&identity("a", 1, 1), &settings), "generation 1 was forgotten");
+    }
+
+    #[test]
+    fn each_lane_has_marks_of_its_own() {
+        let settings = settings(1, 1);
+        let mut lanes = Lanes::default();
+        let mut check = |lane: &str, device: &str, sequence: u64, expected: bool| {
+            let identity = identity(device, 1, sequence);
+            assert_eq!(lanes.admit(lane, &identity, &settings), expected, "{lane} {identity:?}");
+        };
+        check("events", "a", 9_000, true);
+        check("readings", "a", 1, true);
+        check("readings", "a", 2, true);
+        check("readings", "a", 1, false);
+        check("events", "a", 9_000, false);
+        check("events", "a", 1, false);
+        check("events", "b", 1, true);
+        assert_eq!((lanes.devices(), lanes.evicted(), lanes.is_empty()), (2, 1, false));
+        let saved = serde_json::to_string(&lanes).expect("serialisable");
+        assert_eq!(serde_json::from_str::<Lanes>(&saved).expect("restorable"), lanes);
     }
 
     #[test]

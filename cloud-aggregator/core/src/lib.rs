@@ -21,6 +21,7 @@ pub mod dedup;
 pub mod exact;
 pub mod filter;
 pub mod gaps;
+pub mod hub;
 pub mod maintenance;
 pub mod partition;
 pub mod ranges;

@@ -9,7 +9,7 @@ use foldhash::HashMap;
 use shared_proto::model::{EventTime, Identity, MachineId, MetricType, Reading, SensorId};
 
 use crate::accounting::{Accounting, Disposition, reason};
-use crate::dedup::HighWaterMarks;
+use crate::dedup::{HighWaterMarks, Lanes};
 use crate::rule::{GroupBy, OutputMode, Rule};
 use crate::settings::Settings;
 use crate::time::ProcessingTime;
@@ -17,6 +17,7 @@ use crate::watermark::{GroupIndex, SilenceQueue, Watermark};
 pub use crate::window::Outputs;
 use crate::window::{AnomalyRow, Context, Group, Match, RuleIndex, Windows};
 
+pub mod adopting;
 mod limits;
 mod matching;
 pub mod saved;
@@ -39,6 +40,8 @@ pub struct PartitionState {
     sensors: Vec<Sensor>,
     machines: Vec<Machine>,
     marks: HighWaterMarks,
+    /// Where the partition holds several lanes, as a hub's does: their marks.
+    lanes: Lanes,
     accounting: Accounting,
     unmatched: Unmatched,
     sensor_positions: HashMap<SensorId, GroupIndex>,
@@ -192,6 +195,7 @@ impl PartitionState {
             sensors: Vec::new(),
             machines: Vec::new(),
             marks: HighWaterMarks::default(),
+            lanes: Lanes::default(),
             accounting: Accounting::default(),
             unmatched: Unmatched::default(),
             sensor_positions: HashMap::default(),
@@ -266,12 +270,31 @@ impl PartitionState {
         settings: &Settings,
         out: &mut Outputs,
     ) -> Disposition {
+        self.handle_reading_of(None, reading, now, settings, out)
+    }
+
+    /// The same for a reading of one of several lanes: within each a device sends in order.
+    pub fn handle_reading_of(
+        &mut self,
+        lane: Option<&str>,
+        reading: &Reading,
+        now: ProcessingTime,
+        settings: &Settings,
+        out: &mut Outputs,
+    ) -> Disposition {
         let disposition = match &reading.identity {
-            Some(identity) if !self.marks.admit(identity, settings) => Disposition::Duplicate,
+            Some(identity) if !self.admit(lane, identity, settings) => Disposition::Duplicate,
             Some(_) | None => self.judge(reading, now, settings, out),
         };
         self.accounting.record(&disposition);
         disposition
+    }
+
+    fn admit(&mut self, lane: Option<&str>, identity: &Identity, settings: &Settings) -> bool {
+        match lane {
+            None => self.marks.admit(identity, settings),
+            Some(lane) => self.lanes.admit(lane, identity, settings),
+        }
     }
 
     /// Takes a reading that was seen before and is wanted all the same: it was refused then. See [`Self::handle_reading`].
@@ -293,8 +316,18 @@ impl PartitionState {
         identity: Option<&Identity>,
         settings: &Settings,
     ) -> Disposition {
+        self.handle_identity_of(None, identity, settings)
+    }
+
+    /// The same for a record of one of several lanes.
+    pub fn handle_identity_of(
+        &mut self,
+        lane: Option<&str>,
+        identity: Option<&Identity>,
+        settings: &Settings,
+    ) -> Disposition {
         let disposition = match identity {
-            Some(identity) if !self.marks.admit(identity, settings) => Disposition::Duplicate,
+            Some(identity) if !self.admit(lane, identity, settings) => Disposition::Duplicate,
             Some(_) | None => Disposition::Counted,
         };
         self.accounting.record(&disposition);
@@ -389,8 +422,8 @@ impl PartitionState {
             machines: self.machines.len(),
             metric_types: self.metrics.len(),
             windows: self.windows_held,
-            devices: self.marks.devices(),
-            marks_evicted: self.marks.evicted(),
+            devices: self.marks.devices() + self.lanes.devices(),
+            marks_evicted: self.marks.evicted() + self.lanes.evicted(),
             unmatched: self.unmatched,
         }
     }
@@ -758,7 +791,8 @@ impl PartialEq for PartitionState {
         self.accounting == other.accounting
             && (&self.rules, &self.since) == (&other.rules, &other.since)
             && self.metrics == other.metrics
-            && (&self.marks, self.unmatched) == (&other.marks, other.unmatched)
+            && (&self.marks, &self.lanes) == (&other.marks, &other.lanes)
+            && self.unmatched == other.unmatched
             && unqueued(&self.sensors).eq(unqueued(&other.sensors))
             && unqueued(&self.machines).eq(unqueued(&other.machines))
     }

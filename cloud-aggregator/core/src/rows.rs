@@ -139,7 +139,7 @@ pub struct DeadLetterRow {
     pub reason: String,
     /// A sentence for people.
     pub detail: String,
-    /// Where it came from: an MQTT or Kafka topic.
+    /// Where it came from: an MQTT or Kafka topic, or a device of a hub.
     pub source: String,
     /// When it was refused.
     pub timestamp: EventTime,

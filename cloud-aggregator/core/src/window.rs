@@ -342,6 +342,50 @@ impl Windows {
         self.windows[position].write_due_row(context, out);
     }
 
+    /// Counts a match that another program has counted; windows that are forgotten by then are left alone.
+    pub(crate) fn adopt(&mut self, found: Match, rule: &Rule, late_before: EventTime) {
+        let position = match self.position(found.start, found.rule) {
+            Ok(position) => position,
+            Err(_) if found.start.saturating_add_micros(rule.window.get()) <= late_before => return,
+            Err(position) => {
+                let never = EventTime::from_micros(i64::MIN);
+                self.windows.insert(position, Window::new(found, rule, never));
+                position
+            }
+        };
+        self.windows[position].count(found);
+    }
+
+    /// Takes what another program has said of a window.
+    pub(crate) fn adopt_row(
+        &mut self,
+        start: EventTime,
+        place: RuleIndex,
+        rule: &Rule,
+        told: Told,
+    ) {
+        let Ok(position) = self.position(start, place) else { return };
+        let window = &mut self.windows[position];
+        if told.revision < window.revision {
+            return;
+        }
+        window.revision = told.revision;
+        window.is_reported = told.is_anomaly;
+        // What more readings can take back is a finding at the close alone.
+        window.is_found |= told.is_anomaly && (!told.is_open || rule.threshold.is_early());
+        window.is_closed |= !told.is_open;
+        let is_old = window.count != told.count && (told.is_anomaly || window.is_anomaly(rule));
+        window.is_due = window.is_closed && is_old;
+    }
+
+    /// Forgets what ended at or before `late_before`, of which the other program has said the last, and sees to it that closed windows
+    /// get a row at the next trigger if the last one says something else.
+    pub(crate) fn end_adoption(&mut self, rules: &[Rule], late_before: EventTime) {
+        self.windows.retain(|window| window.end > late_before);
+        self.judge_anew(rules, &vec![true; rules.len()]);
+        self.look_ahead();
+    }
+
     /// Windows whose row is due at the next trigger.
     pub(crate) fn due(&self) -> impl Iterator<Item = (EventTime, RuleIndex)> {
         let due = self.windows.iter().filter(|window| window.is_due);
@@ -470,6 +514,15 @@ impl Windows {
         self.next_close = open.min().unwrap_or(NEVER);
         self.next_forget = ends().min().unwrap_or(NEVER);
     }
+}
+
+/// What the newest row of a window says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told {
+    pub(crate) is_anomaly: bool,
+    pub(crate) count: u64,
+    pub(crate) revision: u32,
+    pub(crate) is_open: bool,
 }
 
 /// What a match did.

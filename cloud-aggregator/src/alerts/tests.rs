@@ -146,7 +146,7 @@ fn after_a_restart_only_who_has_not_taken_an_event_gets_it() {
     before.add(partition(), event("a"));
     before.add(partition(), event("b"));
     before.handle(taken(target("kept"), "a-1"));
-    assert_eq!((before.owed_to(&target("old")), before.owed_to(&target("kept"))), (2, 1));
+    assert_eq!((owed_to(&before, &target("old")), owed_to(&before, &target("kept"))), (2, 1));
     let (stored, to) = before.owed_of(&partition());
     assert_eq!(stored.len(), 2);
     let (mut after, mut queues) =
@@ -157,16 +157,21 @@ fn after_a_restart_only_who_has_not_taken_an_event_gets_it() {
     }
     // The target that is gone is owed nothing, and the new one hears of what comes from now on.
     assert_eq!(given(&mut after, &mut queues).len(), 1);
-    assert_eq!((after.owed_to(&target("kept")), after.owed_to(&target("new"))), (1, 0));
+    assert_eq!((owed_to(&after, &target("kept")), owed_to(&after, &target("new"))), (1, 0));
     after.add_to(partition(), event("c"), None);
-    assert_eq!((after.owed_to(&target("kept")), after.owed_to(&target("new"))), (2, 1));
+    assert_eq!((owed_to(&after, &target("kept")), owed_to(&after, &target("new"))), (2, 1));
     let (mut none, _queues) = desk_of(10, Vec::new());
     assert!(none.add(partition(), event("a")).is_settled);
 }
 
+/// How many events are owed to a channel, counted.
+fn owed_to(desk: &AlertDesk, channel: &Channel) -> usize {
+    desk.owed.values().filter(|owed| owed.channels.contains(channel)).count()
+}
+
 /// The counts, and that they are those of what is owed.
 fn owed(desk: &AlertDesk) -> [usize; 2] {
-    let counts = [Channel::Topic, target("webhook")].map(|channel| desk.owed_to(&channel));
+    let counts = [Channel::Topic, target("webhook")].map(|channel| owed_to(desk, &channel));
     let listed = [Channel::Topic, target("webhook")]
         .map(|channel| desk.owed_by_channel().get(&channel).copied().unwrap_or_default());
     assert_eq!(listed, counts);

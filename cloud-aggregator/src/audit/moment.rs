@@ -9,6 +9,7 @@ use aggregator_core::checkpoint::{
     EpochId, FoundFile, FoundTransactions, PartitionEpoch, PendingRows, Recovery, SideTable,
     TopicPartition, resolve, restore_state,
 };
+use aggregator_core::hub::position;
 use aggregator_core::rows::MachineEventRow;
 use aggregator_core::{
     Accounting, AnomalyRow, ClosedBy, GroupBy, OutputMode, PartitionState, Rule,
@@ -51,7 +52,9 @@ pub(super) enum Attempt {
 
 /// A partition at that moment.
 pub(super) struct PartitionMoment {
+    /// As rows have it: of a hub's partition the position of the record to be read next.
     pub(super) next_offset: i64,
+    pub(super) is_hub: bool,
     pub(super) accounting: Accounting,
     /// Rules with the event time after which their windows begin.
     pub(super) rules: Vec<(Rule, i64)>,
@@ -292,7 +295,8 @@ impl Moment {
                 None => return Ok(Err(format!("state file {} is missing", epoch.file_name()))),
             }
         }
-        let PartitionEpoch { next_offset, state, rows: mut pending, .. } = last;
+        let PartitionEpoch { next_offset, state, rows: mut pending, is_hub, .. } = last;
+        let next_offset = if is_hub { position(next_offset.0, 0) } else { next_offset.0 };
         let state = match restore_state(epoch, state, before) {
             Ok(state) => state,
             Err(why) => return Ok(Err(why.to_string())),
@@ -308,14 +312,14 @@ impl Moment {
                 SideTable::Waveforms => pending.waveforms.clear(),
             }
         }
-        self.put(partition, next_offset.0, &state, pending, settings);
+        self.put(partition, (next_offset, is_hub), &state, pending, settings);
         Ok(Ok(()))
     }
 
     fn put(
         &mut self,
         partition: &TopicPartition,
-        next_offset: i64,
+        (next_offset, is_hub): (i64, bool),
         state: &PartitionState,
         pending: PendingRows,
         settings: &Settings,
@@ -335,6 +339,7 @@ impl Moment {
         }
         let entry = PartitionMoment {
             next_offset,
+            is_hub,
             accounting: state.accounting(),
             rules: state.rules().map(|(rule, since)| (rule.clone(), since.micros())).collect(),
             judged_after: state

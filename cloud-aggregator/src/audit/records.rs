@@ -1,9 +1,13 @@
 //! Whether each record of a partition has its row: by its offset while there is one topic of that name, by counts in any case.
+//!
+//! Rows of a hub's partition have positions, which leave holes behind each message: there an offset counts as taken when a record of its
+//! message has a row, and that no record of it is missing is known by the counts.
 
 use std::collections::BTreeMap;
 
 use aggregator_core::Accounting;
 use aggregator_core::checkpoint::{SideTable, TopicPartition};
+use aggregator_core::hub::offset_of;
 
 use super::kept::Kept;
 use super::offsets::OffsetSet;
@@ -23,6 +27,8 @@ pub(super) const GAPS_EXPIRED: &str = "partitions with offsets without a row: th
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     offsets: OffsetSet,
+    /// Of a hub's partition: offsets of messages.
+    messages: Option<OffsetSet>,
     rows: BTreeMap<&'static str, u64>,
     /// Rows with offsets that are still to come: the topic was another one then.
     rows_ahead: BTreeMap<&'static str, u64>,
@@ -34,6 +40,11 @@ pub(super) struct Seen {
 }
 
 impl Seen {
+    /// Of a partition of a hub.
+    pub(super) fn of_hub() -> Self {
+        Self { messages: Some(OffsetSet::default()), ..Self::default() }
+    }
+
     /// Takes the row of a record of a partition that is read on from `next_offset`.
     pub(super) fn note(&mut self, table: &'static str, offset: i64, next_offset: i64) {
         if offset >= next_offset {
@@ -43,6 +54,9 @@ impl Seen {
         *self.rows.entry(table).or_default() += 1;
         if !self.offsets.insert(offset) {
             self.twice += 1;
+        }
+        if let Some(messages) = &mut self.messages {
+            messages.insert(offset_of(offset));
         }
     }
 
@@ -148,8 +162,12 @@ impl Seen {
         kept: &Kept,
         report: &mut Report,
     ) {
-        let Some(first) = self.offsets.first() else { return };
-        let there = self.offsets.count_within(first, next_offset);
+        let (offsets, next_offset) = match &self.messages {
+            None => (&self.offsets, next_offset),
+            Some(messages) => (messages, offset_of(next_offset)),
+        };
+        let Some(first) = offsets.first() else { return };
+        let there = offsets.count_within(first, next_offset);
         let missing = u64::try_from(next_offset - first).unwrap_or(0).saturating_sub(there);
         if missing <= explained {
             return;
@@ -170,6 +188,7 @@ mod tests {
     use std::time::Duration;
 
     use aggregator_core::ProcessingTime;
+    use aggregator_core::hub::position;
 
     use super::*;
     use crate::config::Settings;
@@ -225,6 +244,32 @@ mod tests {
         check(&[5, 6, 7, 8, 9], odd, &["do not add up"]);
         let late = Accounting { records_in: 4, counted: 3, late: 1, ..Accounting::default() };
         check(&[6, 7, 8, 9], late, &["0 rows of late_readings, 1 by the state"]);
+    }
+
+    #[test]
+    fn records_of_a_hub_have_positions_and_messages_no_holes() {
+        let settings = settings();
+        let check = |rows: &[(i64, usize)], accounting: Accounting, expected: &[&str]| {
+            let (mut seen, next) = (Seen::of_hub(), position(10, 0));
+            for (offset, place) in rows {
+                seen.note(TELEMETRY, position(*offset, *place), next);
+            }
+            let (shown, left_out) = judge(&seen, next, &accounting, &settings);
+            assert!(left_out.is_empty(), "{left_out:?}");
+            assert_eq!(shown.len(), expected.len(), "{shown:?}");
+            for (text, part) in shown.iter().zip(expected) {
+                assert!(text.contains(part), "{part}: {shown:?}");
+            }
+        };
+        let rows = [(7, 0), (7, 1), (7, 2), (8, 0), (9, 0), (9, 1)];
+        check(&rows, counted(6), &[]);
+        // A record of a message, and the only one of another.
+        check(&[&rows[..2], &rows[3..]].concat(), counted(6), &["5 records have rows, 6 by"]);
+        let without = [&rows[..3], &rows[4..]].concat();
+        check(&without, counted(5), &["1 offsets from 7 to 9 have no row"]);
+        let repeat = Accounting { records_in: 7, duplicates: 2, ..counted(5) };
+        check(&without, repeat, &[]);
+        check(&[&rows[..], &[(9, 1)]].concat(), counted(6), &["1 records have more than one row"]);
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub struct Report {
     pub duplicates: u64,
     /// Offsets that Kafka did not have any more, as told by gap rows.
     pub told_gaps: u64,
+    /// Records that stand in a hub's topic and in another: a device was told of neither that it was taken, and each topic counts its own.
+    pub records_by_two_ways: u64,
     /// Windows compared.
     pub windows_judged: u64,
     /// Of these, anomalies by `telemetry`.
@@ -99,6 +101,7 @@ pub fn print(report: &Report, format: Format, out: &mut impl Write) -> io::Resul
                 "records_in": report.records_in,
                 "duplicates": report.duplicates,
                 "told_gaps": report.told_gaps,
+                "records_by_two_ways": report.records_by_two_ways,
                 "windows_judged": report.windows_judged,
                 "anomalies": report.anomalies,
                 "windows_open": report.windows_open,
@@ -175,6 +178,13 @@ fn print_records(report: &Report, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "  {:>12}  seen before, no row", report.duplicates)?;
     if report.told_gaps > 0 {
         writeln!(out, "  {:>12}  gone from kafka before they were read", report.told_gaps)?;
+    }
+    if report.records_by_two_ways > 0 {
+        let count = report.records_by_two_ways;
+        writeln!(
+            out,
+            "  {count:>12}  came by the hub and by kafka, a row each: their devices knew of neither"
+        )?;
     }
     Ok(())
 }

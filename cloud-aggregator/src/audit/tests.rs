@@ -155,6 +155,7 @@ impl World {
                 owed_to: BTreeMap::new(),
                 book: AlertBook::default(),
                 watch: None,
+                is_hub: false,
             };
             last.insert(part.partition.clone(), epoch);
             files.insert(part.partition.clone(), Vec::new());

@@ -282,7 +282,8 @@ pub(super) fn property_faults(
     faults
 }
 
-fn is_event_hubs(brokers: &str) -> bool {
+/// Whether one of the brokers is an endpoint of Event Hubs; that of an IoT Hub is one.
+pub(super) fn is_event_hubs(brokers: &str) -> bool {
     brokers.split(',').any(|broker| {
         let host = broker.trim().rsplit("://").next().unwrap_or_default();
         let host = host.split(':').next().unwrap_or_default().to_ascii_lowercase();

@@ -3,7 +3,7 @@
 //! Windows are counted within one Kafka partition: readings that match one rule and stand in several topics make several windows,
 //! each of a part of them. Nothing ties a metric type to a topic but the keys of `[kafka.topics]`: `temperature`, `pressure` and
 //! `vibration` are taken for the topics of these types, and that of `vibration` for the topic of all others too, since an
-//! edge module sends them there unless its `kafka.topics.other` says something else.
+//! edge module sends them there unless its `kafka.topics.other` says something else. The topic of a hub has readings of any type.
 //!
 //! Where producers send all that a machine measures to one topic, such a rule is right: it is told, and no fault.
 
@@ -13,7 +13,7 @@ use std::fmt;
 use aggregator_core::{Filter, GroupBy};
 use tracing::warn;
 
-use super::{Settings, Topics};
+use super::{Hub, Settings, Topics};
 
 /// A rule whose filter can match readings of several topics.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +47,7 @@ impl Settings {
     pub fn spread_rules(&self) -> Vec<SpreadRule> {
         let rules = self.core().rules.into_iter().enumerate();
         let spread = rules.map(|(index, rule)| {
-            let topics = topics_matched(&rule.filter, &self.kafka.topics);
+            let topics = topics_matched(&rule.filter, &self.kafka.topics, &self.kafka.hub);
             let topics = topics.into_iter().map(str::to_owned).collect();
             SpreadRule { index, name: rule.name, by: rule.by, topics }
         });
@@ -63,7 +63,7 @@ impl Settings {
 }
 
 /// Topics that are read and may have readings that the filter matches.
-fn topics_matched<'a>(filter: &Filter, topics: &'a Topics) -> BTreeSet<&'a str> {
+fn topics_matched<'a>(filter: &Filter, topics: &'a Topics, hub: &'a Hub) -> BTreeSet<&'a str> {
     let of_types = [
         ("temperature", &topics.temperature),
         ("pressure", &topics.pressure),
@@ -71,13 +71,16 @@ fn topics_matched<'a>(filter: &Filter, topics: &'a Topics) -> BTreeSet<&'a str> 
     ];
     let is_other = |metric_type: &&str| of_types.iter().all(|(name, _)| name != metric_type);
     let types = filter.matched_metric_types();
-    let matches_others = types.is_none_or(|types| types.iter().any(is_other));
+    let matches_others = types.as_ref().is_none_or(|types| types.iter().any(is_other));
     let mut matched = BTreeSet::new();
     for (name, topic) in of_types {
         let is_matched = filter.can_match(name) || (name == "vibration" && matches_others);
         if is_matched && !topic.is_empty() {
             matched.insert(topic.as_str());
         }
+    }
+    if hub.is_on() && types.is_none_or(|types| !types.is_empty()) {
+        matched.insert(hub.topic.as_str());
     }
     matched
 }
@@ -133,6 +136,17 @@ mod tests {
         for topic in ALL {
             check("value > 100", &[topic], &[]);
         }
+    }
+
+    #[test]
+    fn topic_of_a_hub_has_readings_of_every_type() {
+        let mut settings = settings("metric_type = temperature and value > 100", &ALL);
+        settings.kafka.hub.topic = "iothub".to_owned();
+        assert_eq!(settings.spread_rules()[0].topics, ["iothub", "temperature"]);
+        settings.kafka.topics.temperature.clear();
+        assert!(settings.spread_rules().is_empty(), "it is the only one");
+        settings.rules[0].filter = "metric_type = humidity or value > 100".to_owned();
+        assert_eq!(settings.spread_rules()[0].topics, ["iothub", "pressure", "vibration"]);
     }
 
     #[test]

@@ -162,21 +162,22 @@ impl Settings {
         let topics = &self.kafka.topics;
         let mut seen = BTreeSet::new();
         for (key, topic) in [
-            ("temperature", &topics.temperature),
-            ("pressure", &topics.pressure),
-            ("vibration", &topics.vibration),
-            ("machine-events", &topics.machine_events),
-            ("dead-letters", &topics.dead_letters),
-            ("outcomes", &topics.outcomes),
-            ("waveforms", &topics.waveforms),
+            ("topics.temperature", &topics.temperature),
+            ("topics.pressure", &topics.pressure),
+            ("topics.vibration", &topics.vibration),
+            ("topics.machine-events", &topics.machine_events),
+            ("topics.dead-letters", &topics.dead_letters),
+            ("topics.outcomes", &topics.outcomes),
+            ("topics.waveforms", &topics.waveforms),
+            ("hub.topic", &self.kafka.hub.topic),
         ] {
             if topic.is_empty() {
                 continue;
             }
-            faults.text(format!("kafka.topics.{key}"), check_topic(topic));
+            faults.text(format!("kafka.{key}"), check_topic(topic));
             if !seen.insert(topic) {
                 faults.add(
-                    format!("kafka.topics.{key}"),
+                    format!("kafka.{key}"),
                     format!("topic {topic:?} is named twice; each topic has one meaning"),
                 );
             }
@@ -184,6 +185,7 @@ impl Settings {
         if seen.is_empty() {
             faults.add("kafka.topics", "every topic is switched off; name at least one");
         }
+        self.kafka.hub.check(faults);
         if !self.alerts.topic.is_empty() {
             faults.text("alerts.topic", check_topic(&self.alerts.topic));
             if seen.contains(&self.alerts.topic) {

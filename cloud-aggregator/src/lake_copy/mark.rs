@@ -110,7 +110,20 @@ pub async fn mark_loaded(
         (MOVED_TO.to_owned(), to.unwrap_or_default().to_owned()),
         (MOVED_AT.to_owned(), version.to_string()),
     ]);
-    // No other attempt: at another version it would not be what was copied.
+    set_properties(location, table, version, properties).await
+}
+
+/// Sets properties of `telemetry` in a commit at exactly the version that is loaded. False: it is at another one by now.
+///
+/// # Errors
+/// The storage refuses.
+pub async fn set_properties(
+    location: &Location,
+    table: DeltaTable,
+    version: u64,
+    properties: HashMap<String, String>,
+) -> Result<bool, LakeError> {
+    // No other attempt: at another version it would not be what was looked at.
     let commit = CommitProperties::default()
         .with_max_retries(0)
         .with_create_checkpoint(false)

@@ -82,6 +82,7 @@ impl World {
             owed_to: BTreeMap::new(),
             book: AlertBook::default(),
             watch: None,
+            is_hub: false,
         };
         let file = EpochFile::new(epoch, [(partition(), last)].into());
         let commit = EpochCommit {

@@ -90,6 +90,8 @@ pub struct Resumption {
     pub book: AlertBook,
     /// The watch over the devices' records, if it went with the partition.
     pub watch: Option<Box<SavedWatch>>,
+    /// Whether its messages hold several records.
+    pub is_hub: bool,
 }
 
 /// Tables that are opened at a start, and the state files.
@@ -146,9 +148,21 @@ impl Lake {
     /// # Errors
     /// The storage refuses or does not answer in time.
     pub async fn open(settings: &config::Lake) -> Result<Self, LakeError> {
+        Self::open_at(settings, Location::open(settings)?).await
+    }
+
+    /// The same, also if it was handed over to another program.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn open_to_take_over(settings: &config::Lake) -> Result<Self, LakeError> {
+        Self::open_at(settings, Location::open(settings)?.taking_over()).await
+    }
+
+    async fn open_at(settings: &config::Lake, location: Location) -> Result<Self, LakeError> {
         // One table after the other, each as long as an operation may take.
         let limit = settings.operation_timeout * TABLES_OPENED;
-        let tables = within(limit, Tables::open(settings)).await?;
+        let tables = within(limit, Tables::open(settings, location)).await?;
         if let Some(commits) = settings.checkpoint_commits {
             tables.sum_logs_up(commits).await;
         }
@@ -321,8 +335,7 @@ impl Lake {
 }
 
 impl Tables {
-    async fn open(settings: &config::Lake) -> Result<Self, LakeError> {
-        let location = Location::open(settings)?;
+    async fn open(settings: &config::Lake, location: Location) -> Result<Self, LakeError> {
         let columns = rows::telemetry_columns();
         let partitions = rows::reading_partitions();
         let telemetry = Table::open(&location, rows::TELEMETRY, columns, partitions).await?;
@@ -341,8 +354,8 @@ impl Tables {
             telemetry,
             side_tables,
             current,
-            location: location.clone(),
             state_files: StateFiles::open(&location)?,
+            location,
             known_files: BTreeMap::new(),
             obsolete_since: BTreeMap::new(),
             file_bytes_max: settings.file_bytes_max,
@@ -629,6 +642,7 @@ impl Tables {
                 owed_to: last.owed_to,
                 book: last.book,
                 watch: last.watch,
+                is_hub: last.is_hub,
             })),
             Err(corruption) => Recovered::Corrupt(corruption),
         })

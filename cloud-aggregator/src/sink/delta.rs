@@ -4,6 +4,7 @@
 //! and the commit itself before it counts as done: what was committed survives a power cut.
 
 mod credentials;
+mod error;
 mod refusal;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -12,9 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aggregator_core::ProcessingTime;
-use aggregator_core::checkpoint::{EpochError, EpochId, OwnershipLost, TopicPartition};
+use aggregator_core::checkpoint::{EpochId, OwnershipLost, TopicPartition};
 use deltalake::arrow::datatypes::{Schema, SchemaRef};
-use deltalake::arrow::error::ArrowError;
 use deltalake::kernel::engine::arrow_conversion::TryIntoArrow as _;
 use deltalake::kernel::transaction::{
     CommitBuilder, CommitConflictError, CommitProperties, TableReference, TransactionError,
@@ -31,185 +31,18 @@ use deltalake::{DeltaTable, DeltaTableBuilder, DeltaTableError, ensure_table_uri
 use tracing::{info, warn};
 
 use self::credentials::{FileCredential, add_host_options, open_store};
+pub use self::error::LakeError;
 use super::folder_store::FolderStore;
 use super::log_checkpoint::sum_up;
 use super::rows;
 use crate::config::{self, Secret, read_secret};
+use crate::hand_over::mark::check_not_handed_over;
 use crate::lake_copy::mark::{check_finished, check_not_moved};
 
 /// How often missing columns are tried to be added.
 const COLUMN_ATTEMPTS_MAX: u32 = 3;
 /// How often rows are committed again after maintenance was faster.
 const APPEND_ATTEMPTS_MAX: u32 = 5;
-
-/// Why the lake did not do what was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum LakeError {
-    /// A folder that cannot be made or written.
-    #[error("lake folder {} cannot be written", path.display())]
-    Folder {
-        /// The folder or file.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
-    /// A folder that is not there or cannot be read.
-    #[error("lake folder {} cannot be read", path.display())]
-    Unreadable {
-        /// The folder.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
-    /// A secret's file cannot be read.
-    #[error("lake.storage-option-files.{option}: {text}")]
-    OptionFile {
-        /// Storage option.
-        option: String,
-        /// What is wrong with its file.
-        text: String,
-    },
-    /// A table cannot be read or written.
-    #[error("table {table}{}", refusal::remedy(source))]
-    Table {
-        /// Name of the table.
-        table: String,
-        /// What the library says.
-        #[source]
-        source: Box<DeltaTableError>,
-    },
-    /// Rows do not fit the table: somebody has changed a column of ours.
-    #[error("rows do not fit the columns of table {table}")]
-    Columns {
-        /// Name of the table.
-        table: String,
-        /// What the library says.
-        #[source]
-        source: ArrowError,
-    },
-    /// A `txn` action under our application id that is none of ours.
-    #[error("table {table}")]
-    Epoch {
-        /// Name of the table.
-        table: String,
-        /// What is wrong with it.
-        #[source]
-        source: EpochError,
-    },
-    /// The tables went with a commit that did not come back.
-    #[error("the tables are with a commit that has not ended")]
-    CommitGone,
-    /// Somebody else has committed for a partition that this instance holds.
-    #[error(transparent)]
-    Ownership(#[from] OwnershipLost),
-    /// The same, found by the commit itself. Also what comes of a commit that was carried out and whose answer was lost.
-    #[error(
-        "table {table}: a partition of this epoch has a newer one, the assignment is taken anew"
-    )]
-    Overtaken {
-        /// Name of the table.
-        table: String,
-    },
-    /// A state file cannot be read or written.
-    #[error("state file {name}{}: {text}", refusal::remedy_of(text))]
-    State {
-        /// Name of the file.
-        name: String,
-        /// What is wrong.
-        text: String,
-    },
-    /// A table asks for more than every reader can do.
-    #[error(
-        "table {table} asks for reader version {reader} and writer version {writer}, maintenance knows 1 and 2: \
-         something else has changed it; take that back, or switch maintenance off"
-    )]
-    Protocol {
-        /// Name of the table.
-        table: String,
-        /// Lowest reader version.
-        reader: i32,
-        /// Lowest writer version.
-        writer: i32,
-    },
-    /// Files of a table cannot become one.
-    #[error("table {table}")]
-    Merge {
-        /// Name of the table.
-        table: String,
-        /// Why.
-        #[source]
-        source: Box<super::maintenance::MergeError>,
-    },
-    /// Rows would be lost or doubled.
-    #[error("table {table}: {text}")]
-    Rows {
-        /// Name of the table.
-        table: String,
-        /// What does not fit.
-        text: String,
-    },
-    /// A lease cannot be read or written.
-    #[error("maintenance lease {name}{}: {text}", refusal::remedy_of(text))]
-    Lease {
-        /// Name of the file.
-        name: String,
-        /// What is wrong.
-        text: String,
-    },
-    /// Whoever writes here writes to the wrong place.
-    #[error(
-        "the lake was moved to {to}: set lake.location to it; `lake copy --reopen` takes the move back"
-    )]
-    Moved {
-        /// The new place.
-        to: String,
-    },
-    /// Not all of the lake is here yet.
-    #[error(
-        "this is a copy of {from} that is not finished: `lake copy --final` with that lake's settings ends it"
-    )]
-    UnfinishedCopy {
-        /// What is copied.
-        from: String,
-    },
-    /// The storage did not answer in time.
-    #[error("the storage did not answer within {seconds} s (lake.operation-timeout)")]
-    Timeout {
-        /// The limit.
-        seconds: u64,
-    },
-}
-
-impl LakeError {
-    /// Whether the storage works, and the epoch is void because a partition has moved.
-    #[must_use]
-    pub fn is_lost_race(&self) -> bool {
-        match self {
-            Self::Ownership(_) | Self::Overtaken { .. } => true,
-            Self::Folder { .. }
-            | Self::Unreadable { .. }
-            | Self::OptionFile { .. }
-            | Self::Table { .. }
-            | Self::Columns { .. }
-            | Self::Epoch { .. }
-            | Self::State { .. }
-            | Self::CommitGone
-            | Self::Protocol { .. }
-            | Self::Merge { .. }
-            | Self::Rows { .. }
-            | Self::Lease { .. }
-            | Self::Moved { .. }
-            | Self::UnfinishedCopy { .. }
-            | Self::Timeout { .. } => false,
-        }
-    }
-
-    /// Whether the settings name a place that is not, or not yet, to be written: trying again is no use.
-    #[must_use]
-    pub fn is_wrong_place(&self) -> bool {
-        matches!(self, Self::Moved { .. } | Self::UnfinishedCopy { .. })
-    }
-}
 
 /// Where the lake is and how to get at it.
 #[derive(Clone, Debug)]
@@ -224,6 +57,8 @@ pub struct Location {
     /// Old log files, and log checkpoints but at a start, are left to maintenance.
     is_maintained: bool,
     is_read_only: bool,
+    /// Also what was handed over to another program may be written.
+    takes_over: bool,
 }
 
 impl Location {
@@ -280,7 +115,14 @@ impl Location {
             secrets,
             is_read_only,
             is_maintained: settings.checkpoint_commits.is_some(),
+            takes_over: false,
         })
+    }
+
+    /// The same, for who hands the lake over or takes it back: the mark that refuses it to others is none.
+    #[must_use]
+    pub fn taking_over(self) -> Self {
+        Self { takes_over: true, ..self }
     }
 
     /// Folder of a table or of the state files on this machine.
@@ -400,6 +242,7 @@ pub struct Table {
     folder: Option<PathBuf>,
     /// Somebody else writes log checkpoints and shortens the log.
     is_maintained: bool,
+    takes_over: bool,
 }
 
 impl std::fmt::Debug for Table {
@@ -448,7 +291,7 @@ impl Table {
         }
         // That nothing is there says less than why it was not made.
         table.load().await.map_err(|source| failed(not_created.take().unwrap_or(source)))?;
-        check_not_moved(&table)?;
+        check_ours(&table, location.takes_over)?;
         let before = table.version();
         let table = add_missing_columns(table, name, &columns).await?;
         if let Some(version) = table.version().filter(|version| Some(*version) != before) {
@@ -468,6 +311,7 @@ impl Table {
             partitions,
             folder: location.local(name),
             is_maintained: location.is_maintained,
+            takes_over: location.takes_over,
         })
     }
 
@@ -513,14 +357,18 @@ impl Table {
     /// The storage refuses.
     pub async fn refresh(&mut self) -> Result<(), LakeError> {
         let Err(error) = self.table.update_state().await else {
-            return check_not_moved(&self.table);
+            return self.check_ours();
         };
         // Maintenance may have deleted the commits on which the snapshot stands; a checkpoint has what was in them.
         info!(table = self.name, error = crate::causes::describe(&error), "reading the table anew");
         let mut table = DeltaTable::new(self.log_store.clone());
         table.load().await.map_err(|source| table_error(self.name, source))?;
         self.table = table;
-        check_not_moved(&self.table)
+        self.check_ours()
+    }
+
+    fn check_ours(&self) -> Result<(), LakeError> {
+        check_ours(&self.table, self.takes_over)
     }
 
     /// Writes a log checkpoint if at least `commits` have come since the last one; whether it did.
@@ -604,7 +452,7 @@ impl Table {
         let actions: Vec<Action> = adds.into_iter().map(Action::Add).chain(removes).collect();
         let mut attempt = 1;
         loop {
-            check_not_moved(&self.table)?;
+            self.check_ours()?;
             match self.try_commit(&actions, partitions, epoch).await {
                 Ok(false) => return Ok(()),
                 Ok(true) => break,
@@ -715,6 +563,12 @@ impl Table {
             None => Ok(()),
         }
     }
+}
+
+/// Whether aggregators may write the table.
+fn check_ours(table: &DeltaTable, takes_over: bool) -> Result<(), LakeError> {
+    check_not_moved(table)?;
+    if takes_over { Ok(()) } else { check_not_handed_over(table) }
 }
 
 /// How Parquet files are written. A dictionary of numbers that hardly ever come twice costs time and saves nothing.

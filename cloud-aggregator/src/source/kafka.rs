@@ -34,6 +34,7 @@ use crate::telemetry::names;
 
 mod cursor;
 mod group;
+mod hub;
 mod quiet;
 
 /// How long a poll waits for the first record.
@@ -183,6 +184,7 @@ fn topic_names(settings: &config::Kafka) -> Vec<&str> {
         &topics.dead_letters,
         &topics.outcomes,
         &topics.waveforms,
+        &settings.hub.topic,
     ]
     .into_iter()
     .map(String::as_str)
@@ -403,6 +405,7 @@ impl Reader {
             let last = place.last.filter(|_| is_where_it_was);
             let is_to_verify = last.is_some() && position.offset > position.low;
             position.slot = self.occupy(Cursor {
+                is_hub: self.settings.hub.is_of(&place.partition.topic),
                 partition: place.partition,
                 next: position.offset,
                 last,
@@ -503,7 +506,7 @@ impl Reader {
                     &mut self.cursors,
                     &mut self.last_slot,
                     &mut self.batch,
-                    self.settings.record_bytes_max,
+                    &self.settings,
                 ),
                 Err(error) => {
                     self.handle_error(&error);
@@ -545,9 +548,11 @@ impl Reader {
                 let there: Vec<&str> = metadata.topics().iter().map(|topic| topic.name()).collect();
                 let mut missing = topic_names(&self.settings);
                 missing.retain(|name| !there.contains(name));
-                format!("of kafka.topics do not exist (yet): {}", missing.join(", "))
+                format!("of kafka.topics and kafka.hub do not exist (yet): {}", missing.join(", "))
             }
-            Err(error) => format!("a topic of kafka.topics does not exist (yet); which: {error}"),
+            Err(error) => {
+                format!("a topic that is to be read does not exist (yet); which: {error}")
+            }
         };
         self.complain("topics", &text);
     }
@@ -702,7 +707,7 @@ impl Reader {
                     &mut self.cursors,
                     &mut self.last_slot,
                     &mut self.batch,
-                    self.settings.record_bytes_max,
+                    &self.settings,
                 ),
                 Some(Err(error)) => self.errors.push(error),
                 None => {}

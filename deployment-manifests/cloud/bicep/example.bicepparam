@@ -8,6 +8,9 @@ param readingPartitions = 12
 // For Kubernetes: az aks show --resource-group GROUP --name CLUSTER --query oidcIssuerProfile.issuerUrl --output tsv
 param clusterIssuer = ''
 
+// An IoT Hub that is read, too: ../iot-hub/README.md.
+param iotHubName = ''
+
 // The Logic App that tells people: ../actions/README.md.
 param deployLogicApp = false
 param teamId = '<id of the team>'

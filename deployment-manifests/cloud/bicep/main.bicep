@@ -50,6 +50,9 @@ param logRetentionDays int = 30
 @description('Issuer of the tokens of a Kubernetes cluster that runs the cloud-aggregator. Empty: none.')
 param clusterIssuer string = ''
 
+@description('IoT Hub of this resource group whose built-in endpoint is read, too. Empty: none. See ../iot-hub.')
+param iotHubName string = ''
+
 @description('Whether outcomes are reported to the cloud-aggregator (POST /api/outcomes).')
 param takesOutcomes bool = false
 
@@ -140,6 +143,14 @@ module vault 'modules/key-vault.bicep' = {
   }
 }
 
+module hubEndpoint 'modules/hub-endpoint.bicep' = if (!empty(iotHubName)) {
+  name: '${namePrefix}-hub-endpoint'
+  params: {
+    hubName: iotHubName
+    vaultName: vault.outputs.vaultName
+  }
+}
+
 module actions '../actions/logic-app/main.bicep' = if (deployLogicApp) {
   name: '${namePrefix}-actions'
   params: {
@@ -180,6 +191,12 @@ module app '../container-apps/main.bicep' = if (deployContainerApp) {
 
 @description('For the settings: `kafka.brokers` is this with :9093.')
 output eventHubsHost string = topics.outputs.host
+
+@description('For the settings of whoever reads the hub: `kafka.brokers` is this with :9093.')
+output hubEndpointHost string = empty(iotHubName) ? '' : hubEndpoint!.outputs.host
+
+@description('For the same settings: `kafka.hub.topic`.')
+output hubEndpointTopic string = empty(iotHubName) ? '' : hubEndpoint!.outputs.topic
 
 @description('For the settings: `lake.location`, without a folder.')
 output lakeLocation string = lake.outputs.location

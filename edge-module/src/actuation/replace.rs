@@ -15,7 +15,7 @@ use super::{
     Actuation, Actuator, Health, Machine, ORDERS_OF_A_TURN_MAX, Path, PathReport, TaskEnd, modbus,
     mqtt,
 };
-use crate::admin::Board;
+use crate::admin::{Board, QuietBoard};
 use crate::config::{self, Settings};
 use crate::mqtt::source::SessionError;
 
@@ -135,7 +135,7 @@ impl Actuation {
     ///
     /// # Errors
     /// A broker's password cannot be read.
-    pub fn new(settings: &Settings, board: Board) -> Result<(Self, Connections), SessionError> {
+    pub fn new(settings: &Settings, board: &Board) -> Result<(Self, Connections), SessionError> {
         let (sender, reports) = mpsc::channel(settings.protection.path_queue_length);
         let mut maker = Maker::new(settings, sender)?;
         let mut this = Self {
@@ -144,7 +144,7 @@ impl Actuation {
             maker,
             display_health: Health::Starting,
             confirmation_deadline: settings.protection.confirmation_deadline,
-            board,
+            board: QuietBoard::new(board),
             is_health_changed: true,
         };
         let machines =

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::*;
+use crate::admin::Board;
 use crate::calibration::Baselines;
 use crate::config::Settings;
 use crate::scoring::Models;
@@ -81,7 +82,7 @@ impl Bench {
             display,
             display_health: Health::Ready,
             confirmation_deadline: DEADLINE,
-            board: board.clone(),
+            board: QuietBoard::new(&board),
             is_health_changed: true,
         };
         let mut bench = Self { actuation, notes, board, machine_id };
@@ -254,12 +255,13 @@ async fn heartbeats_come_from_the_judging_loop_alone() {
     let (port, writes) = answering_device();
     let settings = settings_with_modbus(port);
     let (actuation, connections) =
-        Actuation::new(&settings, Board::default()).expect("no password to read");
+        Actuation::new(&settings, &Board::default()).expect("no password to read");
     let mut sessions = JoinSet::new();
     let reports = connections.start(&mut sessions);
     let (events, _events) = mpsc::channel(16);
     let (latches, _latches) = std::sync::mpsc::sync_channel(16);
-    let sinks = crate::protection::Sinks { events, latches, board: Board::default() };
+    let sinks =
+        crate::protection::Sinks { events, latches, board: QuietBoard::new(&Board::default()) };
     let known = (&Models::new(), &Baselines::new());
     let protection =
         crate::protection::Protection::new(&settings, known, Vec::new(), actuation, sinks)
@@ -300,7 +302,7 @@ async fn other_machines_bring_their_connections_and_leave_without_them() {
     let (port, writes) = answering_device();
     let none = Settings::load(None::<&FilePath>).expect("defaults are valid");
     let (mut actuation, connections) =
-        Actuation::new(&none, Board::default()).expect("no password to read");
+        Actuation::new(&none, &Board::default()).expect("no password to read");
     let mut tasks = JoinSet::new();
     let mut reports = connections.start(&mut tasks);
     let one = settings_with_modbus(port).machines.remove(0);

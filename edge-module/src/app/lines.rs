@@ -7,14 +7,16 @@ use edge_core::baseline::Baseline;
 use shared_proto::model::MachineEvent;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tracing::error;
+use tracing::{error, warn};
 
 use super::{Sources, own_name};
 use crate::admin::{Board, Part};
 use crate::calibration::{BaselineFolder, KeptBaseline};
 use crate::config::{Desired, Settings};
+use crate::data_dir::read_patiently;
 use crate::hub;
 use crate::hub::access::{Access, AccessError};
+use crate::hub::preflight::{Preflight, open_secrets};
 use crate::hub::telemetry::{Downlink, Uplink, line};
 use crate::hub::{INPUT_QUEUE_LENGTH, InputLines, Inputs};
 use crate::latch::LatchFolder;
@@ -154,7 +156,9 @@ pub(super) fn start_link(
     board: &Board,
     stop: &watch::Sender<bool>,
 ) -> Option<JoinHandle<()>> {
-    match access(settings) {
+    let access = access(settings);
+    tell_preflight(settings, &access);
+    match access {
         Ok(None) => None,
         Ok(Some(access)) => {
             board.set(Part::Hub, Err("connecting".to_owned()));
@@ -174,6 +178,19 @@ pub(super) fn start_link(
             board.set(Part::Hub, Err(error.to_string()));
             None
         }
+    }
+}
+
+/// Says in the log what `check-config` would say. What a connection finds itself is told again with it.
+fn tell_preflight(settings: &Settings, access: &Result<Option<Access>, AccessError>) {
+    let Preflight { faults, notes, .. } = Preflight::without_files(settings, access);
+    for fault in faults {
+        error!("{fault}");
+    }
+    let (keys, settings) = ("modes of the hub's keys", settings.iot_hub.clone());
+    let open = read_patiently(keys, move || open_secrets(&settings)).unwrap_or_default();
+    for note in notes.into_iter().chain(open) {
+        warn!("{note}");
     }
 }
 

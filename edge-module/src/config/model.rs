@@ -185,16 +185,8 @@ pub struct ScoredBy {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
-
     use super::*;
-
-    fn load(text: &str) -> Result<Settings, String> {
-        let failed = |error: std::io::Error| error.to_string();
-        let mut file = tempfile::NamedTempFile::with_suffix(".toml").map_err(failed)?;
-        file.write_all(text.as_bytes()).map_err(failed)?;
-        Settings::load(Some(file.path())).map_err(|faults| faults.to_string())
-    }
+    use crate::config::tests::load;
 
     fn machine(scored: &str, model: &str) -> Result<Settings, String> {
         load(&format!("[[machines]]\nid = \"m\"\nscored-sensors = {scored}\n[model]\n{model}\n"))

@@ -149,13 +149,7 @@ fn notes(machine: &Machine) -> impl Iterator<Item = String> {
 #[cfg(test)]
 mod tests {
     use crate::config::Settings;
-
-    fn load_text(text: &str) -> Result<Settings, String> {
-        let file =
-            tempfile::NamedTempFile::with_suffix(".toml").map_err(|error| error.to_string())?;
-        std::fs::write(&file, text).map_err(|error| error.to_string())?;
-        Settings::load(Some(file.path())).map_err(|faults| faults.to_string())
-    }
+    use crate::config::tests::load as load_text;
 
     fn load(machine: &str) -> Result<Settings, String> {
         load_text(&format!("[[machines]]\nid = \"press-1\"\n{machine}"))

@@ -15,6 +15,11 @@ fn with(file: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsErro
     Settings::from_layers(Some(path.path()), Some(variables))
 }
 
+/// The settings of a file with this text, or its faults.
+pub(super) fn load(text: &str) -> Result<Settings, String> {
+    with(text, &[]).map_err(|faults| faults.to_string())
+}
+
 fn complaint(file: &str, variables: &[(&str, &str)]) -> String {
     match with(file, variables) {
         Ok(_) => "accepted".to_owned(),

@@ -124,17 +124,8 @@ impl Upstreams {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
-
     use super::*;
-    use crate::config::Settings;
-
-    fn load(text: &str) -> Result<Settings, String> {
-        let failed = |error: std::io::Error| error.to_string();
-        let mut file = tempfile::NamedTempFile::with_suffix(".toml").map_err(failed)?;
-        file.write_all(text.as_bytes()).map_err(failed)?;
-        Settings::load(Some(file.path())).map_err(|faults| faults.to_string())
-    }
+    use crate::config::tests::load;
 
     #[test]
     fn there_are_three_orders() {

@@ -11,23 +11,20 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use azure_iot_sdk::{DeviceKeyTokenSource, TokenSource as _};
-use edge_core::hub::certificate::validity;
 use edge_core::hub::identity::{
     ConnectionString, ConnectionStringError, HubIdentity, HubIdentityError,
     shared_access_signature, string_to_sign,
 };
 use edge_core::hub::properties::encode;
 use edge_core::hub::provisioning::{Assignment, Registration, registration_signature};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore};
-
+use rustls::ClientConfig;
 use tracing::{error, info, warn};
 
 use super::clock::Clock;
 use super::hmac;
 use super::measures::Expiry;
 use super::provisioning::{DeviceProof, Provisioning, ProvisioningError};
+use super::tls::{TlsFiles, tls};
 use super::workload::{Workload, WorkloadError};
 use crate::config::{HubMode, IotHub, Secret, read_secret};
 use crate::data_dir::read_patiently;
@@ -72,6 +69,17 @@ pub enum AccessError {
     /// IoT Edge does not help.
     #[error(transparent)]
     Workload(#[from] WorkloadError),
+    /// The provisioning service would not take the certificate.
+    #[error(
+        "iot-hub.certificate-file: {}, and iot-hub.provisioning.registration-id is {registration_id:?}: the provisioning service, by an enrolment of one device or of a group, takes only the certificate whose common name is the registration id; set that one, or have the certificate issued anew",
+        told(.names)
+    )]
+    Name {
+        /// Of the settings.
+        registration_id: String,
+        /// Common names of the certificate.
+        names: Vec<String>,
+    },
     /// Nobody is trusted.
     #[error("{0} has no certificate: nobody would be trusted")]
     NoAuthority(String),
@@ -87,6 +95,13 @@ pub enum AccessError {
     /// The clock is before 1970.
     #[error("the clock of this machine is before 1970: set it")]
     Clock,
+}
+
+fn told(names: &[String]) -> String {
+    match names {
+        [] => "it has no common name".to_owned(),
+        names => format!("its common name is {:?}", names.join(", ")),
+    }
 }
 
 /// Who we are, and what proves it.
@@ -160,6 +175,16 @@ const MODULE_VARIABLES: [&str; 7] = [
     "IOTEDGE_APIVERSION",
 ];
 
+/// Whether the settings and the variables of this process say that there shall be a link.
+#[must_use]
+pub fn is_wanted(settings: &IotHub, variable: impl Fn(&str) -> Option<String>) -> bool {
+    match settings.identity {
+        HubMode::Off => false,
+        HubMode::Auto => MODULE_VARIABLES.iter().any(|name| variable(name).is_some()),
+        HubMode::Module | HubMode::Device => true,
+    }
+}
+
 impl Access {
     /// By the settings and the variables of this process; nothing if there shall be no link.
     ///
@@ -170,10 +195,11 @@ impl Access {
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Option<Self>, AccessError> {
         let ca_file = Some(settings.ca_file.clone()).filter(|path| !path.as_os_str().is_empty());
-        let is_in_iot_edge = MODULE_VARIABLES.iter().any(|name| variable(name).is_some());
+        if !is_wanted(settings, &variable) {
+            return Ok(None);
+        }
         match settings.identity {
             HubMode::Off => Ok(None),
-            HubMode::Auto if !is_in_iot_edge => Ok(None),
             HubMode::Auto | HubMode::Module => Self::of_module(variable, ca_file)?.checked(),
             HubMode::Device if settings.provisioning.is_used() => {
                 Self::of_registration(settings, ca_file)?.checked()
@@ -334,6 +360,37 @@ impl Access {
         &self.host
     }
 
+    /// How we prove who we are, for people.
+    pub(super) const fn proof_name(&self) -> &'static str {
+        match &self.proof {
+            Proof::Workload(_) => "tokens that IoT Edge signs",
+            Proof::Key(_) | Proof::Registration(_) => "tokens by its key",
+            Proof::Certificate { .. } => "its certificate",
+        }
+    }
+
+    /// The service that says where we belong, if there is one, and as whom it knows us.
+    pub(super) fn registration(&self) -> Option<(&str, &Registration)> {
+        let provisioning = self.provisioning.as_ref()?;
+        Some((&provisioning.endpoint, &provisioning.registration))
+    }
+
+    /// Reads the files that each connection reads anew. Gives when the certificate ends, in Unix seconds, if there is one.
+    ///
+    /// # Errors
+    /// As of a connection.
+    pub(super) fn read_files(&self) -> Result<Option<i64>, AccessError> {
+        match (&self.proof, &self.ca_file) {
+            // Whom to trust is asked of IoT Edge.
+            (Proof::Workload(_), None) => Ok(None),
+            (Proof::Workload(_), Some(_))
+            | (Proof::Key(_) | Proof::Registration(_) | Proof::Certificate { .. }, _) => {
+                let registration = self.registration().map(|(_, registration)| registration);
+                Ok(tls(self.tls_files(registration), None)?.certificate_ends)
+            }
+        }
+    }
+
     /// Whether the proof ends, so that the connection must be made anew before.
     pub(super) const fn expires(&self) -> bool {
         match self.proof {
@@ -397,7 +454,7 @@ impl Access {
         tokio::spawn(async move {
             let bundle = access.bundle().await;
             let tls = match bundle {
-                Ok(bundle) => access.tls(bundle).await,
+                Ok(bundle) => access.tls(access.tls_files(None), bundle).await,
                 Err(error) => Err(error),
             };
             match tls {
@@ -452,26 +509,40 @@ impl Access {
             }
         };
         let host = provisioning.endpoint.clone();
-        Ok(Ticket { host, password, tls: self.tls(None).await? })
+        let tls = self.tls(self.tls_files(Some(&provisioning.registration)), None).await?;
+        Ok(Ticket { host, password, tls })
     }
 
     /// Gets what the next connection needs.
     pub(super) async fn ticket(&self, life: Duration) -> Result<Ticket, AccessError> {
         let password = self.password(life).await?;
         let bundle = self.bundle().await?;
-        Ok(Ticket { host: self.host.clone(), password, tls: self.tls(bundle).await? })
+        let tls = self.tls(self.tls_files(None), bundle).await?;
+        Ok(Ticket { host: self.host.clone(), password, tls })
     }
 
-    async fn tls(&self, bundle: Option<String>) -> Result<Arc<ClientConfig>, AccessError> {
-        let (of_files, ca_file) = (self.proof.files(), self.ca_file.clone());
+    async fn tls(
+        &self,
+        files: TlsFiles,
+        bundle: Option<String>,
+    ) -> Result<Arc<ClientConfig>, AccessError> {
         // A share that hangs must hold up nobody.
-        let made = tokio::task::spawn_blocking(move || tls(of_files, ca_file, bundle));
+        let made = tokio::task::spawn_blocking(move || tls(files, bundle));
         let made = tokio::time::timeout(READ_TIMEOUT, made).await;
         let made = made.map_err(|_| AccessError::Disk)?.map_err(|_| AccessError::Disk)??;
         if let Some(ends) = made.certificate_ends {
             self.watched.expiry.set(ends);
         }
         Ok(made.config)
+    }
+
+    /// For a connection to the hub, or to the service where the device registers.
+    fn tls_files(&self, registration: Option<&Registration>) -> TlsFiles {
+        TlsFiles {
+            of_device: self.proof.files(),
+            authorities: self.ca_file.clone(),
+            registration_id: registration.map(|it| it.registration_id.clone()),
+        }
     }
 
     /// What IoT Edge says whom to trust, if that counts.
@@ -549,64 +620,6 @@ async fn read_kept(provisioning: &Arc<Provisioning>) -> Option<Assignment> {
     }
 }
 
-/// How to speak TLS, and when the certificate for it ends, in Unix seconds.
-struct Tls {
-    config: Arc<ClientConfig>,
-    certificate_ends: Option<i64>,
-}
-
-fn tls(
-    of_files: Option<(PathBuf, PathBuf)>,
-    ca_file: Option<PathBuf>,
-    bundle: Option<String>,
-) -> Result<Tls, AccessError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(authorities(ca_file, bundle)?);
-    let Some((chain, key)) = of_files else {
-        let config = Arc::new(builder.with_no_client_auth());
-        return Ok(Tls { config, certificate_ends: None });
-    };
-    let wrong = |key, reason: String| AccessError::File { key, reason };
-    let name = "certificate-file";
-    let chain = certificates(name, &read(name, &chain)?)?;
-    let first = chain.first().ok_or_else(|| wrong(name, "has no certificate".to_owned()))?;
-    let dates = validity(first).map_err(|error| wrong(name, error.to_string()))?;
-    let key = read("private-key-file", &key)?;
-    let key = PrivateKeyDer::from_pem_slice(&key)
-        .map_err(|error| wrong("private-key-file", error.to_string()))?;
-    let config = builder.with_client_auth_cert(chain, key);
-    let config = config
-        .map_err(|error| wrong(name, format!("does not go with private-key-file: {error}")))?;
-    Ok(Tls { config: Arc::new(config), certificate_ends: Some(dates.until) })
-}
-
-/// Whom we trust: never more than is needed.
-fn authorities(
-    ca_file: Option<PathBuf>,
-    bundle: Option<String>,
-) -> Result<RootCertStore, AccessError> {
-    let (found, name) = match (ca_file, bundle) {
-        (Some(file), _) => {
-            (certificates("ca-file", &read("ca-file", &file)?)?, file.display().to_string())
-        }
-        (None, Some(bundle)) => {
-            // Of several that IoT Edge gives, those that are none are left out: the others count.
-            let found = CertificateDer::pem_slice_iter(bundle.as_bytes());
-            (found.filter_map(Result::ok).collect(), "the trust bundle of IoT Edge".to_owned())
-        }
-        (None, None) => {
-            // Those that cannot be read are left out: one broken file among hundreds is no reason to trust nobody.
-            let found = rustls_native_certs::load_native_certs().certs;
-            (found, "the system's folder of authorities".to_owned())
-        }
-    };
-    let mut roots = RootCertStore::empty();
-    let (added, _) = roots.add_parsable_certificates(found);
-    if added == 0 { Err(AccessError::NoAuthority(name)) } else { Ok(roots) }
-}
-
 /// The token source of the SDK puts names into the token as they are: it gets them encoded.
 fn key_of(identity: &HubIdentity, key: &str) -> Result<KeyOfDevice, hmac::NoKey> {
     let device = encode(&identity.device_id);
@@ -624,22 +637,6 @@ fn secret(key: &'static str, path: &Path) -> Result<Secret, AccessError> {
     read_patiently("hub's key", move || read_secret(&path))
         .ok_or(AccessError::Disk)?
         .map_err(|reason| AccessError::File { key, reason })
-}
-
-fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, AccessError> {
-    std::fs::read(path).map_err(|error| AccessError::File {
-        key,
-        reason: format!("{} cannot be read: {error}", path.display()),
-    })
-}
-
-fn certificates(
-    key: &'static str,
-    pem: &[u8],
-) -> Result<Vec<CertificateDer<'static>>, AccessError> {
-    CertificateDer::pem_slice_iter(pem)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| AccessError::File { key, reason: error.to_string() })
 }
 
 #[cfg(test)]

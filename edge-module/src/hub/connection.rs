@@ -32,6 +32,8 @@ const INFLIGHT_MAX: u16 = 16;
 /// Requests that may wait inside the client library.
 const REQUESTS_MAX: usize = 128;
 const EVENTS_MAX: usize = 128;
+/// Acknowledgements that a hub may let wait while it sends on: many times what it has in flight, and little memory.
+const OWED_MAX: usize = 1_024;
 /// For the last packets, when the connection is given up.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -64,7 +66,8 @@ pub(super) struct Connection {
     pub(super) events: mpsc::Receiver<HubEvent>,
     task: JoinHandle<()>,
     unacknowledged: Unacknowledged,
-    /// Acknowledgements of ours that found no room among the requests; as many as the hub has in flight at most.
+    /// Acknowledgements of ours that found no room among the requests; as many as the hub has in flight, which are sixteen of
+    /// those that keep their own rules.
     owed: Mutex<VecDeque<Publish>>,
 }
 
@@ -169,6 +172,11 @@ impl Connection {
         stub.pkid = publish.pkid;
         self.owed.lock().unwrap_or_else(PoisonError::into_inner).push_back(stub);
         self.acknowledge_rest();
+    }
+
+    /// Whether the hub sends on and on, and takes nothing.
+    pub(super) fn is_overrun(&self) -> bool {
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner).len() > OWED_MAX
     }
 
     /// Acknowledges what found no room before.
@@ -301,4 +309,29 @@ fn closed(error: &ConnectionError) -> Closed {
     );
     let remedy = remedy_of_certificate(error).unwrap_or_default();
     Closed { reason: format!("{}{remedy}", chain(error)), is_refused }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_hub_that_sends_on_and_takes_no_acknowledgement_is_noticed_before_memory_is() {
+        // Nobody drives the event loop, as when the socket takes nothing.
+        let options = MqttOptions::new("gw-7", "hub.example", 8883);
+        let (client, _event_loop) = AsyncClient::new(options, REQUESTS_MAX);
+        let (_sender, events) = mpsc::channel(1);
+        let task = tokio::spawn(std::future::pending());
+        let (unacknowledged, owed) = (Unacknowledged::default(), Mutex::default());
+        let connection = Connection { client, events, task, unacknowledged, owed };
+        let mut publish = Publish::new("topic", QoS::AtLeastOnce, vec![0; 1_000]);
+        for id in 1..=REQUESTS_MAX + OWED_MAX {
+            publish.pkid = u16::try_from(id).expect("a few");
+            connection.acknowledge(&publish);
+        }
+        assert!(!connection.is_overrun());
+        publish.pkid += 1;
+        connection.acknowledge(&publish);
+        assert!(connection.is_overrun());
+    }
 }

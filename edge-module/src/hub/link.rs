@@ -361,6 +361,10 @@ impl Link {
             }
             Some(HubEvent::Publish(publish, received)) => {
                 self.handle_publish(publish, received, connection);
+                if connection.is_overrun() {
+                    let reason = "the hub sends on and takes no acknowledgement".to_owned();
+                    return Some(Closed { reason, is_refused: false });
+                }
             }
         }
         None

@@ -11,7 +11,7 @@
 //! | `setModel` | `{"name":…,"url":…,"sha256":…}` | 200 with what is done about it; 409 if the settings do not take it |
 //!
 //! Schemas of all payloads and answers: `METHODS.md`. 400: the payload is none; 404: no such method or machine; 503: the stop path does not answer. Refusals are
-//! `{"message":…}`. A call that the hub delivers twice, with the same request id, is carried out once and answered twice.
+//! `{"message":…}`. A call that the hub delivers again, with the same request id, is carried out once, and answered the same.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -23,6 +23,7 @@ use shared_proto::model::MachineId;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use super::sparing::cut;
 use crate::actuation::messages::is_operator;
 use crate::admin::{Board, JournalStatus, LostRange};
 use crate::kafka::now;
@@ -48,6 +49,8 @@ const MODEL_LOOK: Duration = Duration::from_millis(200);
 /// Calls that wait for the stop path or the settings.
 const PENDING_MAX: usize = 16;
 const REASON_CHARACTERS_MAX: usize = 512;
+/// Longest refusal.
+const MESSAGE_CHARACTERS_MAX: usize = 1_000;
 /// What a payload that is none is answered with.
 const STOP_FORM: &str = r#"{"machineId":"…","operator":"name","reason":"why"}"#;
 const MODEL_FORM: &str = r#"{"name":"…","url":"https://…","sha256":"…"}"#;
@@ -71,6 +74,8 @@ impl Answer {
     }
 
     fn refused(status: i32, message: &str) -> Self {
+        // A name or a value of the payload may stand in it, and is as long as the caller likes.
+        let message = cut(message, MESSAGE_CHARACTERS_MAX);
         Self { status, body: json!({ "message": message }) }
     }
 }

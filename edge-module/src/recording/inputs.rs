@@ -10,7 +10,6 @@ use crate::journal::JournalCommand;
 use crate::mqtt::source::SessionEvent;
 use crate::recognition::InputMark;
 use crate::store::Entry;
-use crate::telemetry;
 
 /// A message of OPC Publisher.
 pub struct OpcInput {
@@ -73,10 +72,7 @@ impl Recording {
         mark: InputMark,
     ) -> Vec<Entry> {
         let mut records = Vec::new();
-        let is_repeat = self.recognition.is_repeat(publish, mark);
-        self.recognition.note_message(mark);
-        if is_repeat {
-            metrics::counter!(telemetry::INPUT_REDELIVERED).increment(1);
+        if self.is_repeat(publish, mark) {
             return records;
         }
         for item in message.items {

@@ -4,7 +4,7 @@
 //! The desired properties go before them: a model that those name is set there, and nowhere else. What is set is checked whole and
 //! comes into force like any change of the settings, or is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use tracing::{debug, error, warn};
 
 use super::{ANSWER_TIMEOUT, ReloadError, Reloader};
-use crate::config::{DEFAULT_MODEL, Desired};
+use crate::config::{DEFAULT_MODEL, Desired, Settings};
 use crate::durable;
 
 /// A bundle on a server.
@@ -103,6 +103,17 @@ fn names_model(desired: Option<&Desired>, name: &str) -> bool {
     is_named || (name == DEFAULT_MODEL && model.get("bundle-dir").is_some())
 }
 
+/// What is wrong with a name that no model of the settings has: nobody would be judged by its bundle, and it could not be taken out.
+fn unknown(settings: &Settings, name: &str) -> Option<String> {
+    let known = settings.model.sources();
+    if name == DEFAULT_MODEL || known.contains_key(name) {
+        return None;
+    }
+    let known: BTreeSet<&str> = known.keys().map(String::as_str).chain([DEFAULT_MODEL]).collect();
+    let known = known.into_iter().collect::<Vec<_>>().join(", ");
+    Some(format!("no model is named {name:.64}; known are {known}: name it in model.bundles first"))
+}
+
 impl Reloader {
     /// Puts a model among the settings, and answers.
     pub(super) async fn set_model(&mut self, wish: ModelWish) {
@@ -123,6 +134,9 @@ impl Reloader {
     ) -> Result<Option<String>, ReloadError> {
         if names_model(self.by_hub.desired.as_ref(), name) {
             let text = format!("the desired properties name model {name}: change it there");
+            return Err(ReloadError::Invalid(text));
+        }
+        if let Some(text) = unknown(&self.settings, name) {
             return Err(ReloadError::Invalid(text));
         }
         let mut set = self.by_hub.set.clone();
@@ -165,7 +179,6 @@ pub(super) fn read_set_models(data_dir: &Path) -> SetModels {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Settings;
 
     fn set(name: &str) -> SetModels {
         let url = "https://models.example/a.tar".to_owned();
@@ -202,6 +215,17 @@ mod tests {
             assert_eq!(set(name).over(Some(&before)), Some(before), "{name}");
         }
         assert_eq!(SetModels::default().over(None), None);
+    }
+
+    #[test]
+    fn a_name_that_no_model_has_is_unknown() {
+        let settings = Settings::load(None).expect("defaults");
+        assert_eq!(unknown(&settings, DEFAULT_MODEL), None);
+        let text = unknown(&settings, "shakn").expect("nobody's");
+        assert!(text.contains("no model is named shakn; known are default"), "{text}");
+        let merged = set("shaken").over(None).expect("something");
+        let (settings, _) = Settings::load_desired(None, Some(&merged)).expect("valid");
+        assert_eq!(unknown(&settings, "shaken"), None);
     }
 
     #[test]

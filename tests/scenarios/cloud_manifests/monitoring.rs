@@ -20,7 +20,7 @@ const GRID_COLUMNS: u64 = 24;
 const RANGE: &str = "1m";
 
 /// What the tests of the rules must notice: file, and a change that makes a rule fire too late, too early or never.
-const WRONG_RULES: [(&str, &str, &str); 8] = [
+const WRONG_RULES: [(&str, &str, &str); 9] = [
     (
         "cloud-aggregator",
         "up{job=\"cloud-aggregator\"} == 0\n        for: 2m",
@@ -45,6 +45,7 @@ const WRONG_RULES: [(&str, &str, &str); 8] = [
     ),
     ("edge-module", "0.8 * edge_limit", "0.9 * edge_limit"),
     ("edge-module", "part_ready == 0", "part_ready == 2"),
+    ("edge-module", "seconds < 14 * 86400", "seconds < 15 * 86400"),
 ];
 
 fn prometheus_dir() -> PathBuf {

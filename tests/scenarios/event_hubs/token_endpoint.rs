@@ -5,8 +5,7 @@
 //! Sources: "How to use managed identities for App Service" (REST endpoint reference) and "OAuth 2.0 client credentials flow"
 //! (access token request with a federated credential) of the Azure documentation; RFC 7515, RFC 7517 and RFC 7519.
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,6 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use e2e_tests::tokens::{ASSERTION_TYPE, IDENTITY_PATH, TokenRequest};
 use ring::rand::SystemRandom;
 use ring::rsa::{KeyPair as RsaKeyPair, PublicKeyComponents};
 use rustls::pki_types::pem::PemObject as _;
@@ -35,10 +35,6 @@ pub(super) const OTHER_AUDIENCE: &str = "https://another.servicebus.windows.net"
 
 const KEY_ID: &str = "key-of-one-test";
 const API_VERSION: &str = "2019-08-01";
-const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
-const MANAGED_PATH: &str = "/msi/token";
-/// Head and body of a request.
-const REQUEST_BYTES_MAX: u64 = 64 * 1024;
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Signs tokens.
@@ -159,7 +155,7 @@ impl TokenEndpoint {
         let port = self.port;
         let variables = match &self.shared.protocol {
             Protocol::Managed => vec![
-                ("IDENTITY_ENDPOINT", format!("http://127.0.0.1:{port}{MANAGED_PATH}")),
+                ("IDENTITY_ENDPOINT", format!("http://127.0.0.1:{port}{IDENTITY_PATH}")),
                 ("IDENTITY_HEADER", IDENTITY_HEADER.to_owned()),
             ],
             Protocol::Workload { .. } => vec![
@@ -210,62 +206,18 @@ fn certificate() -> anyhow::Result<(Arc<ServerConfig>, String)> {
     Ok((Arc::new(config), certificate.pem()))
 }
 
-/// What of a request decides.
-struct Request {
-    method: String,
-    path: String,
-    headers: BTreeMap<String, String>,
-    /// Of the query or the form.
-    fields: BTreeMap<String, String>,
-}
-
-impl Request {
-    fn read(stream: impl Read) -> anyhow::Result<Self> {
-        let mut reader = BufReader::new(stream.take(REQUEST_BYTES_MAX));
-        let mut line = String::new();
-        reader.read_line(&mut line)?;
-        let mut parts = line.split(' ');
-        let method = parts.next().context("no method")?.to_owned();
-        let target = parts.next().context("no target")?.to_owned();
-        let mut headers = BTreeMap::new();
-        loop {
-            let mut line = String::new();
-            ensure!(reader.read_line(&mut line)? > 0, "the request ended early");
-            let Some((name, value)) = line.split_once(':') else { break };
-            headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
-        }
-        let length = headers.get("content-length").map_or(Ok(0), |length| length.parse())?;
-        let mut form = String::new();
-        reader.take(length).read_to_string(&mut form)?;
-        let mut url = reqwest::Url::parse(&format!("http://127.0.0.1{target}"))?;
-        if method == "POST" {
-            url.set_query(Some(&form));
-        }
-        let fields = url.query_pairs().into_owned().collect();
-        Ok(Self { method, path: url.path().to_owned(), headers, fields })
-    }
-
-    fn field(&self, name: &str) -> &str {
-        self.fields.get(name).map_or("", String::as_str)
-    }
-
-    fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", String::as_str)
-    }
-}
-
 impl Shared {
     fn serve(&self, stream: TcpStream) -> anyhow::Result<()> {
         stream.set_read_timeout(Some(READ_TIMEOUT))?;
         match &self.protocol {
             Protocol::Managed => {
-                let request = Request::read(&stream)?;
+                let request = TokenRequest::read(&stream)?;
                 self.write(&stream, &request)
             }
             Protocol::Workload { tls, .. } => {
                 let connection = ServerConnection::new(Arc::clone(tls))?;
                 let mut stream = StreamOwned::new(connection, stream);
-                let request = Request::read(&mut stream)?;
+                let request = TokenRequest::read(&mut stream)?;
                 self.write(&mut stream, &request)?;
                 stream.conn.send_close_notify();
                 Ok(stream.flush()?)
@@ -273,7 +225,7 @@ impl Shared {
         }
     }
 
-    fn write(&self, mut stream: impl Write, request: &Request) -> anyhow::Result<()> {
+    fn write(&self, mut stream: impl Write, request: &TokenRequest) -> anyhow::Result<()> {
         let (status, body) = self.answer(request)?;
         let (body, length) = (body.to_string(), body.to_string().len());
         write!(
@@ -284,7 +236,7 @@ impl Shared {
         Ok(stream.flush()?)
     }
 
-    fn answer(&self, request: &Request) -> anyhow::Result<(u16, Value)> {
+    fn answer(&self, request: &TokenRequest) -> anyhow::Result<(u16, Value)> {
         let refused = match &self.protocol {
             Protocol::Managed => self.fault_of_managed(request),
             Protocol::Workload { assertion, .. } => self.fault_of_workload(request, assertion),
@@ -326,8 +278,8 @@ impl Shared {
         Ok(token)
     }
 
-    fn fault_of_managed(&self, request: &Request) -> Option<(u16, &'static str)> {
-        if request.method != "GET" || request.path != MANAGED_PATH {
+    fn fault_of_managed(&self, request: &TokenRequest) -> Option<(u16, &'static str)> {
+        if request.method != "GET" || request.path != IDENTITY_PATH {
             return Some((404, "there is no such path"));
         }
         if request.header("x-identity-header") != IDENTITY_HEADER {
@@ -340,7 +292,11 @@ impl Shared {
         (!is_known).then_some((400, "AADSTS500011: there is no such resource"))
     }
 
-    fn fault_of_workload(&self, request: &Request, assertion: &str) -> Option<(u16, &'static str)> {
+    fn fault_of_workload(
+        &self,
+        request: &TokenRequest,
+        assertion: &str,
+    ) -> Option<(u16, &'static str)> {
         if request.method != "POST" || request.path != format!("/{TENANT}/oauth2/v2.0/token") {
             return Some((404, "there is no such path"));
         }

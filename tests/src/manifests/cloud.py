@@ -158,8 +158,8 @@ ROLES = {
 }
 # Of the language, as far as these files need them.
 FUNCTIONS = set(
-    "any concat empty environment guid json loadJsonContent loadTextContent replace resourceGroup subscription"
-    " subscriptionResourceId union uniqueString".split()
+    "any concat empty environment guid json listKeys loadJsonContent loadTextContent replace resourceGroup resourceId"
+    " subscription subscriptionResourceId union uniqueString".split()
 )
 DECORATORS = {"description", "minLength", "maxLength", "minValue", "maxValue", "allowed"}
 GUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")

@@ -48,6 +48,7 @@ fn part(offsets: std::ops::Range<i64>) -> PartitionEpoch {
         owed_to,
         book,
         watch: None,
+        is_hub: false,
     }
 }
 
@@ -192,6 +193,7 @@ fn open_alerts_and_rows_of_all_tables_come_back_as_they_were_written() {
         (2, &[0, 0, 128, 63, 0, 0, 0, 191][..])
     );
     part.rows.waveforms.push(row);
+    part.is_hub = true;
     let text = serde_json::to_string(&PartitionEpochRef {
         next_offset: part.next_offset,
         last_record: part.last_record,
@@ -201,6 +203,7 @@ fn open_alerts_and_rows_of_all_tables_come_back_as_they_were_written() {
         owed_to: &part.owed_to,
         book: &part.book,
         watch: None,
+        is_hub: part.is_hub,
     })
     .expect("serialisable");
     assert_eq!(serde_json::to_string(&part).expect("serialisable"), text);

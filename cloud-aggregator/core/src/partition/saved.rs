@@ -15,7 +15,7 @@ use super::matching::MatchingRules;
 use super::{
     Accounting, Due, Found, Machine, PartitionState, Sensor, Track, Tracked, Unmatched, Unsaved,
 };
-use crate::dedup::HighWaterMarks;
+use crate::dedup::{HighWaterMarks, Lanes};
 use crate::rule::{GroupBy, Rule};
 use crate::time::ProcessingTime;
 use crate::watermark::{GroupIndex, SilenceQueue, Watermark};
@@ -72,6 +72,8 @@ struct SavedRef<'a> {
     sensors: Sequence<'a, Sensor>,
     machines: Sequence<'a, Machine>,
     marks: &'a HighWaterMarks,
+    #[serde(skip_serializing_if = "Lanes::is_empty")]
+    lanes: &'a Lanes,
     accounting: Accounting,
     unmatched: Unmatched,
 }
@@ -109,6 +111,8 @@ struct Saved {
     sensors: Vec<(SensorId, Option<MachineId>, Watermark, ProcessingTime, Windows)>,
     machines: Vec<(MachineId, Watermark, ProcessingTime, Windows)>,
     marks: HighWaterMarks,
+    #[serde(default)]
+    lanes: Lanes,
     accounting: Accounting,
     unmatched: Unmatched,
 }
@@ -129,6 +133,8 @@ pub struct StateChanges {
     sensors: Vec<SensorChange>,
     machines: Vec<MachineChange>,
     marks: HighWaterMarks,
+    #[serde(default, skip_serializing_if = "Lanes::is_empty")]
+    lanes: Lanes,
     accounting: Accounting,
     unmatched: Unmatched,
 }
@@ -160,6 +166,7 @@ impl PartitionState {
             sensors: sensors.into_iter().map(|index| self.sensor_change(index)).collect(),
             machines: machines.into_iter().map(|index| self.machine_change(index)).collect(),
             marks: self.marks.clone(),
+            lanes: self.lanes.clone(),
             accounting: self.accounting,
             unmatched: self.unmatched,
         }
@@ -226,6 +233,7 @@ impl PartitionState {
         }
         self.windows_held = windows_held(&self.sensors, &self.machines);
         self.marks = changes.marks;
+        self.lanes = changes.lanes;
         self.accounting = changes.accounting;
         self.unmatched = changes.unmatched;
         self.due = due(&self.sensors, &self.machines);
@@ -283,6 +291,7 @@ impl Serialize for PartitionState {
             sensors: Sequence(&self.sensors),
             machines: Sequence(&self.machines),
             marks: &self.marks,
+            lanes: &self.lanes,
             accounting: self.accounting,
             unmatched: self.unmatched,
         };
@@ -302,6 +311,7 @@ impl TryFrom<Saved> for PartitionState {
             sensors,
             machines,
             marks,
+            lanes,
             accounting,
             unmatched,
         } = saved;
@@ -349,6 +359,7 @@ impl TryFrom<Saved> for PartitionState {
             sensors,
             machines,
             marks,
+            lanes,
             accounting,
             unmatched,
             silent_sensors: SilenceQueue::default(),

@@ -50,3 +50,26 @@ fn with_source<'a, T>(
 ) -> Vec<(&'a TopicPartition, &'a T)> {
     with_rows.iter().flat_map(|(from, rows)| of(rows).iter().map(|row| (*from, row))).collect()
 }
+
+#[cfg(test)]
+impl super::Lake {
+    /// Appends rows as another program does: no `txn` tells of them.
+    pub(crate) async fn append_side_rows(
+        &mut self,
+        partition: &TopicPartition,
+        rows: &PendingRows,
+    ) -> Result<(), LakeError> {
+        use aggregator_core::checkpoint::{EpochId, Nonce};
+        use deltalake::writer::DeltaWriter as _;
+        let tables = self.tables()?;
+        for side in SideTable::ALL.into_iter().filter(|side| rows.count(*side) > 0) {
+            let table = tables.side_tables.get_mut(&side).expect("every side table is opened");
+            let batch = side_batch(side, table, &[(partition, rows)])?;
+            let mut writer = table.writer(1 << 20)?;
+            writer.write(batch).await.expect("encoded");
+            let adds = writer.flush().await.expect("flushed");
+            table.append(adds, &[], EpochId::first(Nonce(0))).await?;
+        }
+        Ok(())
+    }
+}

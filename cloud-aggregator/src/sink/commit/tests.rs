@@ -167,6 +167,7 @@ fn file(epoch: EpochId, numbers: &[i32], next_offset: i64, rows: &PendingRows) -
             owed_to: BTreeMap::new(),
             book: AlertBook::default(),
             watch: None,
+            is_hub: false,
         };
         (partition(*number), epoch)
     });

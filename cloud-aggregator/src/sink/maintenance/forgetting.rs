@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use aggregator_core::ProcessingTime;
-use deltalake::arrow::error::ArrowError;
 use deltalake::logstore::object_store::path::Path;
 
 use super::upkeep::{Rewritten, Upkeep};
@@ -70,12 +69,6 @@ impl Forgetting {
         })
     }
 
-    /// Names of the tables.
-    #[must_use]
-    pub fn tables() -> [&'static str; 9] {
-        TABLES.map(|(name, _)| name)
-    }
-
     /// Which files of a table hold rows that `edit` touches, and how many. `None`: there is no such table. Files in `clean` are not
     /// read; those that hold none are added to it.
     async fn look(
@@ -95,12 +88,12 @@ impl Forgetting {
                 continue;
             }
             let mut touched = Touched::default();
-            let add = |batch: &_| -> Result<(), ArrowError> {
-                touched.add(&edit.apply(batch)?.1);
+            let columns_read = edit.columns();
+            let reading = table.read(&file, &columns_read, |batch| {
+                touched.add(&edit.apply(batch).map_err(columns)?.1);
                 Ok(())
-            };
-            let mut add = add;
-            table.read(&file, &edit.columns(), |batch| add(batch).map_err(columns)).await?;
+            });
+            reading.await?;
             if touched.is_empty() {
                 clean.insert(file.path);
             } else {

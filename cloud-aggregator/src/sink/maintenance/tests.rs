@@ -79,6 +79,7 @@ impl World {
             owed_to: BTreeMap::new(),
             book: AlertBook::default(),
             watch: None,
+            is_hub: false,
             alerts: Vec::new(),
         };
         let file = EpochFile::new(epoch, BTreeMap::from([(partition.clone(), last)]));

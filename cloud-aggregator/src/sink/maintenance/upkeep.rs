@@ -453,6 +453,15 @@ impl Upkeep {
         now: ProcessingTime,
         retention: Duration,
     ) -> Result<u64, LakeError> {
+        self.delete_files(VacuumMode::Full, now, retention).await
+    }
+
+    async fn delete_files(
+        &mut self,
+        mode: VacuumMode,
+        now: ProcessingTime,
+        retention: Duration,
+    ) -> Result<u64, LakeError> {
         let properties = CommitProperties::default()
             .with_create_checkpoint(false)
             .with_cleanup_expired_logs(Some(false));
@@ -462,7 +471,9 @@ impl Upkeep {
             .table
             .clone()
             .vacuum()
-            .with_mode(VacuumMode::Full)
+            .with_mode(mode)
+            // The table's own shortest retention is for those who do not mean it.
+            .with_enforce_retention_duration(!retention.is_zero())
             .with_retention_period(chrono::Duration::milliseconds(millis))
             .with_clock(Arc::new(FixedClock(now.micros() / MICROS_PER_MILLISECOND)))
             .with_commit_properties(properties);

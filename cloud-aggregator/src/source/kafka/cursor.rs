@@ -1,11 +1,15 @@
 //! Where reading of a partition stands, and what a record of the client becomes.
 
+use std::sync::Arc;
+
 use aggregator_core::checkpoint::TopicPartition;
 use rdkafka::Message as _;
 use rdkafka::message::{BorrowedMessage, Headers as _};
 use shared_proto::Encoding;
 use shared_proto::wire::{CONTENT_TYPE_HEADER, REPLAY_HEADER};
 
+use super::hub;
+use crate::config;
 use crate::source::{Batch, Mark, RawRecord};
 
 /// A partition that is read. Its place in the list is the slot of its records.
@@ -19,6 +23,8 @@ pub(super) struct Cursor {
     pub(super) is_to_verify: bool,
     /// The topic is another one than that which was read from.
     pub(super) is_foreign: bool,
+    /// The topic is that of a hub.
+    pub(super) is_hub: bool,
 }
 
 impl Cursor {
@@ -34,7 +40,7 @@ pub(super) fn take_message(
     cursors: &mut [Option<Cursor>],
     last_slot: &mut usize,
     batch: &mut Batch,
-    record_bytes_max: usize,
+    settings: &config::Kafka,
 ) {
     let matches = |cursor: &Option<Cursor>| {
         cursor.as_ref().is_some_and(|Cursor { partition, .. }| {
@@ -63,14 +69,24 @@ pub(super) fn take_message(
     cursor.last = mark;
     let payload = message.payload().unwrap_or_default();
     let start = batch.bytes.len();
-    let kept = payload.len().min(record_bytes_max);
+    let kept = payload.len().min(settings.record_bytes_max);
     batch.bytes.extend_from_slice(&payload[..kept]);
+    let (encoding, of_hub) = if cursor.is_hub {
+        (
+            hub::encoding(message.headers()),
+            Some(Arc::new(hub::describe(message.headers(), &settings.hub))),
+        )
+    } else {
+        (Encoding::from_content_type(header(message, CONTENT_TYPE_HEADER)), None)
+    };
     batch.records.push(RawRecord {
         slot,
         offset,
         stamped_ms,
-        encoding: Encoding::from_content_type(header(message, CONTENT_TYPE_HEADER)),
-        is_replay: header(message, REPLAY_HEADER).is_some(),
+        encoding,
+        // What devices send is never one.
+        is_replay: of_hub.is_none() && header(message, REPLAY_HEADER).is_some(),
+        message: of_hub,
         length: payload.len(),
         start,
         end: start + kept,

@@ -1,14 +1,20 @@
-//! From when to when a certificate holds: the one part of an X.509 certificate that has to be read here.
+//! From when to when a certificate holds and whom it names: what has to be read here of an X.509 certificate.
 //!
 //! Certificates are judged by the TLS library and by the hub. This reads as much of one as says when a person must have put
-//! another in its place: RFC 5280, section 4.1, in the DER of ITU-T X.690. Lengths of more than four bytes and dates without `Z`,
-//! which that profile does not have, are errors.
+//! another in its place, and whether it is that of a registration: RFC 5280, section 4.1, in the DER of ITU-T X.690. Lengths of more
+//! than four bytes and dates without `Z`, which that profile does not have, are errors.
 
 const SEQUENCE: u8 = 0x30;
 const INTEGER: u8 = 0x02;
 const VERSION: u8 = 0xA0;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
+const SET: u8 = 0x31;
+const OBJECT_IDENTIFIER: u8 = 0x06;
+const TELETEX_STRING: u8 = 0x14;
+const BMP_STRING: u8 = 0x1E;
+/// 2.5.4.3, of ITU-T X.520.
+const COMMON_NAME: [u8; 3] = [0x55, 0x04, 0x03];
 /// Bytes of a length that is written with more than one.
 const LENGTH_BYTES_MAX: usize = 4;
 const SECONDS_OF_DAY: i64 = 86_400;
@@ -33,6 +39,41 @@ pub struct NoCertificate(&'static str);
 ///
 /// A part up to the validity is not what it must be.
 pub fn validity(der: &[u8]) -> Result<Validity, NoCertificate> {
+    let (dates, _) = expect(SEQUENCE, after_issuer(der)?, "validity")?;
+    let (from, dates) = time(dates).ok_or(NoCertificate("notBefore"))?;
+    let (until, _) = time(dates).ok_or(NoCertificate("notAfter"))?;
+    Ok(Validity { from, until })
+}
+
+/// Reads the common names of the subject of a certificate in DER: one, as a rule. What is no text of its kind is put in as
+/// replacement characters.
+///
+/// # Errors
+///
+/// A part up to the subject is not what it must be.
+pub fn common_names(der: &[u8]) -> Result<Vec<String>, NoCertificate> {
+    const SUBJECT: &str = "subject";
+    let (_, rest) = expect(SEQUENCE, after_issuer(der)?, "validity")?;
+    let (mut sets, _) = expect(SEQUENCE, rest, SUBJECT)?;
+    let mut found = Vec::new();
+    while !sets.is_empty() {
+        let (mut attributes, next) = expect(SET, sets, SUBJECT)?;
+        sets = next;
+        while !attributes.is_empty() {
+            let (attribute, next) = expect(SEQUENCE, attributes, SUBJECT)?;
+            attributes = next;
+            let (kind, value) = expect(OBJECT_IDENTIFIER, attribute, SUBJECT)?;
+            let (tag, value, _) = element(value).ok_or(NoCertificate(SUBJECT))?;
+            if kind == COMMON_NAME {
+                found.push(text(tag, value));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// What follows the issuer.
+fn after_issuer(der: &[u8]) -> Result<&[u8], NoCertificate> {
     let (certificate, _) = expect(SEQUENCE, der, "outermost part")?;
     let (mut rest, _) = expect(SEQUENCE, certificate, "signed part")?;
     if rest.first() == Some(&VERSION) {
@@ -41,10 +82,23 @@ pub fn validity(der: &[u8]) -> Result<Validity, NoCertificate> {
     for (tag, what) in [(INTEGER, "serial number"), (SEQUENCE, "algorithm"), (SEQUENCE, "issuer")] {
         rest = expect(tag, rest, what)?.1;
     }
-    let (dates, _) = expect(SEQUENCE, rest, "validity")?;
-    let (from, dates) = time(dates).ok_or(NoCertificate("notBefore"))?;
-    let (until, _) = time(dates).ok_or(NoCertificate("notAfter"))?;
-    Ok(Validity { from, until })
+    Ok(rest)
+}
+
+/// A `DirectoryString`.
+fn text(tag: u8, content: &[u8]) -> String {
+    match tag {
+        TELETEX_STRING => content.iter().map(|byte| char::from(*byte)).collect(),
+        BMP_STRING => {
+            let units = content.chunks(2).map(|pair| match pair {
+                &[high, low] => u16::from_be_bytes([high, low]),
+                // Half a unit is none.
+                _ => 0xFFFD,
+            });
+            char::decode_utf16(units).map(|unit| unit.unwrap_or('\u{FFFD}')).collect()
+        }
+        _ => String::from_utf8_lossy(content).into_owned(),
+    }
 }
 
 /// The content of an element of this kind, and what follows it.
@@ -140,12 +194,16 @@ mod tests {
     }
 
     fn certificate(version: &[u8], dates: &[u8], after: usize) -> Vec<u8> {
+        certificate_with(version, dates, &vec![0; after])
+    }
+
+    fn certificate_with(version: &[u8], dates: &[u8], after: &[u8]) -> Vec<u8> {
         let mut signed = version.to_vec();
         signed.extend(wrap(INTEGER, &[7]));
         signed.extend(wrap(SEQUENCE, &[5, 0]));
         signed.extend(wrap(SEQUENCE, &[]));
         signed.extend(wrap(SEQUENCE, dates));
-        signed.extend(vec![0; after]);
+        signed.extend_from_slice(after);
         wrap(SEQUENCE, &wrap(SEQUENCE, &signed))
     }
 
@@ -186,6 +244,35 @@ mod tests {
         }
     }
 
+    fn attribute(kind: &[u8], tag: u8, value: &[u8]) -> Vec<u8> {
+        let pair = [wrap(OBJECT_IDENTIFIER, kind), wrap(tag, value)].concat();
+        wrap(SEQUENCE, &pair)
+    }
+
+    #[test]
+    fn common_names_are_read_in_every_form_of_text() {
+        const UTF_8: u8 = 0x0C;
+        const PRINTABLE: u8 = 0x13;
+        const ORGANISATION: [u8; 3] = [0x55, 0x04, 0x0A];
+        let dates = dates((UTC_TIME, "261127000000Z"), (UTC_TIME, "271127000000Z"));
+        let check = |subject: &[u8], expected: &[&str]| {
+            let made = certificate_with(&[], &dates, &wrap(SEQUENCE, subject));
+            assert_eq!(common_names(&made).expect("a subject"), expected, "{subject:?}");
+        };
+        check(&[], &[]);
+        let plant = attribute(&ORGANISATION, UTF_8, b"plant");
+        let gateway = attribute(&COMMON_NAME, PRINTABLE, b"gw-7");
+        check(&wrap(SET, &plant), &[]);
+        check(&[wrap(SET, &plant), wrap(SET, &gateway)].concat(), &["gw-7"]);
+        let press = attribute(&COMMON_NAME, UTF_8, "Stößel".as_bytes());
+        check(&wrap(SET, &[gateway, plant, press].concat()), &["gw-7", "Stößel"]);
+        let wide = attribute(&COMMON_NAME, BMP_STRING, &[0, b'g', 0, b'w', 0]);
+        check(&wrap(SET, &wide), &["gw\u{FFFD}"]);
+        check(&wrap(SET, &attribute(&COMMON_NAME, TELETEX_STRING, &[0xE9])), &["é"]);
+        let made = certificate_with(&[], &dates, &wrap(SEQUENCE, &wrap(SET, &[7, 1, 1])));
+        assert_eq!(common_names(&made), Err(NoCertificate("subject")));
+    }
+
     #[test]
     fn what_is_none_says_which_part() {
         let whole = certificate(&[], &dates((UTC_TIME, "x"), (UTC_TIME, "y")), 0);
@@ -204,6 +291,9 @@ mod tests {
             prop_assert!(validity(&bytes).is_err() || bytes.len() > 30);
             let inside = certificate(&[], &bytes, 0);
             prop_assert!(validity(&inside).is_err() || bytes.len() >= 30);
+            let dates = dates((UTC_TIME, "261127000000Z"), (UTC_TIME, "271127000000Z"));
+            let read = common_names(&certificate_with(&[], &dates, &wrap(SEQUENCE, &bytes)));
+            prop_assert!(read.is_err() || read.is_ok_and(|names| names.len() * 9 <= bytes.len()));
         }
     }
 }

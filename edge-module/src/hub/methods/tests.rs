@@ -254,3 +254,17 @@ async fn a_model_is_set_and_the_answer_says_what_came_of_it() {
     let (_, answer) = methods.next().await.expect("an answer");
     assert_eq!((answer.status, &answer.body["message"]), (409, &json!("sha256 is none")));
 }
+
+#[test]
+fn a_refusal_is_short_however_long_the_payload_is() {
+    let (orders, _in_orders) = mpsc::channel(1);
+    let (models, _wishes) = mpsc::channel(1);
+    let mut methods = Methods::new(Board::default(), (orders, models), true);
+    let payload = json!({ "x".repeat(200_000): 1 }).to_string();
+    for (rid, name) in [("r1", "setModel"), ("r2", "stopMachine"), ("r3", "resetMachine")] {
+        let answer = methods.call(name, rid, payload.as_bytes()).expect("at once");
+        assert_eq!(answer.status, 400, "{name}");
+        let bytes = answer.body.to_string().len();
+        assert!(bytes <= MESSAGE_CHARACTERS_MAX + 100, "{name}: {bytes} bytes");
+    }
+}

@@ -1,21 +1,19 @@
 //! One file written again without some rows, and what is left of rows that are gone.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use aggregator_core::ProcessingTime;
 use deltalake::arrow::error::ArrowError;
 use deltalake::arrow::record_batch::RecordBatch;
 use deltalake::kernel::Transaction;
-use deltalake::kernel::transaction::CommitProperties;
 use deltalake::logstore::object_store::path::Path;
 use deltalake::operations::vacuum::VacuumMode;
 use deltalake::protocol::DeltaOperation;
 
 use super::super::merge::{InputFile, Merge};
-use super::{Exchange, FixedClock, MICROS_PER_MILLISECOND, Upkeep, VACUUM_PATIENCE, remove};
+use super::{Exchange, Upkeep, remove};
 use crate::config;
-use crate::sink::commit::{fault_point, within};
+use crate::sink::commit::fault_point;
 use crate::sink::delta::LakeError;
 
 /// What became of a file.
@@ -91,26 +89,9 @@ impl Upkeep {
         grace: Duration,
     ) -> Result<(u64, u64), LakeError> {
         self.checkpoint(1).await?;
-        let properties = CommitProperties::default()
-            .with_create_checkpoint(false)
-            .with_cleanup_expired_logs(Some(false));
-        self.refresh().await?;
         // What no commit names may be an append on its way: it is left to the vacuum.
-        let vacuum = self
-            .table
-            .clone()
-            .vacuum()
-            .with_mode(VacuumMode::Lite)
-            .with_enforce_retention_duration(false)
-            .with_retention_period(chrono::Duration::zero())
-            .with_clock(Arc::new(FixedClock(now.micros() / MICROS_PER_MILLISECOND)))
-            .with_commit_properties(properties);
-        let failed = self.failed();
-        let work = async { vacuum.await.map_err(failed) };
-        let (table, done) = within(VACUUM_PATIENCE * self.operation_timeout, work).await?;
-        self.table = table;
-        self.sync_newest_commit().await?;
+        let files = self.delete_files(VacuumMode::Lite, now, Duration::ZERO).await?;
         let log_files = self.shorten_log(now, grace).await?;
-        Ok((done.files_deleted.len() as u64, log_files))
+        Ok((files, log_files))
     }
 }
