@@ -5,7 +5,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo aggregator evaluate test lint fuzz long audit bench bench-aggregator bench-spark bench-edge images image-arm64 deb deb-try readers
+.PHONY: help setup demo aggregator evaluate test lint fuzz long audit bench bench-aggregator bench-spark bench-edge images image-arm64 deb deb-try readers spark
 
 SETUP := deployment-manifests/local/setup
 # Where rustup puts cargo, for shells that were opened before it was installed.
@@ -131,3 +131,8 @@ readers: ## Every reader of the lake, Spark among them, at each stage of its lif
 	@$(SETUP) spark
 	cargo build --workspace --locked --bins --tests --features e2e-tests/services
 	READERS_SPARK=1 cargo test --locked -p e2e-tests --features services --test scenarios -- readers:: --nocapture
+
+spark: ## The Spark job of deployment-manifests/cloud/databricks beside the aggregator: the same lake, killed, and handed over both ways
+	@$(SETUP) spark
+	cargo build --workspace --locked --bins --tests --features e2e-tests/services
+	SPARK=1 cargo test --locked --workspace --features e2e-tests/services --test scenarios -- databricks:: --nocapture --test-threads 1

@@ -74,7 +74,8 @@ pub enum Lake {
     /// Each run copies what the copy lacks, and can be cut off anywhere. `--final` ends the move: from then on aggregators with the old
     /// location stop with exit code 78, and those with the new one go on where they were. Needs the rights to write both places.
     Copy(LakeCopy),
-    /// Print where each Kafka partition stands: the first offset whose record has no row yet. Exit code 0; 74 if the lake cannot be read.
+    /// Print where each Kafka partition stands: the first offset whose record has no row yet. Exit code 0; 74 if the lake cannot be read,
+    /// 78 if it is another program's by now or has a hub's topics.
     ///
     /// With --hand-over the lake goes to the Spark job of deployment-manifests/cloud/databricks: aggregators that still write it
     /// end with exit code 78, as do those that start on it, and the job goes on from these offsets. What they owe to side tables is put

@@ -32,9 +32,12 @@ use crate::sink::commit::{EpochCommit, Lake, Recovered, Resumption};
 use crate::sink::delta::{LakeError, Location};
 use crate::sink::rows::TELEMETRY;
 use crate::sink::state_file::{FoundStateFile, StateFiles};
+use crate::source::TopicKind;
 use adopt::{Adopted, Adoption};
 use checkpoint::{CheckpointError, SparkCheckpoint};
-use mark::{HandedOver, IN_BETWEEN, SPARK, handed_over, mark};
+use mark::{
+    HANDED_OVER_TO, HandedOver, IN_BETWEEN, JOB_CHECKPOINT, JOB_TABLE, SPARK, handed_over, mark,
+};
 
 /// A storage cannot be read or written (`EX_IOERR`).
 const EXIT_STORAGE: u8 = 74;
@@ -77,7 +80,7 @@ pub enum HandOverError {
     NotHandedOver,
     /// Another program has gone on.
     #[error(
-        "the lake was handed over to {to}, which has gone on since: its own checkpoint says where; `lake take-over` takes the lake back"
+        "the lake was handed over to {to:?}, which has gone on since: its own checkpoint says where; `lake take-over` takes the lake back"
     )]
     GoneOn {
         /// Which.
@@ -86,6 +89,54 @@ pub enum HandOverError {
     /// A take-over was cut off.
     #[error("a take-over has begun and not ended: run `lake take-over` to its end")]
     InBetween,
+    /// Somebody else has it.
+    #[error(
+        "the lake was handed over to {to:?}, which is no Spark job of ours: who set {HANDED_OVER_TO} takes it back"
+    )]
+    Stranger {
+        /// Who.
+        to: String,
+    },
+    /// A hub would not be read any more.
+    #[error(
+        "aggregators read the topics of a hub into this lake ({topics}), which no job reads and a hub keeps for days only: give them a lake of \
+         their own before this one is handed over"
+    )]
+    HubTopics {
+        /// Which.
+        topics: String,
+    },
+    /// The checkpoint reads what the aggregators will not.
+    #[error(
+        "the checkpoint has the topic {topic:?}, which is none of kafka.topics: give the configuration that the job has"
+    )]
+    UnreadTopic {
+        /// Which.
+        topic: String,
+    },
+    /// Another job's checkpoint.
+    #[error(
+        "the job that writes this lake has the checkpoint of id {expected:?}, this one has {found:?}: give that job's (the lake names it in \
+         {JOB_CHECKPOINT} of {JOB_TABLE})"
+    )]
+    OtherCheckpoint {
+        /// Id by the lake.
+        expected: String,
+        /// Id found.
+        found: String,
+    },
+    /// No job has written since.
+    #[error(
+        "{partition}: no job has written since the lake was handed over, and this checkpoint stands at offset {found} in place of {known}"
+    )]
+    NothingWritten {
+        /// Which.
+        partition: TopicPartition,
+        /// By the checkpoint.
+        found: i64,
+        /// By the lake.
+        known: i64,
+    },
     /// The checkpoint stands before the state.
     #[error(
         "{partition}: the checkpoint stands at offset {found}, the lake at {known}: it is not the checkpoint of the job that has this lake"
@@ -153,6 +204,11 @@ impl HandOverError {
             Self::NotHandedOver
             | Self::GoneOn { .. }
             | Self::InBetween
+            | Self::Stranger { .. }
+            | Self::HubTopics { .. }
+            | Self::UnreadTopic { .. }
+            | Self::OtherCheckpoint { .. }
+            | Self::NothingWritten { .. }
             | Self::Behind { .. }
             | Self::Beyond { .. }
             | Self::Limit(_)
@@ -160,6 +216,16 @@ impl HandOverError {
             Self::State(_) | Self::Output(_) => 1,
         }
     }
+}
+
+/// The lake, and whose turn it is.
+async fn look(settings: &Settings) -> Result<(Location, Option<HandedOver>), HandOverError> {
+    let location = Location::existing(&settings.lake)?;
+    let Some(table) = load_telemetry(&location).await? else {
+        return Err(HandOverError::NoTable { location: settings.lake.location.clone() });
+    };
+    let before = handed_over(&table)?;
+    Ok((location, before))
 }
 
 /// `lake offsets`: prints the first offset of each partition whose record has no row yet. With `is_for_good` aggregators may not
@@ -174,15 +240,18 @@ pub async fn offsets(
     now: ProcessingTime,
     out: &mut impl Write,
 ) -> Result<(), HandOverError> {
-    let location = Location::existing(&settings.lake)?;
-    let Some(table) = load_telemetry(&location).await? else {
-        return Err(HandOverError::NoTable { location: settings.lake.location.clone() });
-    };
-    let before = handed_over(&table)?;
-    if before.as_ref().is_some_and(|mark| mark.to == IN_BETWEEN) {
-        return Err(HandOverError::InBetween);
+    let (location, before) = look(settings).await?;
+    match before.as_ref().map(|mark| mark.to.as_str()) {
+        Some(IN_BETWEEN) => return Err(HandOverError::InBetween),
+        Some(SPARK) | None => {}
+        Some(to) => return Err(HandOverError::Stranger { to: to.to_owned() }),
     }
     if is_for_good {
+        let (_, hubs) = read_offsets(&location).await?;
+        if !hubs.is_empty() {
+            let topics = hubs.into_iter().collect::<Vec<_>>().join(", ");
+            return Err(HandOverError::HubTopics { topics });
+        }
         if before.is_none() {
             let to = HandedOver { to: SPARK.to_owned(), at_ms: Some(now.micros() / 1000) };
             if !mark(&location, Some(&to)).await? {
@@ -193,7 +262,7 @@ pub async fn offsets(
         let mut lake = Lake::open_to_take_over(&settings.lake).await?;
         recover(&mut lake, &location).await?;
     }
-    let offsets = read_offsets(&location).await?;
+    let (offsets, _) = read_offsets(&location).await?;
     if let Some(HandedOver { to, at_ms }) = before {
         let looked = check_untouched(settings, &location, &offsets, at_ms).await;
         if matches!(looked, Err(HandOverError::Beyond { .. })) {
@@ -219,10 +288,12 @@ async fn check_untouched(
     look.run(location).await
 }
 
-/// Where each partition stands, by its state file, without writing anything.
-async fn read_offsets(location: &Location) -> Result<BTreeMap<TopicPartition, i64>, HandOverError> {
+/// Where each partition stands, by its state file, without writing anything; and the topics of hubs, which have no such offsets.
+async fn read_offsets(
+    location: &Location,
+) -> Result<(BTreeMap<TopicPartition, i64>, BTreeSet<String>), HandOverError> {
     let states = StateFiles::open(location)?;
-    let mut offsets = BTreeMap::new();
+    let (mut offsets, mut hubs) = (BTreeMap::new(), BTreeSet::new());
     let mut known = BTreeMap::new();
     for (partition, epoch) in last_epochs(location, &states).await? {
         if let Entry::Vacant(entry) = known.entry(epoch) {
@@ -230,8 +301,10 @@ async fn read_offsets(location: &Location) -> Result<BTreeMap<TopicPartition, i6
         }
         let source = match &known[&epoch] {
             FoundStateFile::Present(file) => match file.partitions.get(&partition) {
-                // No job reads a hub's topic.
-                Some(last) if last.is_hub => continue,
+                Some(last) if last.is_hub => {
+                    hubs.insert(partition.topic);
+                    continue;
+                }
                 Some(last) => {
                     offsets.insert(partition, last.next_offset.0);
                     continue;
@@ -246,7 +319,7 @@ async fn read_offsets(location: &Location) -> Result<BTreeMap<TopicPartition, i6
         };
         return Err(HandOverError::Corrupt { partition, source });
     }
-    Ok(offsets)
+    Ok((offsets, hubs))
 }
 
 /// The last epoch of each partition that a state file names.
@@ -329,19 +402,21 @@ pub async fn take_over(
     nonce: Nonce,
     out: &mut impl Write,
 ) -> Result<(), HandOverError> {
-    let location = Location::existing(&settings.lake)?;
-    let Some(table) = load_telemetry(&location).await? else {
-        return Err(HandOverError::NoTable { location: settings.lake.location.clone() });
-    };
-    let before = handed_over(&table)?;
-    let states = StateFiles::open(&location)?;
-    // A job that has made the lake itself needs no mark.
-    if before.is_none() && !last_epochs(&location, &states).await?.is_empty() {
-        return Err(HandOverError::NotHandedOver);
+    let (location, before) = look(settings).await?;
+    let Some(before) = before else { return Err(HandOverError::NotHandedOver) };
+    if before.to != SPARK && before.to != IN_BETWEEN {
+        return Err(HandOverError::Stranger { to: before.to });
     }
+    // As it was; what a take-over has left that was cut off becomes the job's again, as it was before that one.
+    let back = HandedOver { to: SPARK.to_owned(), at_ms: before.at_ms };
     // A job that is at work is told before it runs into the mark.
-    SparkCheckpoint::read(&settings.lake, checkpoint).await?;
-    let at_ms = before.as_ref().and_then(|mark| mark.at_ms);
+    if let Err(error) = SparkCheckpoint::read(&settings.lake, checkpoint).await {
+        if before.to == IN_BETWEEN {
+            mark(&location, Some(&back)).await?;
+        }
+        return Err(error.into());
+    }
+    let at_ms = before.at_ms;
     let between = HandedOver { to: IN_BETWEEN.to_owned(), at_ms };
     if !mark(&location, Some(&between)).await? {
         return Err(HandOverError::Restless);
@@ -355,13 +430,8 @@ pub async fn take_over(
             tell(&taken, out)
         }
         Err(error) => {
-            // As it was; what a take-over has left that was cut off becomes the job's again, as it was before that one.
-            let back = before.map(|mark| match mark.to == IN_BETWEEN {
-                true => HandedOver { to: SPARK.to_owned(), ..mark },
-                false => mark,
-            });
             if !matches!(error, HandOverError::Lake(_)) {
-                mark(&location, back.as_ref()).await?;
+                mark(&location, Some(&back)).await?;
             }
             Err(error)
         }
@@ -386,6 +456,7 @@ async fn take_marked(
     let spark = SparkCheckpoint::read(&settings.lake, checkpoint).await?;
     let mut lake = Lake::open_to_take_over(&settings.lake).await?;
     let mut known = recover(&mut lake, location).await?;
+    check_job(settings, location, &spark, at_ms, &known).await?;
     let core = settings.core();
     let last_epoch = known.values().map(|last| last.epoch).max();
     let mut partitions = BTreeMap::new();
@@ -417,6 +488,39 @@ async fn take_marked(
     lake.begin_commit(commit).await?;
     lake.committed().await.1?;
     Ok(Taken { batch: spark.batch, partitions, others, owed })
+}
+
+/// Fails if the checkpoint is not that of the job which has the lake: what another one has read would count as repeats.
+async fn check_job(
+    settings: &Settings,
+    location: &Location,
+    spark: &SparkCheckpoint,
+    at_ms: Option<i64>,
+    known: &BTreeMap<TopicPartition, Resumption>,
+) -> Result<(), HandOverError> {
+    let kinds = TopicKind::by_topic(&settings.kafka);
+    let is_read = |topic: &str| kinds.get(topic).is_some_and(|kind| *kind != TopicKind::Hub);
+    if let Some(unread) = spark.offsets.keys().find(|partition| !is_read(&partition.topic)) {
+        return Err(HandOverError::UnreadTopic { topic: unread.topic.clone() });
+    }
+    // One that has written before an earlier hand-over says nothing of this one.
+    let job = mark::job(location).await?.unwrap_or_default();
+    let is_of_this = at_ms.is_none_or(|at| job.began == Some(at.to_string()));
+    if let Some(expected) = job.checkpoint.filter(|_| is_of_this) {
+        let found = spark.id.clone();
+        return match expected == found {
+            true => Ok(()),
+            false => Err(HandOverError::OtherCheckpoint { expected, found }),
+        };
+    }
+    for (partition, found) in &spark.offsets {
+        let known = known.get(partition).map_or(0, |last| last.next_offset.0);
+        if *found != known {
+            let (partition, found) = (partition.clone(), *found);
+            return Err(HandOverError::NothingWritten { partition, found, known });
+        }
+    }
+    Ok(())
 }
 
 /// One epoch without rows that carries the states. Gives also how many changes of alerts nobody has got yet.
@@ -472,7 +576,11 @@ fn tell(taken: &Taken, out: &mut impl Write) -> Result<(), HandOverError> {
         writeln!(out, "{partition}: on from offset {offset}; the job does not read it")?;
     }
     if taken.owed > 0 {
-        writeln!(out, "{} changes of alerts from before the job are sent now", taken.owed)?;
+        writeln!(
+            out,
+            "{} changes of alerts from before the job are owed: the aggregators send them",
+            taken.owed
+        )?;
     }
     writeln!(out, "taken over after batch {} of the job: start the aggregators", taken.batch)?;
     Ok(())

@@ -139,7 +139,7 @@ impl Site {
         let before = self.proxy.failed().len();
         let path = path.to_owned();
         self.proxy.fail(FaultRule { method, path: path.clone(), passing: 0, failing, fault });
-        eventually("the requests have failed", DEADLINE, || {
+        eventually("the requests have failed", 3 * DEADLINE, || {
             self.feeder.feed()?;
             let failed = self.proxy.failed().len() - before;
             ensure!(

@@ -20,6 +20,7 @@ mod brokers;
 mod cloud_manifests;
 mod commissioning;
 mod containers;
+mod databricks;
 mod dead_letters;
 mod edge_manifests;
 mod event_hubs;

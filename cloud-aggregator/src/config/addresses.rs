@@ -31,6 +31,12 @@ pub(super) fn check_brokers(brokers: &str) -> Result<(), String> {
     }
     match named.into_iter().find(|broker| !is_broker(broker)) {
         None => Ok(()),
+        // A secret must not be repeated.
+        Some(broker) if broker.contains("SharedAccessKey") => Err(
+            "is a connection string: write the namespace as NAME.servicebus.windows.net:9093, and put the string into a file that \
+             kafka.property-files.\"sasl.password\" names"
+                .to_owned(),
+        ),
         Some(broker) => Err(format!(
             "{broker:?} is no broker: write host:port or [IPv6]:port, several joined by commas, with ports from 1 to 65535"
         )),

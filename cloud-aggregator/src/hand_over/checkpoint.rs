@@ -2,7 +2,7 @@
 //!
 //! Structured Streaming writes `offsets/<batch>` before a batch and `commits/<batch>` after it: a line with the version of the form, a line of
 //! metadata, and a line for each source, which of a Kafka source is `{"topic":{"partition":offset}}`, the offsets being the first that are
-//! not in the batch (Spark, `OffsetSeqLog`, `CommitLog` and `JsonUtils.partitionOffsets`).
+//! not in the batch. `metadata` has the id of the query (Spark, `OffsetSeqLog`, `CommitLog` and `JsonUtils.partitionOffsets`).
 
 use std::collections::BTreeMap;
 
@@ -15,6 +15,7 @@ use crate::sink::delta::{LakeError, Location};
 
 const OFFSETS: &str = "offsets";
 const COMMITS: &str = "commits";
+const METADATA: &str = "metadata";
 /// The form that is known.
 const VERSION: &str = "v1";
 
@@ -64,6 +65,8 @@ pub enum CheckpointError {
 /// What a checkpoint says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SparkCheckpoint {
+    /// Its name: that of the query, made with the folder.
+    pub id: String,
     /// The last batch.
     pub batch: u64,
     /// The first offset of each partition that is in no batch.
@@ -92,8 +95,25 @@ impl SparkCheckpoint {
         let reading = async { store.get(&Path::from(file.as_str())).await?.bytes().await };
         let bytes = reading.await.map_err(|error| fault(error.to_string()))?;
         let text = std::str::from_utf8(&bytes).map_err(|error| fault(error.to_string()))?;
-        Ok(Self { batch, offsets: parse(text).map_err(fault)? })
+        let offsets = parse(text).map_err(fault)?;
+        Ok(Self { id: read_id(&*store, checkpoint).await?, batch, offsets })
     }
+}
+
+async fn read_id(store: &dyn ObjectStore, checkpoint: &str) -> Result<String, CheckpointError> {
+    #[derive(serde::Deserialize)]
+    struct Query {
+        id: String,
+    }
+    let fault = |text: String| CheckpointError::File {
+        checkpoint: checkpoint.to_owned(),
+        file: METADATA.to_owned(),
+        text,
+    };
+    let reading = async { store.get(&Path::from(METADATA)).await?.bytes().await };
+    let bytes = reading.await.map_err(|error| fault(error.to_string()))?;
+    let query: Query = serde_json::from_slice(&bytes).map_err(|error| fault(error.to_string()))?;
+    Ok(query.id)
 }
 
 /// The highest batch that has a file in a folder.
@@ -149,13 +169,13 @@ fn parse(text: &str) -> Result<BTreeMap<TopicPartition, i64>, String> {
 mod tests {
     use super::*;
 
-    const METADATA: &str =
+    const LINE: &str =
         r#"{"batchWatermarkMs":0,"batchTimestampMs":1772352000000,"conf":{"a":"b"}}"#;
 
     #[test]
     fn offsets_of_all_sources_are_found() {
         let text = format!(
-            "v1\n{METADATA}\n{{\"temperature\":{{\"1\":7,\"0\":12}},\"a/b\":{{\"0\":0}}}}\n-\n{{\"machine-events\":{{\"0\":3}}}}"
+            "v1\n{LINE}\n{{\"temperature\":{{\"1\":7,\"0\":12}},\"a/b\":{{\"0\":0}}}}\n-\n{{\"machine-events\":{{\"0\":3}}}}"
         );
         let found = parse(&text).expect("offsets");
         let found: Vec<_> =
@@ -173,13 +193,13 @@ mod tests {
         };
         check("", "form \"\"");
         check("v2\n{}\n{\"t\":{\"0\":1}}", "form \"v2\"");
-        check(&format!("v1\n{METADATA}"), "no partition");
-        check(&format!("v1\n{METADATA}\n-"), "no partition");
-        check(&format!("v1\n{METADATA}\n17"), "no offsets of Kafka");
-        check(&format!("v1\n{METADATA}\n{{\"t\":{{\"x\":1}}}}"), "is not a topic and a partition");
-        check(&format!("v1\n{METADATA}\n{{\"t\":{{\"0\":-2}}}}"), "offset -2");
+        check(&format!("v1\n{LINE}"), "no partition");
+        check(&format!("v1\n{LINE}\n-"), "no partition");
+        check(&format!("v1\n{LINE}\n17"), "no offsets of Kafka");
+        check(&format!("v1\n{LINE}\n{{\"t\":{{\"x\":1}}}}"), "is not a topic and a partition");
+        check(&format!("v1\n{LINE}\n{{\"t\":{{\"0\":-2}}}}"), "offset -2");
         let twice = "{\"t\":{\"0\":1}}";
-        check(&format!("v1\n{METADATA}\n{twice}\n{twice}"), "two sources");
+        check(&format!("v1\n{LINE}\n{twice}\n{twice}"), "two sources");
     }
 
     #[tokio::test]
@@ -188,8 +208,7 @@ mod tests {
         let write = |name: &str| {
             let path = folder.path().join(name);
             std::fs::create_dir_all(path.parent().expect("a parent")).expect("made");
-            std::fs::write(path, format!("v1\n{METADATA}\n{{\"t\":{{\"0\":1}}}}"))
-                .expect("written");
+            std::fs::write(path, format!("v1\n{LINE}\n{{\"t\":{{\"0\":1}}}}")).expect("written");
         };
         let lake = crate::config::Settings::load(None).expect("defaults").lake;
         let checkpoint = folder.path().display().to_string();
@@ -201,6 +220,10 @@ mod tests {
         assert!(matches!(read().await, Err(CheckpointError::Unfinished { batch: 9, .. })));
         write("commits/9");
         write("offsets/10.tmp");
+        let error = read().await.expect_err("it has no name");
+        assert!(error.to_string().contains("metadata cannot be read"), "{error}");
+        std::fs::write(folder.path().join("metadata"), r#"{"id":"job-1"}"#).expect("written");
+        assert_eq!(read().await.expect("read").id, "job-1");
         assert_eq!(read().await.expect("read").batch, 9);
         write("offsets/10");
         assert!(matches!(read().await, Err(CheckpointError::Unfinished { batch: 10, .. })));

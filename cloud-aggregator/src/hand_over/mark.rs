@@ -19,6 +19,12 @@ pub const HANDED_OVER_AT: &str = "cloud-aggregator.handedOverAt";
 pub const SPARK: &str = "spark";
 /// Nobody: a take-over has begun and not ended.
 pub const IN_BETWEEN: &str = "take-over";
+/// What the job remembers of sensors (deployment-manifests/cloud/databricks).
+pub const JOB_TABLE: &str = "_spark_sensors";
+/// Property of that table: the checkpoint that the job writes with.
+pub const JOB_CHECKPOINT: &str = "lake-pipeline.checkpoint";
+/// Property of that table: the value of [`HANDED_OVER_AT`] that the job began with.
+pub const JOB_BEGAN: &str = "lake-pipeline.handedOverAt";
 /// So often others may commit before the mark, before it is told that the lake does not hold still.
 const ATTEMPTS_MAX: u32 = 100;
 
@@ -52,9 +58,38 @@ pub fn handed_over(table: &DeltaTable) -> Result<Option<HandedOver>, LakeError> 
 /// One does, or the table is not loaded.
 pub fn check_not_handed_over(table: &DeltaTable) -> Result<(), LakeError> {
     match handed_over(table)? {
+        Some(HandedOver { to, .. }) if to == IN_BETWEEN => Err(LakeError::TakeOverBegun),
         Some(HandedOver { to, .. }) => Err(LakeError::HandedOver { to }),
         None => Ok(()),
     }
+}
+
+/// What the job has written down of itself, in the properties of its own table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Job {
+    /// Id of the checkpoint that it writes with.
+    pub checkpoint: Option<String>,
+    /// When the lake was handed over that it began with, in milliseconds since 1970.
+    pub began: Option<String>,
+}
+
+/// The job that has written the lake; `None`: there never was one.
+///
+/// # Errors
+/// The storage refuses.
+pub async fn job(location: &Location) -> Result<Option<Job>, LakeError> {
+    if !location.has_table(JOB_TABLE).await? {
+        return Ok(None);
+    }
+    let failed = |source: DeltaTableError| LakeError::Table {
+        table: JOB_TABLE.to_owned(),
+        source: Box::new(source),
+    };
+    let mut table = location.store(JOB_TABLE)?;
+    table.load().await.map_err(failed)?;
+    let properties = table.snapshot().map_err(failed)?.metadata().configuration();
+    let of = |name: &str| properties.get(name).cloned();
+    Ok(Some(Job { checkpoint: of(JOB_CHECKPOINT), began: of(JOB_BEGAN) }))
 }
 
 /// Sets the mark as it is now, or takes it away. False: the lake did not hold still.

@@ -123,6 +123,35 @@ impl World {
             let text = format!("v1\n{{}}\n{{\"temperature\":{{\"0\":{offset}}}}}\n");
             std::fs::write(root.join(folder).join(last.to_string()), text).expect("written");
         }
+        std::fs::write(root.join("metadata"), r#"{"id":"job-1"}"#).expect("written");
+    }
+
+    /// The job writes down which checkpoint it has.
+    async fn bind(&self, checkpoint: &str) {
+        let location = Location::existing(&self.settings.lake).expect("there");
+        let table = location.store(mark::JOB_TABLE).expect("a store");
+        let folder = PathBuf::from(&self.settings.lake.location).join(mark::JOB_TABLE);
+        std::fs::create_dir_all(&folder).expect("made");
+        let telemetry = load_telemetry(&location).await.expect("answers").expect("there");
+        let at = handed_over(&telemetry).expect("loaded").and_then(|mark| mark.at_ms);
+        let began = at.map(|at| at.to_string()).unwrap_or_default();
+        deltalake::operations::create::CreateBuilder::new()
+            .with_log_store(table.log_store())
+            .with_columns(rows::telemetry_columns())
+            .with_configuration([
+                (mark::JOB_CHECKPOINT.to_owned(), Some(checkpoint.to_owned())),
+                (mark::JOB_BEGAN.to_owned(), Some(began)),
+            ])
+            .with_raise_if_key_not_exists(false)
+            .with_save_mode(deltalake::protocol::SaveMode::Overwrite)
+            .await
+            .expect("made");
+    }
+
+    async fn set_mark(&self, to: &str) {
+        let location = Location::existing(&self.settings.lake).expect("there");
+        let to = HandedOver { to: to.to_owned(), at_ms: None };
+        assert!(mark(&location, Some(&to)).await.expect("answers"));
     }
 
     async fn offsets(&self, is_for_good: bool) -> Result<String, HandOverError> {
@@ -199,6 +228,7 @@ async fn windows_that_both_have_counted_are_one() {
     let late_readings = vec![LateReadingRow::new(Offset(8), NOW, late)];
     world.write_side(PendingRows { late_readings, ..PendingRows::default() }).await;
     world.set_checkpoint(4, 4, 9);
+    world.bind("job-1").await;
     let said = world.take_over().await.expect("taken over");
     assert!(said.contains("on from offset 9"), "{said}");
     assert!(said.contains("4 rows, 1 late readings and 0 dead letters, and 1 offsets"), "{said}");
@@ -231,6 +261,7 @@ async fn a_window_of_which_the_job_has_told_goes_on_with_the_next_revision() {
     let anomalies = vec![AnomalyRow { count: 7, revision: 2, ..out.anomalies[0].clone() }];
     world.write_side(PendingRows { anomalies, ..PendingRows::default() }).await;
     world.set_checkpoint(0, 0, 8);
+    world.bind("job-1").await;
     world.take_over().await.expect("taken over");
     let mut lake = world.go_on().await;
     let out = world.count(&mut lake, &[hot(601, 9)]).await.expect("committed");
@@ -249,7 +280,14 @@ async fn what_does_not_belong_together_is_refused_and_the_job_goes_on() {
     let error = world.take_over().await.expect_err("aggregators write it");
     assert!(matches!(error, HandOverError::NotHandedOver), "{error}");
     world.offsets(true).await.expect("handed over");
+    world.set_checkpoint(1, 1, 3);
+    let error = world.take_over().await.expect_err("no job has written");
+    assert!(matches!(error, HandOverError::NothingWritten { found: 3, known: 2, .. }), "{error}");
     world.write(&[hot(2, 3), hot(3, 4)], 2).await;
+    world.bind("job-2").await;
+    let error = world.take_over().await.expect_err("another job's");
+    assert!(matches!(error, HandOverError::OtherCheckpoint { .. }), "{error}");
+    world.bind("job-1").await;
 
     let check = |expected: &'static str, exit_code: u8, error: HandOverError| {
         assert!(error.to_string().contains(expected), "{error}");
@@ -272,23 +310,47 @@ async fn what_does_not_belong_together_is_refused_and_the_job_goes_on() {
 }
 
 #[tokio::test]
+async fn a_lake_of_somebody_else_or_a_topic_that_nobody_reads_is_refused() {
+    let mut world = World::new();
+    let mut lake = world.lake().await;
+    world.count(&mut lake, &[hot(0, 1)]).await.expect("committed");
+    world.set_checkpoint(1, 1, 1);
+    world.set_mark("flink").await;
+    for error in [
+        world.take_over().await.expect_err("refused"),
+        world.offsets(true).await.expect_err("refused"),
+    ] {
+        assert!(matches!(&error, HandOverError::Stranger { to } if to == "flink"), "{error}");
+    }
+    world.set_mark(SPARK).await;
+    world.settings.kafka.topics.temperature = "other".to_owned();
+    let error = world.take_over().await.expect_err("nobody reads it");
+    assert!(matches!(error, HandOverError::UnreadTopic { .. }), "{error}");
+}
+
+#[tokio::test]
 async fn a_take_over_that_was_cut_off_is_begun_again() {
     let mut world = World::new();
     let mut lake = world.lake().await;
     world.count(&mut lake, &[hot(0, 1), hot(1, 2)]).await.expect("committed");
     world.offsets(true).await.expect("handed over");
     world.write(&[hot(2, 3)], 2).await;
-    world.set_checkpoint(0, 0, 3);
-    let location = Location::existing(&world.settings.lake).expect("there");
-    let between = HandedOver { to: IN_BETWEEN.to_owned(), at_ms: None };
+    world.bind("job-1").await;
+    // The job was at work: it ends its batch first, and so it must have the lake again.
+    world.set_checkpoint(1, 0, 3);
+    world.set_mark(IN_BETWEEN).await;
+    let error = world.take_over().await.expect_err("a batch is at work");
+    assert_eq!(error.exit_code(), EXIT_TEMPORARY, "{error}");
+    assert_eq!(world.marked().await.as_deref(), Some(SPARK));
+    world.set_checkpoint(1, 1, 3);
     // Before its commit, and after it.
-    assert!(mark(&location, Some(&between)).await.expect("answers"));
+    world.set_mark(IN_BETWEEN).await;
     let error = world.offsets(true).await.expect_err("nobody's turn");
     assert!(matches!(error, HandOverError::InBetween), "{error}");
     let refused = Lake::open(&world.settings.lake).await;
-    assert!(matches!(refused, Err(LakeError::HandedOver { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(LakeError::TakeOverBegun)), "{refused:?}");
     world.take_over().await.expect("taken over");
-    assert!(mark(&location, Some(&between)).await.expect("answers"));
+    world.set_mark(IN_BETWEEN).await;
     let said = world.take_over().await.expect("taken over");
     assert!(said.contains("0 rows"), "{said}");
     world.go_on().await;
@@ -302,6 +364,11 @@ async fn a_job_that_has_made_the_lake_hands_over_what_it_has_read() {
     let readings: Vec<Reading> = (0..7).map(|n| hot(n, n.cast_unsigned() + 1)).collect();
     world.write(&readings, 40).await;
     world.set_checkpoint(7, 7, 50);
+    let error = world.take_over().await.expect_err("nobody has said that it is the job's");
+    assert!(matches!(error, HandOverError::NotHandedOver), "{error}");
+    // As the job makes it.
+    world.set_mark(SPARK).await;
+    world.bind("job-1").await;
     world.take_over().await.expect("taken over");
     let mut lake = world.go_on().await;
     let accounting = world.state.accounting();

@@ -133,12 +133,15 @@ pub enum LakeError {
     },
     /// Another program writes here.
     #[error(
-        "the lake was handed over to {to}: `lake take-over` takes it back from where that has come to"
+        "the lake was handed over to {to:?}: `lake take-over` takes it back from where that has come to"
     )]
     HandedOver {
         /// Which.
         to: String,
     },
+    /// It is nobody's turn.
+    #[error("a take-over of the lake has begun and not ended: run `lake take-over` to its end")]
+    TakeOverBegun,
     /// Not all of the lake is here yet.
     #[error(
         "this is a copy of {from} that is not finished: `lake copy --final` with that lake's settings ends it"
@@ -175,6 +178,7 @@ impl LakeError {
             | Self::Lease { .. }
             | Self::Moved { .. }
             | Self::HandedOver { .. }
+            | Self::TakeOverBegun
             | Self::UnfinishedCopy { .. }
             | Self::Timeout { .. } => false,
         }
