@@ -152,7 +152,7 @@ impl Site {
 
     /// Feeds until `/readyz` and `/status` say what is wrong.
     fn wait_for_problem(&mut self, aggregator: &CloudAggregator, text: &str) -> anyhow::Result<()> {
-        eventually(&format!("the aggregator tells: {text}"), DEADLINE, || {
+        eventually(&format!("the aggregator tells: {text}"), 3 * DEADLINE, || {
             self.feeder.feed()?;
             let (status, problems) = aggregator.get("/readyz")?;
             ensure!(status == 503 && problems.contains(text), "/readyz: {status} {problems}");

@@ -284,7 +284,7 @@ impl Hall {
     fn check_fans_are_let_be(&self) -> anyhow::Result<()> {
         let since = now();
         self.set(BESIDE_FANS, Sound::Fan);
-        let scores = eventually("windows with the fans are on Kafka", DEADLINE, || {
+        let scores = eventually("windows with the fans are on Kafka", 3 * DEADLINE, || {
             let scores = self.scores_since(since)?;
             for number in BESIDE_FANS {
                 let windows = scores.get(&sensor(number)).map_or(0, Vec::len);
