@@ -208,7 +208,7 @@ def call(method, url, **query):
                "Authorization": f"SharedKey {account}:{base64.b64encode(digest).decode()}"}
     full = url + ("?" + urllib.parse.urlencode(query) if query else "")
     request = urllib.request.Request(full, method=method, headers=headers)
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=120) as answer:
         return answer.read()
 
 
