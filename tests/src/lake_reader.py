@@ -25,6 +25,7 @@ import os
 import re
 import sys
 import tempfile
+import urllib.error
 import urllib.parse
 import urllib.request
 import xml.etree.ElementTree
@@ -233,10 +234,17 @@ def mirror(url, folder):
     for name in names:
         if name.endswith(".tmp") or "/_state/" in name:
             continue
+        try:
+            content = call("GET", f"{container}/{urllib.parse.quote(name)}")
+        except urllib.error.HTTPError as error:
+            if error.code != 404:
+                raise
+            # Deleted since it was listed; whoever needs it all the same notices.
+            continue
         path = os.path.join(folder, os.path.relpath(name, prefix))
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "wb") as file:
-            file.write(call("GET", f"{container}/{urllib.parse.quote(name)}"))
+            file.write(content)
 
 
 def main():
