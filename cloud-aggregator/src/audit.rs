@@ -53,13 +53,14 @@ use crate::sink::delta::{LakeError, Location};
 use crate::sink::maintenance::{Clock, system_clock};
 use crate::sink::rows::TELEMETRY;
 use kept::Kept;
+pub(crate) use moment::{ANOMALY_COLUMNS, Anomalies};
 use moment::{Moment, NOT_IN_FORCE, PartitionMoment, tells_renewal};
 use records::Seen;
 pub use report::{Report, print};
 use ways::Ways;
 use windows::{Counted, FoundRow, Verdict, WindowKey, compare, count_reading};
 
-const MICROS_PER_DAY: i64 = 86_400_000_000;
+pub(crate) const MICROS_PER_DAY: i64 = 86_400_000_000;
 /// Tables that hold Kafka records, each record in one of them.
 const RECORD_TABLES: [&str; 6] = [
     TELEMETRY,

@@ -149,8 +149,9 @@ fn is_own(row: &MachineEventRow) -> bool {
 }
 
 /// Newest rows of windows.
-pub(super) struct Anomalies {
-    pub(super) newest: BTreeMap<WindowKey, FoundRow>,
+#[derive(Default)]
+pub(crate) struct Anomalies {
+    pub(crate) newest: BTreeMap<WindowKey, FoundRow>,
     pub(super) read: u64,
 }
 
@@ -410,7 +411,7 @@ impl Moment {
 
     /// Newest rows of the windows that begin from `from` to before `through`.
     pub(super) async fn anomalies(&self, from: i64, through: i64) -> Result<Anomalies, AuditError> {
-        let mut found = Anomalies { newest: BTreeMap::new(), read: 0 };
+        let mut found = Anomalies::default();
         let is_wanted = |start: i64| start >= from && start < through;
         if let Some(table) = self.tables.get(SideTable::Anomalies.as_str()) {
             let before = through.saturating_sub(1);
@@ -435,7 +436,7 @@ impl Moment {
     }
 }
 
-const ANOMALY_COLUMNS: [&str; 10] = [
+pub(crate) const ANOMALY_COLUMNS: [&str; 10] = [
     "rule",
     "sensor_id",
     "machine_id",
@@ -449,7 +450,8 @@ const ANOMALY_COLUMNS: [&str; 10] = [
 ];
 
 impl Anomalies {
-    fn take(&mut self, batch: &RecordBatch, is_wanted: impl Fn(i64) -> bool) {
+    /// Takes rows whose windows begin at a time that is wanted.
+    pub(crate) fn take(&mut self, batch: &RecordBatch, is_wanted: impl Fn(i64) -> bool) {
         let row = Row(batch);
         for at in 0..batch.num_rows() {
             let text = |name| text_at(row.texts(name), at);

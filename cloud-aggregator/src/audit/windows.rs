@@ -10,7 +10,7 @@ use shared_proto::model::Reading;
 const ROUNDING: f64 = 1e-9;
 
 /// Rule, sensor or machine, start.
-pub(super) type WindowKey = (String, String, i64);
+pub(crate) type WindowKey = (String, String, i64);
 
 /// What a batch finds in one window.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -120,14 +120,14 @@ pub(super) fn count_reading(
 
 /// The newest row of a window in `anomalies`.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct FoundRow {
-    pub(super) by: GroupBy,
-    pub(super) revision: i32,
-    pub(super) is_anomaly: bool,
-    pub(super) is_open: bool,
-    pub(super) count: u64,
-    pub(super) min: f64,
-    pub(super) max: f64,
+pub(crate) struct FoundRow {
+    pub(crate) by: GroupBy,
+    pub(crate) revision: i32,
+    pub(crate) is_anomaly: bool,
+    pub(crate) is_open: bool,
+    pub(crate) count: u64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
 }
 
 /// What comparing gave.

@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 
 use aggregator_core::checkpoint::{SideTable, TopicPartition};
 use aggregator_core::partition::adopting::AdoptedRow;
-use aggregator_core::{Accounting, ClosedBy, PartitionState, ProcessingTime, Settings};
-use deltalake::arrow::array::Array as _;
+use aggregator_core::{Accounting, PartitionState, ProcessingTime, Settings};
 use deltalake::arrow::record_batch::RecordBatch;
 use shared_proto::model::{DeviceId, EventTime, Generation, Identity, MetricType, Sequence};
 
 use super::HandOverError;
-use crate::audit::{Names, Sources, day_of, is_own_row};
+use crate::audit::{
+    ANOMALY_COLUMNS, Anomalies, MICROS_PER_DAY, Names, Sources, day_of, is_own_row,
+};
 use crate::lake_reader::{DataFile, Row, TableReader, long_at, text_at};
 use crate::sink::delta::{LakeError, Location};
 use crate::sink::rows::TELEMETRY;
@@ -26,16 +27,6 @@ const READING: [&str; 7] =
     ["sensor_id", "timestamp", "value", "machine_id", "unit", "quality", "features"];
 /// What tells rows of records from those of the aggregator's own.
 const OWN: [&str; 3] = ["event_type", "reason", "source"];
-const WINDOW: [&str; 8] = [
-    "rule",
-    "sensor_id",
-    "machine_id",
-    "window_start",
-    "is_anomaly",
-    "count",
-    "revision",
-    "closed_by",
-];
 
 /// A partition on its way from one offset to another.
 #[derive(Debug)]
@@ -270,8 +261,8 @@ impl Adoption<'_> {
     /// First microsecond of the earliest day of which readings are wanted.
     fn horizon(&self) -> i64 {
         let horizons = self.partitions.values().filter_map(|one| one.state.adoption_horizon());
-        let day = 86_400_000_000;
-        horizons.min().map_or(i64::MAX, |time| time.micros().div_euclid(day).saturating_mul(day))
+        let day = |time: EventTime| time.micros().div_euclid(MICROS_PER_DAY) * MICROS_PER_DAY;
+        horizons.min().map_or(i64::MAX, day)
     }
 
     /// Tells every state what was said of its windows: each takes those of its own sensors and machines.
@@ -280,24 +271,24 @@ impl Adoption<'_> {
             return Ok(());
         };
         let horizon = self.horizon();
-        let mut newest = BTreeMap::new();
+        let mut found = Anomalies::default();
         for file in table.files()?.iter().filter(|file| day_of(file.date()) >= horizon) {
             table
-                .read(file, &WINDOW, |batch| {
-                    take_newest(batch, &mut newest);
+                .read(file, &ANOMALY_COLUMNS, |batch| {
+                    found.take(batch, |_| true);
                     Ok(())
                 })
                 .await?;
         }
-        for ((rule, sensor, machine, start), row) in &newest {
+        for ((rule, group, start), row) in &found.newest {
             let row = AdoptedRow {
                 rule,
-                sensor_id: sensor.as_deref(),
-                machine_id: machine.as_deref(),
+                by: row.by,
+                group,
                 window_start: EventTime::from_micros(*start),
                 is_anomaly: row.is_anomaly,
                 count: row.count,
-                revision: row.revision,
+                revision: u32::try_from(row.revision).unwrap_or(0),
                 is_open: row.is_open,
             };
             for adopted in self.partitions.values_mut() {
@@ -305,45 +296,6 @@ impl Adoption<'_> {
             }
         }
         Ok(())
-    }
-}
-
-/// Rule, sensor or machine, start: of a sensor's window the machine is no part of the name.
-type WindowName = (String, Option<String>, Option<String>, i64);
-
-struct Newest {
-    is_anomaly: bool,
-    count: u64,
-    revision: u32,
-    is_open: bool,
-}
-
-fn take_newest(batch: &RecordBatch, newest: &mut BTreeMap<WindowName, Newest>) {
-    let row = Row(batch);
-    for at in 0..batch.num_rows() {
-        let text = |name| text_at(row.texts(name), at).map(str::to_owned);
-        let (Some(rule), Some(starts)) = (text("rule"), row.times("window_start")) else {
-            continue;
-        };
-        let sensor = text("sensor_id");
-        let machine = text("machine_id").filter(|_| sensor.is_none());
-        // Tables of an older version have no such column: there every row is an anomaly by its rule.
-        let flags = row.flags("is_anomaly").filter(|column| column.is_valid(at));
-        let revision = row.integers("revision").map_or(0, |column| column.value(at));
-        let found = Newest {
-            is_anomaly: flags.is_none_or(|column| column.value(at)),
-            count: long_at(row.longs("count"), at).map_or(0, i64::cast_unsigned),
-            revision: u32::try_from(revision).unwrap_or(0),
-            is_open: text("closed_by").as_deref() == Some(ClosedBy::Open.as_str()),
-        };
-        let name = (rule, sensor, machine, starts.value(at));
-        match newest.get_mut(&name) {
-            Some(held) if held.revision >= found.revision => {}
-            Some(held) => *held = found,
-            None => {
-                newest.insert(name, found);
-            }
-        }
     }
 }
 

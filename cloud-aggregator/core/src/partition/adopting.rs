@@ -20,10 +20,10 @@ use crate::window::{Match, Told};
 pub struct AdoptedRow<'a> {
     /// Name of the rule.
     pub rule: &'a str,
-    /// Sensor counted; `None`: the machine.
-    pub sensor_id: Option<&'a str>,
-    /// Machine counted, or that of the sensor.
-    pub machine_id: Option<&'a str>,
+    /// What was counted together.
+    pub by: GroupBy,
+    /// The sensor, or the machine.
+    pub group: &'a str,
     /// First microsecond of the window.
     pub window_start: EventTime,
     /// Whether it is an anomaly.
@@ -103,16 +103,18 @@ impl PartitionState {
     pub fn adopt_row(&mut self, row: &AdoptedRow<'_>) {
         let found = (0..).zip(&self.rules).find(|(_, rule)| rule.name == row.rule);
         let Some((place, rule)) = found else { return };
-        let track = match (rule.by, row.sensor_id, row.machine_id) {
-            (GroupBy::Sensor, Some(sensor), _) => {
-                let index = self.sensor_positions.get(sensor);
+        if rule.by != row.by {
+            return;
+        }
+        let track = match rule.by {
+            GroupBy::Sensor => {
+                let index = self.sensor_positions.get(row.group);
                 index.map(|index| &mut self.sensors[*index as usize].track)
             }
-            (GroupBy::Machine, None, Some(machine)) => {
-                let index = self.machine_positions.get(machine);
+            GroupBy::Machine => {
+                let index = self.machine_positions.get(row.group);
                 index.map(|index| &mut self.machines[*index as usize].track)
             }
-            (GroupBy::Sensor, None, _) | (GroupBy::Machine, ..) => None,
         };
         let Some(track) = track else { return };
         let told = Told {

@@ -497,8 +497,8 @@ fn adopt(state: &mut PartitionState, read: &Run, from: (usize, usize), settings:
     for row in newest.values() {
         state.adopt_row(&AdoptedRow {
             rule: &row.rule,
-            sensor_id: row.sensor_id.as_ref().map(SensorId::as_str),
-            machine_id: row.machine_id.as_ref().map(MachineId::as_str),
+            by: if row.sensor_id.is_some() { GroupBy::Sensor } else { GroupBy::Machine },
+            group: row.group(),
             window_start: row.window_start,
             is_anomaly: row.is_anomaly,
             count: row.count,
